@@ -1,0 +1,51 @@
+//! How many bytes a cache takes: exact, rounded up to whole blocks.
+
+/// The dimensions of one sequence's KV cache and of the blocks that it is made of.
+///
+/// A block holds, for one layer and one KV head, a fixed number of entries: K and V of `head_dim`
+/// elements each and the entry's original position in the text (`u32`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CacheShape {
+    /// Decoder layers.
+    pub layers: usize,
+    /// KV heads of each layer.
+    pub kv_heads: usize,
+    /// Elements of one key or value.
+    pub head_dim: usize,
+    /// Bytes of one element: 4 for fp32, 2 for fp16.
+    pub element_bytes: usize,
+    /// Entries of one block.
+    pub block_entries: usize,
+}
+
+impl CacheShape {
+    /// Bytes of one entry of one KV head: K, V and the original position.
+    pub fn entry_bytes(&self) -> usize {
+        2 * self.head_dim * self.element_bytes + size_of::<u32>()
+    }
+
+    /// Bytes of one block.
+    pub fn block_bytes(&self) -> usize {
+        self.block_entries * self.entry_bytes()
+    }
+
+    /// Blocks of one KV head that holds `entries` entries.
+    pub fn blocks_per_head(&self, entries: usize) -> usize {
+        entries.div_ceil(self.block_entries)
+    }
+
+    /// Blocks of a sequence whose layers hold `entries` entries each.
+    pub fn blocks(&self, entries: usize) -> usize {
+        self.layers * self.kv_heads * self.blocks_per_head(entries)
+    }
+
+    /// Bytes of a sequence whose layers hold `entries` entries each, block rounding included.
+    pub fn bytes(&self, entries: usize) -> usize {
+        self.blocks(entries) * self.block_bytes()
+    }
+
+    /// Bytes that one token adds, over all layers and KV heads, before block rounding.
+    pub fn token_bytes(&self) -> usize {
+        self.layers * self.kv_heads * self.entry_bytes()
+    }
+}

@@ -1,0 +1,26 @@
+//! What to keep of a KV cache, and when.
+//!
+//! This room knows nothing of devices, files or models: it has the compression [`schedule`], the
+//! [`policy`] trait and its implementations, the [`plan`] a policy answers with, the exact
+//! [`budget`] formulas, and plain [`reference`](mod@reference) implementations of every numeric
+//! operation that the other crates do fast.
+//!
+//! Source of the formulas: Song, Jo, Kim, Kim, "Reasoning Path Compression", arXiv 2505.13866.
+
+#![forbid(unsafe_code)]
+
+pub mod budget;
+pub mod plan;
+pub mod policy;
+pub mod pooling;
+pub mod reference;
+pub mod rpc;
+pub mod schedule;
+pub mod selection;
+
+pub use budget::CacheShape;
+pub use plan::{LayerPlan, PlanError};
+pub use policy::{LayerView, NoCompression, Policy, ScoreRule, Spec, Trigger};
+pub use pooling::Pooling;
+pub use rpc::{Aggregation, Rpc, RpcOptions};
+pub use schedule::{OptionError, Schedule};

@@ -1,0 +1,326 @@
+use crate::element::Element;
+use crate::error::{Error, at_most, exactly, plus};
+use crate::heads::{Heads, HeadsMut};
+use crate::kernels::{Ahead, Rows, TILE, Weigh, dot_tile, load_row, padded, weigh_tile};
+use crate::pages::KvPages;
+use crate::scratch::{Parts, Scratch};
+use crate::simd::Simd;
+use crate::vector::{Kernel, Vector};
+
+/// A good number of tokens for one call when a prefill is split for several threads: enough to reuse every key and value that was
+/// converted, few enough that the queries stay in the cache. A call takes any number.
+pub const ATTEND_TOKEN_TILE: usize = 32;
+
+/// Causal attention of some tokens' query heads over one KV head:
+/// `out[t, g] = sum over e < before + t + 1 of softmax(scale * queries[t, g] . key[e]) value[e]`.
+///
+/// Token t of the call sees the `before` entries ahead of the call's tokens and the tokens up to itself, which were appended as the
+/// entries `before..before + tokens`. To split a prefill, give a sub-range of tokens with `before` advanced by its start.
+///
+/// The softmax is in `f32`, online over tiles of 64 entries counted from entry 0 (Milakov and Gimelshein, arXiv 1805.02867), with the
+/// running maximum subtracted: any finite logits are safe. Entries that a token does not see contribute exactly nothing, whatever they
+/// hold. The bits of a result depend on its own query and entries alone (and on the instruction set).
+///
+/// # Errors
+/// When shapes disagree, or `before + tokens` is above `pages.len()`.
+pub fn attend<E: Element>(
+    simd: Simd,
+    pages: &KvPages<'_, E>,
+    before: usize,
+    queries: Heads<'_>,
+    out: &mut HeadsMut<'_>,
+    scale: f32,
+    scratch: &mut Scratch,
+) -> Result<(), Error> {
+    simd.check()?;
+    let head_dim = pages.layout().head_dim;
+    exactly("head_dim of the queries", head_dim, queries.head_dim())?;
+    exactly("head_dim of the output", head_dim, out.head_dim())?;
+    exactly("tokens of the output", queries.tokens(), out.tokens())?;
+    exactly("query heads of the output", queries.group(), out.group())?;
+    let end = plus("entries seen by the last token", before, queries.tokens())?;
+    at_most("entries seen by the last token", pages.len(), end)?;
+    if queries.tokens() == 0 || queries.group() == 0 {
+        return Ok(());
+    }
+    let count = queries.tokens() * queries.group();
+    let base = scratch.floats(Buffers::parts(std::ptr::null_mut(), count, head_dim).1);
+    let buffers = Buffers::parts(base, count, head_dim).0;
+    // SAFETY: the set is available; entries up to `end` are readable, the heads have the shapes that were compared, and the scratch
+    // was sized by the same function that divided it.
+    unsafe {
+        simd.run(Attend {
+            pages,
+            before,
+            queries,
+            out,
+            scale,
+            buffers,
+        })
+    }
+    Ok(())
+}
+
+/// Bytes of scratch that [`attend`] needs for a call of that size.
+pub fn attend_scratch_bytes(tokens: usize, group: usize, head_dim: usize) -> usize {
+    Buffers::parts(std::ptr::null_mut(), tokens.saturating_mul(group), head_dim)
+        .1
+        .saturating_mul(size_of::<f32>())
+}
+
+/// The parts of the scratch.
+#[derive(Clone, Copy)]
+struct Buffers {
+    queries: Rows,
+    /// Running weighted sums of values.
+    sums: Rows,
+    /// Logits of a tile, then their weights.
+    weights: Rows,
+    /// Running maxima.
+    maxima: *mut f32,
+    /// Running sums of weights.
+    totals: *mut f32,
+    /// What a tile multiplies the running sums by.
+    factors: *mut f32,
+    /// A tile's keys and values as `f32`.
+    keys: *mut f32,
+    values: *mut f32,
+}
+
+impl Buffers {
+    /// The parts for `count` queries and the floats they take together.
+    fn parts(base: *mut f32, count: usize, head_dim: usize) -> (Buffers, usize) {
+        let mut parts = Parts::new(base);
+        let width = padded(head_dim);
+        let wide = count.saturating_mul(width);
+        let buffers = Buffers {
+            queries: Rows {
+                first: parts.take(wide),
+                stride: width,
+                count,
+            },
+            sums: Rows {
+                first: parts.take(wide),
+                stride: width,
+                count,
+            },
+            weights: Rows {
+                first: parts.take(count.saturating_mul(TILE)),
+                stride: TILE,
+                count,
+            },
+            maxima: parts.take(count),
+            totals: parts.take(count),
+            factors: parts.take(count),
+            keys: parts.take(TILE * width),
+            values: parts.take(TILE * width),
+        };
+        (buffers, parts.used())
+    }
+}
+
+struct Attend<'a, 'k, 'o, E> {
+    pages: &'a KvPages<'k, E>,
+    before: usize,
+    queries: Heads<'a>,
+    out: &'a mut HeadsMut<'o>,
+    scale: f32,
+    buffers: Buffers,
+}
+
+impl<E: Element> Kernel for Attend<'_, '_, '_, E> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<V: Vector>(self) {
+        let b = self.buffers;
+        let (tokens, group) = (self.queries.tokens(), self.queries.group());
+        let head_dim = self.pages.layout().head_dim;
+        let count = tokens * group;
+        let end = self.before + tokens;
+        // SAFETY: `attend` has checked the shapes and sized the buffers.
+        unsafe {
+            for q in 0..count {
+                let from = self.queries.token(q / group).add(q % group * head_dim);
+                load_row::<V, f32>(from, head_dim, b.queries.row(q));
+                for d in 0..b.sums.stride {
+                    *b.sums.row(q).add(d) = 0.0;
+                }
+                *b.maxima.add(q) = f32::NEG_INFINITY;
+                *b.totals.add(q) = 0.0;
+            }
+            // From this many queries on a tile is converted once, for all of them.
+            let convert = count > 2 * V::QUERIES;
+            let tables = self.pages.tables();
+            // Addresses in the order in which they are read: this tile's keys, its values, the next tile's keys.
+            let mut list = [std::ptr::null::<E>(); 3 * TILE + AHEAD];
+            let mut converted = [std::ptr::null::<f32>(); 2 * TILE];
+            for e in 0..TILE {
+                converted[e] = b.keys.add(e * b.queries.stride);
+                converted[TILE + e] = b.values.add(e * b.queries.stride);
+            }
+            let mut first = 0;
+            while first < end {
+                let entries = TILE.min(end - first);
+                tables.keys_into(first, &mut list[..entries]);
+                tables.values_into(first, &mut list[entries..2 * entries]);
+                let next = TILE.min(end - first - entries);
+                tables.keys_into(first + entries, &mut list[2 * entries..2 * entries + next]);
+                if next < AHEAD {
+                    let spare = list[0];
+                    list[2 * entries + next..][..AHEAD].fill(spare);
+                }
+                // The first token that sees any of the tile, and the first that sees all of it.
+                let some = first.saturating_sub(self.before);
+                let all = (first + entries - 1).saturating_sub(self.before).max(some);
+                if convert {
+                    for e in 0..entries {
+                        load_row::<V, E>(list[e], head_dim, b.keys.add(e * b.queries.stride));
+                        load_row::<V, E>(
+                            list[entries + e],
+                            head_dim,
+                            b.values.add(e * b.queries.stride),
+                        );
+                    }
+                }
+                let mut from = some;
+                while from < tokens {
+                    // Tokens on the diagonal one by one, all the others together.
+                    let (to, seen) = if from < all {
+                        (from + 1, self.before + from + 1 - first)
+                    } else {
+                        (tokens, entries)
+                    };
+                    let rows = Tile {
+                        b: &b,
+                        from: from * group,
+                        to: to * group,
+                        seen,
+                        head_dim,
+                        scale: self.scale,
+                    };
+                    if convert {
+                        rows.run::<V, f32>(converted.as_ptr(), converted.as_ptr().add(TILE), None);
+                    } else {
+                        let ahead = Ahead {
+                            first: list.as_ptr().add(AHEAD),
+                        };
+                        rows.run::<V, E>(list.as_ptr(), list.as_ptr().add(entries), Some(ahead));
+                    }
+                    from = to;
+                }
+                first += entries;
+            }
+            for q in 0..count {
+                let total = V::splat(*b.totals.add(q));
+                let mut d = 0;
+                while d < head_dim {
+                    let at = b.sums.row(q).add(d);
+                    V::load(at).div(total).store(at);
+                    d += V::LANES;
+                }
+                let to = self.out.token(q / group).add(q % group * head_dim);
+                std::ptr::copy_nonoverlapping(b.sums.row(q), to, head_dim);
+            }
+        }
+    }
+}
+
+/// How many entries ahead of the current one are fetched.
+const AHEAD: usize = 16;
+
+/// The queries `from..to`, all of which see the first `seen` entries of a tile.
+struct Tile<'a> {
+    b: &'a Buffers,
+    from: usize,
+    to: usize,
+    seen: usize,
+    head_dim: usize,
+    scale: f32,
+}
+
+impl Tile<'_> {
+    #[inline(always)]
+    unsafe fn run<V: Vector, E: Element>(
+        &self,
+        keys: *const *const E,
+        values: *const *const E,
+        ahead: Option<Ahead<E>>,
+    ) {
+        let weights = self.b.weights.between(self.from, self.to);
+        // SAFETY: the caller's contract: `seen` addresses in both lists, and the list of keys goes on far enough for `ahead`.
+        unsafe {
+            dot_tile::<V, E>(
+                self.b.queries.between(self.from, self.to),
+                keys,
+                self.seen,
+                self.head_dim,
+                weights.first,
+                weights.stride,
+                ahead,
+            );
+            for q in self.from..self.to {
+                self.soften::<V>(q);
+            }
+            let weigh = Weigh {
+                weights,
+                sums: self.b.sums.between(self.from, self.to),
+                factors: self.b.factors.add(self.from),
+                values,
+                entries: self.seen,
+                head_dim: self.head_dim,
+            };
+            let ahead = ahead.map(|ahead| Ahead {
+                first: ahead.first.add(values.offset_from(keys) as usize),
+            });
+            weigh_tile::<V, E>(&weigh, ahead);
+        }
+    }
+
+    /// Turns a query's logits of the tile into weights relative to its new maximum, and updates maximum, total and factor.
+    #[inline(always)]
+    unsafe fn soften<V: Vector>(&self, q: usize) {
+        // SAFETY: a row of weights has `TILE` numbers, a multiple of LANES.
+        unsafe {
+            let row = self.b.weights.row(q);
+            let scale = V::splat(self.scale);
+            let mut largest = V::splat(f32::NEG_INFINITY);
+            let mut e = 0;
+            while e < self.seen {
+                let logits = V::load(row.add(e))
+                    .mul(scale)
+                    .first_or(self.seen - e, f32::NEG_INFINITY);
+                logits.store(row.add(e));
+                largest = largest.max(logits);
+                e += V::LANES;
+            }
+            let before = *self.b.maxima.add(q);
+            let tile = largest.largest();
+            let now = if tile > before { tile } else { before };
+            let mut sum = V::zero();
+            e = 0;
+            while e < self.seen {
+                let weights = V::load(row.add(e)).sub(V::splat(now)).exp();
+                weights.store(row.add(e));
+                sum = sum.add(weights);
+                e += V::LANES;
+            }
+            let factor = if now == before {
+                1.0
+            } else {
+                exp::<V>(before - now)
+            };
+            let total = self.b.totals.add(q);
+            *total = *total * factor + sum.sum();
+            *self.b.maxima.add(q) = now;
+            *self.b.factors.add(q) = factor;
+        }
+    }
+}
+
+/// e^x of one number.
+#[inline(always)]
+unsafe fn exp<V: Vector>(x: f32) -> f32 {
+    // SAFETY: vector operations only.
+    unsafe { V::splat(x).exp().largest() }
+}

@@ -1,0 +1,221 @@
+use super::Vector;
+use half::f16;
+use std::arch::x86_64::*;
+
+/// Eight numbers in a `ymm` register.
+#[derive(Clone, Copy)]
+pub struct Avx2(__m256);
+
+/// 65504, the largest finite `f16`.
+const MOST: f32 = 65504.0;
+
+// SAFETY of every block below: the CPU has AVX2, FMA and F16C, and pointers are good for eight (half: four) numbers; that is what
+// `Vector` demands of its callers.
+impl Vector for Avx2 {
+    const LANES: usize = 8;
+    const QUERIES: usize = 3;
+
+    #[inline(always)]
+    unsafe fn zero() -> Self {
+        // SAFETY: see above.
+        Avx2(unsafe { _mm256_setzero_ps() })
+    }
+
+    #[inline(always)]
+    unsafe fn splat(value: f32) -> Self {
+        // SAFETY: see above.
+        Avx2(unsafe { _mm256_set1_ps(value) })
+    }
+
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Self {
+        // SAFETY: see above.
+        Avx2(unsafe { _mm256_loadu_ps(from) })
+    }
+
+    #[inline(always)]
+    unsafe fn load_half(from: *const f32) -> Self {
+        // SAFETY: see above.
+        Avx2(unsafe { _mm256_zextps128_ps256(_mm_loadu_ps(from)) })
+    }
+
+    #[inline(always)]
+    unsafe fn load_f16(from: *const f16) -> Self {
+        // SAFETY: see above.
+        Avx2(unsafe { _mm256_cvtph_ps(_mm_loadu_si128(from.cast())) })
+    }
+
+    #[inline(always)]
+    unsafe fn load_half_f16(from: *const f16) -> Self {
+        // SAFETY: see above.
+        Avx2(unsafe { _mm256_zextps128_ps256(_mm_cvtph_ps(_mm_loadl_epi64(from.cast()))) })
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32) {
+        // SAFETY: see above.
+        unsafe { _mm256_storeu_ps(to, self.0) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_half(self, to: *mut f32) {
+        // SAFETY: see above.
+        unsafe { _mm_storeu_ps(to, _mm256_castps256_ps128(self.0)) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_f16(self, to: *mut f16) {
+        // SAFETY: see above.
+        unsafe { _mm_storeu_si128(to.cast(), self.to_f16()) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_half_f16(self, to: *mut f16) {
+        // SAFETY: see above.
+        unsafe { _mm_storel_epi64(to.cast(), self.to_f16()) }
+    }
+
+    #[inline(always)]
+    unsafe fn add(self, other: Self) -> Self {
+        // SAFETY: see above.
+        Avx2(unsafe { _mm256_add_ps(self.0, other.0) })
+    }
+
+    #[inline(always)]
+    unsafe fn sub(self, other: Self) -> Self {
+        // SAFETY: see above.
+        Avx2(unsafe { _mm256_sub_ps(self.0, other.0) })
+    }
+
+    #[inline(always)]
+    unsafe fn mul(self, other: Self) -> Self {
+        // SAFETY: see above.
+        Avx2(unsafe { _mm256_mul_ps(self.0, other.0) })
+    }
+
+    #[inline(always)]
+    unsafe fn div(self, other: Self) -> Self {
+        // SAFETY: see above.
+        Avx2(unsafe { _mm256_div_ps(self.0, other.0) })
+    }
+
+    #[inline(always)]
+    unsafe fn mul_add(self, factor: Self, term: Self) -> Self {
+        // SAFETY: see above.
+        Avx2(unsafe { _mm256_fmadd_ps(self.0, factor.0, term.0) })
+    }
+
+    #[inline(always)]
+    unsafe fn max(self, other: Self) -> Self {
+        // SAFETY: see above.
+        Avx2(unsafe { _mm256_max_ps(self.0, other.0) })
+    }
+
+    #[inline(always)]
+    unsafe fn round(self) -> Self {
+        // SAFETY: see above.
+        Avx2(unsafe {
+            _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(self.0)
+        })
+    }
+
+    #[inline(always)]
+    unsafe fn times_power_of_two(self, power: Self) -> Self {
+        // SAFETY: see above.
+        Avx2(unsafe {
+            let exponent = _mm256_add_epi32(_mm256_cvtps_epi32(power.0), _mm256_set1_epi32(127));
+            _mm256_mul_ps(
+                self.0,
+                _mm256_castsi256_ps(_mm256_slli_epi32::<23>(exponent)),
+            )
+        })
+    }
+
+    #[inline(always)]
+    unsafe fn zero_where_less(self, tested: Self, limit: Self) -> Self {
+        // SAFETY: see above.
+        Avx2(unsafe { _mm256_andnot_ps(_mm256_cmp_ps::<_CMP_LT_OQ>(tested.0, limit.0), self.0) })
+    }
+
+    #[inline(always)]
+    unsafe fn first_or(self, count: usize, rest: f32) -> Self {
+        // SAFETY: see above.
+        Avx2(unsafe {
+            let lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+            let keep = _mm256_cmpgt_epi32(_mm256_set1_epi32(count.min(8) as i32), lane);
+            _mm256_blendv_ps(_mm256_set1_ps(rest), self.0, _mm256_castsi256_ps(keep))
+        })
+    }
+
+    #[inline(always)]
+    unsafe fn sum(self) -> f32 {
+        // SAFETY: see above.
+        unsafe {
+            let four = _mm_add_ps(
+                _mm256_castps256_ps128(self.0),
+                _mm256_extractf128_ps::<1>(self.0),
+            );
+            let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn sum_four(four: [Self; 4], to: *mut f32) {
+        // SAFETY: see above.
+        unsafe {
+            // Lane i with i + 4: a and c side by side, b and d side by side.
+            let ac = _mm256_add_ps(
+                _mm256_permute2f128_ps::<0x21>(four[0].0, four[2].0),
+                _mm256_blend_ps::<0xf0>(four[0].0, four[2].0),
+            );
+            let bd = _mm256_add_ps(
+                _mm256_permute2f128_ps::<0x21>(four[1].0, four[3].0),
+                _mm256_blend_ps::<0xf0>(four[1].0, four[3].0),
+            );
+            // Lane i with i + 2: in each half two numbers of the first, two of the second.
+            let abcd = _mm256_add_ps(
+                _mm256_shuffle_ps::<0x44>(ac, bd),
+                _mm256_shuffle_ps::<0xee>(ac, bd),
+            );
+            // Lane i with i + 1.
+            let sums = _mm256_add_ps(abcd, _mm256_movehdup_ps(abcd));
+            let (ab, cd) = (
+                _mm256_castps256_ps128(sums),
+                _mm256_extractf128_ps::<1>(sums),
+            );
+            _mm_storeu_ps(to, _mm_shuffle_ps::<0x88>(ab, cd));
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn largest(self) -> f32 {
+        // SAFETY: see above.
+        unsafe {
+            let four = _mm_max_ps(
+                _mm256_castps256_ps128(self.0),
+                _mm256_extractf128_ps::<1>(self.0),
+            );
+            let two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn prefetch(at: *const u8) {
+        // SAFETY: a prefetch never faults.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+    }
+}
+
+impl Avx2 {
+    /// Saturating conversion. `min` and `max` give their second operand when either is NaN, so NaN passes.
+    #[inline(always)]
+    unsafe fn to_f16(self) -> __m128i {
+        // SAFETY: see above.
+        unsafe {
+            let low = _mm256_min_ps(_mm256_set1_ps(MOST), self.0);
+            _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(_mm256_max_ps(_mm256_set1_ps(-MOST), low))
+        }
+    }
+}

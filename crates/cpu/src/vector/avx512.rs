@@ -1,0 +1,227 @@
+use super::Vector;
+use half::f16;
+use std::arch::x86_64::*;
+
+/// Sixteen numbers in a `zmm` register.
+#[derive(Clone, Copy)]
+pub struct Avx512(__m512);
+
+/// 65504, the largest finite `f16`.
+const MOST: f32 = 65504.0;
+
+// SAFETY of every block below: the CPU has AVX-512 F, BW, VL and DQ, and pointers are good for sixteen (half: eight) numbers; that is
+// what `Vector` demands of its callers.
+impl Vector for Avx512 {
+    const LANES: usize = 16;
+    const QUERIES: usize = 6;
+
+    #[inline(always)]
+    unsafe fn zero() -> Self {
+        // SAFETY: see above.
+        Avx512(unsafe { _mm512_setzero_ps() })
+    }
+
+    #[inline(always)]
+    unsafe fn splat(value: f32) -> Self {
+        // SAFETY: see above.
+        Avx512(unsafe { _mm512_set1_ps(value) })
+    }
+
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Self {
+        // SAFETY: see above.
+        Avx512(unsafe { _mm512_loadu_ps(from) })
+    }
+
+    #[inline(always)]
+    unsafe fn load_half(from: *const f32) -> Self {
+        // SAFETY: see above.
+        Avx512(unsafe { _mm512_zextps256_ps512(_mm256_loadu_ps(from)) })
+    }
+
+    #[inline(always)]
+    unsafe fn load_f16(from: *const f16) -> Self {
+        // SAFETY: see above.
+        Avx512(unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.cast())) })
+    }
+
+    #[inline(always)]
+    unsafe fn load_half_f16(from: *const f16) -> Self {
+        // SAFETY: see above.
+        Avx512(unsafe { _mm512_zextps256_ps512(_mm256_cvtph_ps(_mm_loadu_si128(from.cast()))) })
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32) {
+        // SAFETY: see above.
+        unsafe { _mm512_storeu_ps(to, self.0) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_half(self, to: *mut f32) {
+        // SAFETY: see above.
+        unsafe { _mm256_storeu_ps(to, _mm512_castps512_ps256(self.0)) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_f16(self, to: *mut f16) {
+        // SAFETY: see above.
+        unsafe { _mm256_storeu_si256(to.cast(), self.to_f16()) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_half_f16(self, to: *mut f16) {
+        // SAFETY: see above.
+        unsafe { _mm_storeu_si128(to.cast(), _mm256_castsi256_si128(self.to_f16())) }
+    }
+
+    #[inline(always)]
+    unsafe fn add(self, other: Self) -> Self {
+        // SAFETY: see above.
+        Avx512(unsafe { _mm512_add_ps(self.0, other.0) })
+    }
+
+    #[inline(always)]
+    unsafe fn sub(self, other: Self) -> Self {
+        // SAFETY: see above.
+        Avx512(unsafe { _mm512_sub_ps(self.0, other.0) })
+    }
+
+    #[inline(always)]
+    unsafe fn mul(self, other: Self) -> Self {
+        // SAFETY: see above.
+        Avx512(unsafe { _mm512_mul_ps(self.0, other.0) })
+    }
+
+    #[inline(always)]
+    unsafe fn div(self, other: Self) -> Self {
+        // SAFETY: see above.
+        Avx512(unsafe { _mm512_div_ps(self.0, other.0) })
+    }
+
+    #[inline(always)]
+    unsafe fn mul_add(self, factor: Self, term: Self) -> Self {
+        // SAFETY: see above.
+        Avx512(unsafe { _mm512_fmadd_ps(self.0, factor.0, term.0) })
+    }
+
+    #[inline(always)]
+    unsafe fn max(self, other: Self) -> Self {
+        // SAFETY: see above.
+        Avx512(unsafe { _mm512_max_ps(self.0, other.0) })
+    }
+
+    #[inline(always)]
+    unsafe fn round(self) -> Self {
+        // SAFETY: see above.
+        Avx512(unsafe {
+            _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(self.0)
+        })
+    }
+
+    #[inline(always)]
+    unsafe fn times_power_of_two(self, power: Self) -> Self {
+        // SAFETY: see above.
+        Avx512(unsafe { _mm512_scalef_ps(self.0, power.0) })
+    }
+
+    #[inline(always)]
+    unsafe fn zero_where_less(self, tested: Self, limit: Self) -> Self {
+        // SAFETY: see above.
+        Avx512(unsafe {
+            // "Not less than" is true for NaN.
+            let keep = _mm512_cmp_ps_mask::<_CMP_NLT_UQ>(tested.0, limit.0);
+            _mm512_maskz_mov_ps(keep, self.0)
+        })
+    }
+
+    #[inline(always)]
+    unsafe fn first_or(self, count: usize, rest: f32) -> Self {
+        let keep = if count < 16 {
+            (1u16 << count) - 1
+        } else {
+            u16::MAX
+        };
+        // SAFETY: see above.
+        Avx512(unsafe { _mm512_mask_mov_ps(_mm512_set1_ps(rest), keep, self.0) })
+    }
+
+    #[inline(always)]
+    unsafe fn sum(self) -> f32 {
+        // SAFETY: see above.
+        unsafe {
+            let eight = _mm256_add_ps(
+                _mm512_castps512_ps256(self.0),
+                _mm512_extractf32x8_ps::<1>(self.0),
+            );
+            let four = _mm_add_ps(
+                _mm256_castps256_ps128(eight),
+                _mm256_extractf128_ps::<1>(eight),
+            );
+            let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn sum_four(four: [Self; 4], to: *mut f32) {
+        // SAFETY: see above.
+        unsafe {
+            let [a, b, c, d] = [four[0].0, four[1].0, four[2].0, four[3].0];
+            // Lane i with i + 8: halves of a and b side by side, of c and d side by side.
+            let ab = _mm512_add_ps(
+                _mm512_shuffle_f32x4::<0x4e>(a, b),
+                _mm512_mask_blend_ps(0xff00, a, b),
+            );
+            let cd = _mm512_add_ps(
+                _mm512_shuffle_f32x4::<0x4e>(c, d),
+                _mm512_mask_blend_ps(0xff00, c, d),
+            );
+            // Lane i with i + 4: quarters in the order a, b, c, d.
+            let abcd = _mm512_add_ps(
+                _mm512_shuffle_f32x4::<0x88>(ab, cd),
+                _mm512_shuffle_f32x4::<0xdd>(ab, cd),
+            );
+            // Lane i with i + 2, then with i + 1.
+            let two = _mm512_add_ps(abcd, _mm512_permute_ps::<0x4e>(abcd));
+            let one = _mm512_add_ps(two, _mm512_permute_ps::<0xb1>(two));
+            let picked = _mm512_maskz_compress_ps(0x1111, one);
+            _mm_storeu_ps(to, _mm512_castps512_ps128(picked));
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn largest(self) -> f32 {
+        // SAFETY: see above.
+        unsafe {
+            let eight = _mm256_max_ps(
+                _mm512_castps512_ps256(self.0),
+                _mm512_extractf32x8_ps::<1>(self.0),
+            );
+            let four = _mm_max_ps(
+                _mm256_castps256_ps128(eight),
+                _mm256_extractf128_ps::<1>(eight),
+            );
+            let two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn prefetch(at: *const u8) {
+        // SAFETY: a prefetch never faults.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+    }
+}
+
+impl Avx512 {
+    /// Saturating conversion. `min` and `max` give their second operand when either is NaN, so NaN passes.
+    #[inline(always)]
+    unsafe fn to_f16(self) -> __m256i {
+        // SAFETY: see above.
+        unsafe {
+            let low = _mm512_min_ps(_mm512_set1_ps(MOST), self.0);
+            _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(_mm512_max_ps(_mm512_set1_ps(-MOST), low))
+        }
+    }
+}

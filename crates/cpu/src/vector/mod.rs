@@ -1,0 +1,94 @@
+//! One register of `f32` numbers, three times: the kernels are written once against [`Vector`] and compiled for each instruction set
+//! through [`Kernel`].
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod portable;
+
+#[cfg(target_arch = "x86_64")]
+pub use avx2::Avx2;
+#[cfg(target_arch = "x86_64")]
+pub use avx512::Avx512;
+pub use portable::Portable;
+
+use half::f16;
+
+/// A computation that [`Simd::run`](crate::Simd) compiles once per instruction set.
+pub trait Kernel {
+    type Output;
+    /// Must be `#[inline(always)]`, as everything it calls on the way to a vector operation: that is what compiles it for the
+    /// instruction set. Safety: the CPU has V's instructions, and the kernel's own contract.
+    unsafe fn run<V: Vector>(self) -> Self::Output;
+}
+
+/// `LANES` numbers. Every function needs a CPU with the instructions of the implementing type (that is the whole safety contract of
+/// those without pointers); pointers need not be aligned.
+pub trait Vector: Copy {
+    /// Numbers in a register: 8 or 16.
+    const LANES: usize;
+    /// Most queries that a register block of the kernels holds: with four accumulators each they must fit the register file.
+    const QUERIES: usize;
+
+    unsafe fn zero() -> Self;
+    unsafe fn splat(value: f32) -> Self;
+    unsafe fn load(from: *const f32) -> Self;
+    /// The lower half from memory, zeros above.
+    unsafe fn load_half(from: *const f32) -> Self;
+    unsafe fn load_f16(from: *const f16) -> Self;
+    unsafe fn load_half_f16(from: *const f16) -> Self;
+    unsafe fn store(self, to: *mut f32);
+    unsafe fn store_half(self, to: *mut f32);
+    /// Nearest, ties to even, saturating at +-65504, NaN stays NaN.
+    unsafe fn store_f16(self, to: *mut f16);
+    unsafe fn store_half_f16(self, to: *mut f16);
+    unsafe fn add(self, other: Self) -> Self;
+    unsafe fn sub(self, other: Self) -> Self;
+    unsafe fn mul(self, other: Self) -> Self;
+    unsafe fn div(self, other: Self) -> Self;
+    /// `self * factor + term`, rounded once where the CPU can.
+    unsafe fn mul_add(self, factor: Self, term: Self) -> Self;
+    unsafe fn max(self, other: Self) -> Self;
+    /// Nearest integer, ties to even, of numbers below 2^22.
+    unsafe fn round(self) -> Self;
+    /// `self * 2^power` for integral powers of -126 to 127.
+    unsafe fn times_power_of_two(self, power: Self) -> Self;
+    /// `self`, but zero in the lanes where `tested < limit` (false for NaN).
+    unsafe fn zero_where_less(self, tested: Self, limit: Self) -> Self;
+    /// The first `count` lanes, `rest` in the others.
+    unsafe fn first_or(self, count: usize, rest: f32) -> Self;
+    /// The pairwise tree: lane i with i + LANES/2, and so on down to one.
+    unsafe fn sum(self) -> f32;
+    /// Sums of four registers into four consecutive numbers, each as `sum` does it.
+    unsafe fn sum_four(four: [Self; 4], to: *mut f32);
+    unsafe fn largest(self) -> f32;
+    unsafe fn prefetch(at: *const u8);
+
+    /// e^x for x <= 0, to 2 units in the last place; exactly 1 at 0 and exactly 0 below -87.3 (where `f32` would go denormal).
+    ///
+    /// x = n ln 2 + r with ln 2 in two parts, then the polynomial of the Cephes library's `expf` for r in +-ln(2)/2.
+    #[inline(always)]
+    unsafe fn exp(self) -> Self {
+        // SAFETY: only vector operations; the caller has the instructions.
+        unsafe {
+            let n = self.mul(Self::splat(std::f32::consts::LOG2_E)).round();
+            let r = n.mul_add(Self::splat(-0.693_359_4), self);
+            let r = n.mul_add(Self::splat(2.121_944_4e-4), r);
+            let mut p = Self::splat(1.987_569_1e-4);
+            for coefficient in [
+                1.398_199_9e-3,
+                8.333_452e-3,
+                4.166_579_6e-2,
+                1.666_666_5e-1,
+                0.5,
+            ] {
+                p = p.mul_add(r, Self::splat(coefficient));
+            }
+            let one = Self::splat(1.0);
+            let y = p.mul_add(r.mul(r), r).add(one);
+            y.times_power_of_two(n)
+                .zero_where_less(self, Self::splat(-87.3))
+        }
+    }
+}

@@ -1,0 +1,186 @@
+use super::Vector;
+use crate::element::{Element, f16_to_f32};
+use half::f16;
+
+/// Eight numbers in an array; the compiler makes of it what the target's baseline allows.
+#[derive(Clone, Copy)]
+pub struct Portable([f32; 8]);
+
+impl Portable {
+    #[inline(always)]
+    fn zip(self, other: Portable, f: impl Fn(f32, f32) -> f32) -> Portable {
+        let mut out = self;
+        for i in 0..8 {
+            out.0[i] = f(self.0[i], other.0[i]);
+        }
+        out
+    }
+}
+
+// SAFETY of the pointer functions below: the caller's pointers are good for eight (half: four) numbers, as `Vector` demands.
+impl Vector for Portable {
+    const LANES: usize = 8;
+    const QUERIES: usize = 2;
+
+    #[inline(always)]
+    unsafe fn zero() -> Self {
+        Portable([0.0; 8])
+    }
+
+    #[inline(always)]
+    unsafe fn splat(value: f32) -> Self {
+        Portable([value; 8])
+    }
+
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Self {
+        // SAFETY: eight readable numbers, any alignment.
+        Portable(unsafe { from.cast::<[f32; 8]>().read_unaligned() })
+    }
+
+    #[inline(always)]
+    unsafe fn load_half(from: *const f32) -> Self {
+        // SAFETY: four readable numbers, any alignment.
+        let [a, b, c, d] = unsafe { from.cast::<[f32; 4]>().read_unaligned() };
+        Portable([a, b, c, d, 0.0, 0.0, 0.0, 0.0])
+    }
+
+    #[inline(always)]
+    unsafe fn load_f16(from: *const f16) -> Self {
+        // SAFETY: eight readable numbers, any alignment.
+        let eight = unsafe { from.cast::<[f16; 8]>().read_unaligned() };
+        Portable(eight.map(f16_to_f32))
+    }
+
+    #[inline(always)]
+    unsafe fn load_half_f16(from: *const f16) -> Self {
+        // SAFETY: four readable numbers, any alignment.
+        let [a, b, c, d] = unsafe { from.cast::<[f16; 4]>().read_unaligned() }.map(f16_to_f32);
+        Portable([a, b, c, d, 0.0, 0.0, 0.0, 0.0])
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32) {
+        // SAFETY: eight writable numbers, any alignment.
+        unsafe { to.cast::<[f32; 8]>().write_unaligned(self.0) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_half(self, to: *mut f32) {
+        let [a, b, c, d, ..] = self.0;
+        // SAFETY: four writable numbers, any alignment.
+        unsafe { to.cast::<[f32; 4]>().write_unaligned([a, b, c, d]) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_f16(self, to: *mut f16) {
+        // SAFETY: eight writable numbers, any alignment.
+        unsafe {
+            to.cast::<[f16; 8]>()
+                .write_unaligned(self.0.map(f16::from_f32))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store_half_f16(self, to: *mut f16) {
+        let [a, b, c, d, ..] = self.0.map(<f16 as Element>::from_f32);
+        // SAFETY: four writable numbers, any alignment.
+        unsafe { to.cast::<[f16; 4]>().write_unaligned([a, b, c, d]) }
+    }
+
+    #[inline(always)]
+    unsafe fn add(self, other: Self) -> Self {
+        self.zip(other, |a, b| a + b)
+    }
+
+    #[inline(always)]
+    unsafe fn sub(self, other: Self) -> Self {
+        self.zip(other, |a, b| a - b)
+    }
+
+    #[inline(always)]
+    unsafe fn mul(self, other: Self) -> Self {
+        self.zip(other, |a, b| a * b)
+    }
+
+    #[inline(always)]
+    unsafe fn div(self, other: Self) -> Self {
+        self.zip(other, |a, b| a / b)
+    }
+
+    #[inline(always)]
+    unsafe fn mul_add(self, factor: Self, term: Self) -> Self {
+        // Two roundings: `f32::mul_add` is a library call where the target has no such instruction.
+        self.zip(factor, |a, b| a * b).zip(term, |a, b| a + b)
+    }
+
+    #[inline(always)]
+    unsafe fn max(self, other: Self) -> Self {
+        self.zip(other, |a, b| if a > b { a } else { b })
+    }
+
+    #[inline(always)]
+    unsafe fn round(self) -> Self {
+        // Adding 1.5 * 2^23 leaves no room for a fraction.
+        self.zip(Portable([12_582_912.0; 8]), |a, b| (a + b) - b)
+    }
+
+    #[inline(always)]
+    unsafe fn times_power_of_two(self, power: Self) -> Self {
+        // `as` saturates and maps NaN to 0, so the shift is defined for every input.
+        self.zip(power, |a, b| {
+            a * f32::from_bits(((b as i32).wrapping_add(127) as u32) << 23)
+        })
+    }
+
+    #[inline(always)]
+    unsafe fn zero_where_less(self, tested: Self, limit: Self) -> Self {
+        let mut out = self;
+        for i in 0..8 {
+            out.0[i] = if tested.0[i] < limit.0[i] {
+                0.0
+            } else {
+                self.0[i]
+            };
+        }
+        out
+    }
+
+    #[inline(always)]
+    unsafe fn first_or(self, count: usize, rest: f32) -> Self {
+        let mut out = self;
+        for i in 0..8 {
+            out.0[i] = if i < count { self.0[i] } else { rest };
+        }
+        out
+    }
+
+    #[inline(always)]
+    unsafe fn sum(self) -> f32 {
+        let [a, b, c, d, e, f, g, h] = self.0;
+        ((a + e) + (c + g)) + ((b + f) + (d + h))
+    }
+
+    #[inline(always)]
+    unsafe fn sum_four(four: [Self; 4], to: *mut f32) {
+        // SAFETY: four writable numbers.
+        unsafe {
+            to.cast::<[f32; 4]>().write_unaligned([
+                four[0].sum(),
+                four[1].sum(),
+                four[2].sum(),
+                four[3].sum(),
+            ])
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn largest(self) -> f32 {
+        self.0
+            .into_iter()
+            .fold(f32::NEG_INFINITY, |a, b| if a > b { a } else { b })
+    }
+
+    #[inline(always)]
+    unsafe fn prefetch(_at: *const u8) {}
+}

@@ -1,0 +1,463 @@
+//! The KV cache of one sequence: per layer and KV head a table of pages, each with the keys, the
+//! values and the original positions of a fixed number of entries.
+//!
+//! Pages are blocks of the pool (graphs of the `cached` flavour), or one page spans a KV head's part
+//! of a contiguous buffer (`portable`). Everything above this room sees pages and lengths only.
+
+#![allow(unsafe_code)] // page tables are raw memory
+
+mod pool;
+
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+use half::f16;
+use reasoning_rpc_core::CacheShape;
+use reasoning_rpc_cpu::{self as cpu, Element, KvPages, KvPagesMut, Layout, PositionPagesMut, Simd};
+
+pub(crate) use pool::{Account, BlockId, BlockPool};
+
+use crate::error::{Error, Result};
+
+/// Element type of cached keys and values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum CacheType {
+    /// 4 bytes.
+    F32,
+    /// 2 bytes, rounded to nearest even.
+    #[default]
+    F16,
+}
+
+impl CacheType {
+    /// Bytes of one element.
+    pub fn bytes(self) -> usize {
+        match self {
+            Self::F32 => size_of::<f32>(),
+            Self::F16 => size_of::<f16>(),
+        }
+    }
+}
+
+/// One KV head of one layer.
+pub(crate) struct HeadCache {
+    keys: Vec<NonNull<u8>>,
+    values: Vec<NonNull<u8>>,
+    positions: Vec<NonNull<u32>>,
+    blocks: Vec<BlockId>,
+    len: usize,
+}
+
+impl HeadCache {
+    /// Valid entries.
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+}
+
+enum Storage {
+    Blocks,
+    /// Keys and values of every layer, `[kv_heads][capacity][head_dim]` each, and the positions of
+    /// every layer, `[kv_heads][capacity]`.
+    Contiguous {
+        layers: Vec<ContiguousLayer>,
+        capacity: usize,
+    },
+}
+
+struct ContiguousLayer {
+    keys: Vec<f32>,
+    values: Vec<f32>,
+    positions: Vec<u32>,
+}
+
+/// The rotated queries of the newest generated tokens of one layer: a ring of `tokens` rows of
+/// `[num_heads][head_dim]`, where generated token g lies in row g mod `tokens`.
+#[derive(Default)]
+pub(crate) struct QueryWindow {
+    rows: Vec<f32>,
+    tokens: usize,
+}
+
+impl QueryWindow {
+    /// Records the queries of generated token `generated` (counted from 0).
+    pub(crate) fn record(&mut self, generated: usize, queries: &[f32]) {
+        if self.tokens > 0 {
+            let row = generated % self.tokens * queries.len();
+            self.rows[row..row + queries.len()].copy_from_slice(queries);
+        }
+    }
+
+    /// The query heads `heads` (of `head_dim` elements each) of the `tokens` tokens before
+    /// generated token `end`, oldest first, `[tokens][heads][head_dim]`, appended to `out`.
+    pub(crate) fn gather(
+        &self,
+        end: usize,
+        heads: std::ops::Range<usize>,
+        head_dim: usize,
+        out: &mut Vec<f32>,
+    ) {
+        let width = self.rows.len().checked_div(self.tokens).unwrap_or(0);
+        for generated in end - self.tokens..end {
+            let row = &self.rows[generated % self.tokens * width..][..width];
+            out.extend_from_slice(&row[heads.start * head_dim..heads.end * head_dim]);
+        }
+    }
+}
+
+/// The cache of one sequence.
+pub(crate) struct SequenceCache {
+    shape: CacheShape,
+    element: CacheType,
+    heads: Vec<HeadCache>,
+    windows: Vec<QueryWindow>,
+    storage: Storage,
+    pool: Arc<BlockPool>,
+    account: Account,
+    peak_bytes: usize,
+}
+
+impl SequenceCache {
+    /// An empty cache. `query_width` = num_heads * head_dim; `window` = tokens whose queries are
+    /// remembered.
+    pub(crate) fn new(
+        pool: Arc<BlockPool>,
+        shape: CacheShape,
+        element: CacheType,
+        contiguous: bool,
+        query_width: usize,
+        window: usize,
+    ) -> Self {
+        let head = || HeadCache {
+            keys: Vec::new(),
+            values: Vec::new(),
+            positions: Vec::new(),
+            blocks: Vec::new(),
+            len: 0,
+        };
+        let layer = || ContiguousLayer {
+            keys: Vec::new(),
+            values: Vec::new(),
+            positions: Vec::new(),
+        };
+        Self {
+            shape,
+            element,
+            heads: (0..shape.layers * shape.kv_heads).map(|_| head()).collect(),
+            windows: (0..shape.layers)
+                .map(|_| QueryWindow {
+                    rows: vec![0.0; window * query_width],
+                    tokens: window,
+                })
+                .collect(),
+            storage: if contiguous {
+                Storage::Contiguous {
+                    layers: (0..shape.layers).map(|_| layer()).collect(),
+                    capacity: 0,
+                }
+            } else {
+                Storage::Blocks
+            },
+            pool,
+            account: Account::default(),
+            peak_bytes: 0,
+        }
+    }
+
+    pub(crate) fn shape(&self) -> &CacheShape {
+        &self.shape
+    }
+
+    pub(crate) fn element(&self) -> CacheType {
+        self.element
+    }
+
+    pub(crate) fn window_mut(&mut self, layer: usize) -> &mut QueryWindow {
+        &mut self.windows[layer]
+    }
+
+    pub(crate) fn window(&self, layer: usize) -> &QueryWindow {
+        &self.windows[layer]
+    }
+
+    pub(crate) fn head(&self, layer: usize, kv_head: usize) -> &HeadCache {
+        &self.heads[layer * self.shape.kv_heads + kv_head]
+    }
+
+    /// Bytes held now.
+    pub(crate) fn bytes(&self) -> usize {
+        self.account.held() * self.shape.block_bytes()
+    }
+
+    /// The most bytes held at any moment.
+    pub(crate) fn peak_bytes(&self) -> usize {
+        self.peak_bytes
+    }
+
+    /// Promises this cache the blocks for `entries` entries per KV head.
+    pub(crate) fn reserve(&mut self, entries: usize) -> Result<()> {
+        self.pool.reserve(&mut self.account, self.shape.blocks(entries))
+    }
+
+    /// Makes room for `tokens` more entries in every KV head. Takes nothing if that does not fit.
+    pub(crate) fn grow(&mut self, tokens: usize) -> Result<()> {
+        match self.storage {
+            Storage::Blocks => self.grow_blocks(tokens),
+            Storage::Contiguous { capacity, .. } => {
+                let longest = self.heads.iter().map(HeadCache::len).max().unwrap_or(0);
+                match longest + tokens {
+                    needed if needed > capacity => self.grow_contiguous(needed, capacity),
+                    _ => Ok(()),
+                }
+            }
+        }?;
+        self.peak_bytes = self.peak_bytes.max(self.bytes());
+        Ok(())
+    }
+
+    fn grow_blocks(&mut self, tokens: usize) -> Result<()> {
+        let missing = |head: &HeadCache, shape: &CacheShape| {
+            shape.blocks_per_head(head.len + tokens) - head.blocks.len()
+        };
+        let count: usize = self.heads.iter().map(|head| missing(head, &self.shape)).sum();
+        if count == 0 {
+            return Ok(());
+        }
+        let mut taken = Vec::with_capacity(count);
+        self.pool.take(&mut self.account, count, &mut taken)?;
+        let plane = self.shape.block_entries * self.shape.head_dim * self.element.bytes();
+        let mut taken = taken.into_iter();
+        for head in &mut self.heads {
+            let count = missing(head, &self.shape);
+            for block in taken.by_ref().take(count) {
+                let keys = self.pool.address(block);
+                head.blocks.push(block);
+                head.keys.push(keys);
+                // SAFETY: a block has a plane of keys, one of values and the positions, in this
+                // order (CacheShape::block_bytes), so both offsets lie inside it.
+                unsafe {
+                    head.values.push(keys.add(plane));
+                    head.positions.push(keys.add(2 * plane).cast());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A contiguous buffer moves when it grows, so it at least doubles; what was reserved is taken
+    /// at once.
+    fn grow_contiguous(&mut self, needed: usize, capacity: usize) -> Result<()> {
+        let shape = self.shape;
+        let per_block = shape.layers * shape.kv_heads;
+        let reserved = self.account.reserved() / per_block * shape.block_entries;
+        let wanted = needed.max(if needed <= reserved { reserved } else { 2 * capacity });
+        let wanted = shape.blocks_per_head(wanted) * shape.block_entries;
+        let count = shape.blocks(wanted) - self.account.held();
+        // Blocks are taken for their count alone here: the pool's memory stays untouched.
+        let mut taken = Vec::with_capacity(count);
+        self.pool.take(&mut self.account, count, &mut taken)?;
+        self.heads[0].blocks.extend(taken);
+
+        let Storage::Contiguous { layers, capacity } = &mut self.storage else {
+            return Err(Error::Internal("a cache of blocks has no buffer".into()));
+        };
+        for (layer, heads) in layers.iter_mut().zip(self.heads.chunks_exact_mut(shape.kv_heads)) {
+            let widen = |old: &[f32]| {
+                let mut new = vec![0.0; shape.kv_heads * wanted * shape.head_dim];
+                if *capacity > 0 {
+                    let rows = old.chunks_exact(*capacity * shape.head_dim);
+                    for (to, from) in new.chunks_exact_mut(wanted * shape.head_dim).zip(rows) {
+                        to[..from.len()].copy_from_slice(from);
+                    }
+                }
+                new
+            };
+            layer.keys = widen(&layer.keys);
+            layer.values = widen(&layer.values);
+            let mut positions = vec![0u32; shape.kv_heads * wanted];
+            if *capacity > 0 {
+                let rows = layer.positions.chunks_exact(*capacity);
+                for (to, from) in positions.chunks_exact_mut(wanted).zip(rows) {
+                    to[..from.len()].copy_from_slice(from);
+                }
+            }
+            layer.positions = positions;
+            for (index, head) in heads.iter_mut().enumerate() {
+                let start = index * wanted * shape.head_dim;
+                head.keys = vec![NonNull::from(&mut layer.keys[start..]).cast()];
+                head.values = vec![NonNull::from(&mut layer.values[start..]).cast()];
+                head.positions = vec![NonNull::from(&mut layer.positions[index * wanted..]).cast()];
+            }
+        }
+        *capacity = wanted;
+        Ok(())
+    }
+
+    /// The contiguous buffers of a layer, keys and values, and the entries that each KV head's part
+    /// has room for; none for a cache of blocks.
+    pub(crate) fn contiguous(&mut self, layer: usize) -> Option<(NonNull<f32>, NonNull<f32>, usize)> {
+        match &mut self.storage {
+            Storage::Blocks => None,
+            Storage::Contiguous { layers, capacity } => {
+                let layer = &mut layers[layer];
+                Some((
+                    NonNull::from(layer.keys.as_mut_slice()).cast(),
+                    NonNull::from(layer.values.as_mut_slice()).cast(),
+                    *capacity,
+                ))
+            }
+        }
+    }
+
+    fn layout(&self) -> Layout {
+        Layout::contiguous(self.page_entries(), self.shape.head_dim)
+    }
+
+    fn page_entries(&self) -> usize {
+        match &self.storage {
+            Storage::Blocks => self.shape.block_entries,
+            Storage::Contiguous { capacity, .. } => *capacity,
+        }
+    }
+
+    /// The pages of a KV head with `len` entries, those of a step that is not committed yet
+    /// included, to read.
+    ///
+    /// # Safety
+    /// The first `len` entries are written, and nothing writes them while the view lives.
+    pub(crate) unsafe fn pages<E: Element>(
+        &self,
+        layer: usize,
+        kv_head: usize,
+        len: usize,
+    ) -> Result<KvPages<'_, E>> {
+        debug_assert_eq!(size_of::<E>(), self.element.bytes());
+        let head = self.head(layer, kv_head);
+        // SAFETY: every page has room for page_entries() entries of head_dim elements of this type
+        // and lives as long as `self` holds it; the rest is the caller's promise.
+        let pages = unsafe { KvPages::new(typed(&head.keys), typed(&head.values), self.layout(), len) };
+        Ok(pages?)
+    }
+
+    /// The valid entries of a KV head, to read.
+    pub(crate) fn valid_pages<E: Element>(&self, layer: usize, kv_head: usize) -> Result<KvPages<'_, E>> {
+        // SAFETY: entries below `len` were committed; they are written through `pages_mut` only,
+        // whose callers promise that nothing reads them meanwhile.
+        unsafe { self.pages(layer, kv_head, self.head(layer, kv_head).len) }
+    }
+
+    /// The pages of a KV head with its valid entries, to write, through a shared reference: the operator's workers write
+    /// different KV heads of one cache at the same time.
+    ///
+    /// # Safety
+    /// Nothing else reads or writes this KV head's pages while the view lives.
+    pub(crate) unsafe fn pages_mut<E: Element>(
+        &self,
+        layer: usize,
+        kv_head: usize,
+    ) -> Result<KvPagesMut<'_, E>> {
+        debug_assert_eq!(size_of::<E>(), self.element.bytes());
+        let head = self.head(layer, kv_head);
+        // SAFETY: as in `pages`; no page occurs twice in a cache.
+        let pages = unsafe {
+            KvPagesMut::new(typed(&head.keys), typed(&head.values), self.layout(), head.len)
+        };
+        Ok(pages?)
+    }
+
+    /// The original position of an entry.
+    pub(crate) fn position(&self, layer: usize, kv_head: usize, entry: usize) -> u32 {
+        let head = self.head(layer, kv_head);
+        debug_assert!(entry < head.len);
+        let (page, offset) = (entry / self.page_entries(), entry % self.page_entries());
+        // SAFETY: the entry is below `len`, so it was written by `commit` and lies in a held page.
+        unsafe { head.positions[page].add(offset).read() }
+    }
+
+    /// Entries of a KV head whose original position is below `position`. Entries are in the order
+    /// of their positions.
+    pub(crate) fn entries_before(&self, layer: usize, kv_head: usize, position: u32) -> usize {
+        let (mut low, mut high) = (0, self.head(layer, kv_head).len);
+        while low < high {
+            let middle = low.midpoint(high);
+            if self.position(layer, kv_head, middle) < position {
+                low = middle + 1;
+            } else {
+                high = middle;
+            }
+        }
+        low
+    }
+
+    /// Counts entries whose keys and values a step has written behind the valid ones.
+    pub(crate) fn commit(&mut self, positions: std::ops::Range<u32>) {
+        let page_entries = self.page_entries();
+        for head in &mut self.heads {
+            for position in positions.clone() {
+                let (page, offset) = (head.len / page_entries, head.len % page_entries);
+                // SAFETY: `grow` made room for these entries before the step.
+                unsafe { head.positions[page].add(offset).write(position) };
+                head.len += 1;
+            }
+        }
+    }
+
+    /// Moves the entries `kept` (ascending; each at or behind its destination) of a KV head to
+    /// `first` and what follows, keys, values and positions, and drops the rest from `first` on.
+    pub(crate) fn compact<E: Element>(
+        &mut self,
+        simd: Simd,
+        layer: usize,
+        kv_head: usize,
+        first: usize,
+        kept: &[u32],
+    ) -> Result<()> {
+        // SAFETY: `self` is borrowed exclusively.
+        let mut pages = unsafe { self.pages_mut::<E>(layer, kv_head) }?;
+        let len = cpu::compact(simd, &mut pages, first, kept)?;
+        let page_entries = self.page_entries();
+        let head = &mut self.heads[layer * self.shape.kv_heads + kv_head];
+        // SAFETY: the positions of all valid entries are written, in pages that only this cache has.
+        let positions = unsafe { PositionPagesMut::new(&head.positions, page_entries, head.len) };
+        cpu::compact_positions(&mut positions?, first, kept)?;
+        head.len = len;
+        Ok(())
+    }
+
+    /// Gives back the blocks that hold no entry any more.
+    pub(crate) fn release_empty_blocks(&mut self) {
+        if let Storage::Contiguous { .. } = self.storage {
+            return;
+        }
+        let mut freed = Vec::new();
+        for head in &mut self.heads {
+            let needed = self.shape.blocks_per_head(head.len);
+            freed.extend(head.blocks.drain(needed..));
+            head.keys.truncate(needed);
+            head.values.truncate(needed);
+            head.positions.truncate(needed);
+        }
+        self.pool.give_back(&mut self.account, &freed);
+    }
+}
+
+impl Drop for SequenceCache {
+    fn drop(&mut self) {
+        for head in &self.heads {
+            self.pool.give_back(&mut self.account, &head.blocks);
+        }
+        // A promise can always be taken back.
+        let _ = self.pool.reserve(&mut self.account, 0);
+    }
+}
+
+fn typed<E>(pages: &[NonNull<u8>]) -> &[NonNull<E>] {
+    // SAFETY: NonNull<u8> and NonNull<E> have the same layout for sized E.
+    unsafe { std::slice::from_raw_parts(pages.as_ptr().cast(), pages.len()) }
+}
+
+// SAFETY: the page tables point into blocks or buffers that this cache alone holds; blocks are not
+// bound to a thread.
+unsafe impl Send for SequenceCache {}
+// SAFETY: shared access reads only, but for `pages_mut`, whose callers promise exclusivity.
+unsafe impl Sync for SequenceCache {}

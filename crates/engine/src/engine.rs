@@ -1,0 +1,372 @@
+//! The engine: a model, its runner and the block pool, shared by any number of sequences.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use reasoning_rpc_core::CacheShape;
+use reasoning_rpc_cpu::Simd;
+
+use crate::cache::{BlockPool, CacheType, SequenceCache};
+use crate::compress::{self, CompressionRecord, Moment, Workspace};
+use crate::error::{Error, Result, panic_text};
+use crate::model::{Flavour, Model};
+use crate::runner::{CachedRunner, PortableRunner, Runner, Step, StepRow};
+use crate::runtime;
+use crate::sampling::SamplingOptions;
+use crate::sequence::{Chunk, Sequence, SequenceOptions};
+
+/// Options of an engine.
+#[derive(Debug, Clone)]
+pub struct EngineOptions {
+    /// The model folder, as `reasoning-rpc-export` writes it.
+    pub model: PathBuf,
+    /// libonnxruntime; if absent it is searched for ([`runtime::load`]).
+    pub onnxruntime: Option<PathBuf>,
+    /// Threads of a step; 0: one per core.
+    pub threads: usize,
+    /// Element type of the cache; if absent fp16, or fp32 for graphs of the portable flavour, which
+    /// take no other.
+    pub cache_type: Option<CacheType>,
+    /// Bytes that the caches of all sequences may take together; if absent, what one uncompressed
+    /// text of the model's whole context takes. Address space only, until it is used.
+    pub budget: Option<usize>,
+    /// Entries of one block, a multiple of 16.
+    pub block_entries: usize,
+    /// The most given tokens of one sequence that one step runs.
+    pub prefill_chunk: usize,
+    /// Whether opening compares the hash of the weights with the manifest's, which reads them all.
+    pub verify_weights: bool,
+}
+
+impl EngineOptions {
+    /// The defaults for a model folder.
+    pub fn new(model: impl Into<PathBuf>) -> Self {
+        Self {
+            model: model.into(),
+            onnxruntime: None,
+            threads: 0,
+            cache_type: None,
+            budget: None,
+            block_entries: 64,
+            prefill_chunk: 256,
+            verify_weights: true,
+        }
+    }
+}
+
+/// A loaded model that sequences share. Cheap to clone; may be used from any thread.
+#[derive(Clone)]
+pub struct Engine {
+    pub(crate) shared: Arc<EngineShared>,
+}
+
+/// What the engine and its sequences share. Sequences keep it alive.
+pub(crate) struct EngineShared {
+    pub(crate) model: Model,
+    pub(crate) slots: Slots,
+    pool: Arc<BlockPool>,
+    shape: CacheShape,
+    cache_type: CacheType,
+    simd: Simd,
+    prefill_chunk: usize,
+    /// One graph run at a time: a session has one driver.
+    driver: Mutex<Driver>,
+    workspaces: Mutex<Vec<Workspace>>,
+}
+
+struct Driver {
+    runner: Box<dyn Runner>,
+    step: Step,
+}
+
+impl Engine {
+    /// Opens a model folder.
+    ///
+    /// # Errors
+    /// [`Error::Model`], [`Error::Runtime`], or [`Error::InvalidArgument`] for an option.
+    pub fn open(options: &EngineOptions) -> Result<Self> {
+        let simd = Simd::from_env().map_err(|error| Error::InvalidArgument(error.to_string()))?;
+        let model = Model::open(&options.model, options.verify_weights)?;
+        let flavour = model.manifest().flavour;
+        let d = model.manifest().dimensions;
+        let cache_type = match (flavour, options.cache_type) {
+            (Flavour::Cached, chosen) => chosen.unwrap_or_default(),
+            (Flavour::Portable, None | Some(CacheType::F32)) => CacheType::F32,
+            (Flavour::Portable, Some(other)) => {
+                return Err(Error::InvalidArgument(format!(
+                    "cache type: expected fp32 for a graph of the portable flavour, found {other:?}"
+                )));
+            }
+        };
+        let entries = options.block_entries;
+        if entries == 0 || !entries.is_multiple_of(16) || entries > 1 << 16 {
+            return Err(Error::InvalidArgument(format!(
+                "block entries: expected a multiple of 16 up to 65536, found {entries}"
+            )));
+        }
+        if options.prefill_chunk == 0 || options.prefill_chunk > 1 << 20 {
+            return Err(Error::InvalidArgument(format!(
+                "prefill chunk: expected 1 to 1048576 tokens, found {}",
+                options.prefill_chunk
+            )));
+        }
+        let shape = CacheShape {
+            layers: d.num_layers,
+            kv_heads: d.num_kv_heads,
+            head_dim: d.head_dim,
+            element_bytes: cache_type.bytes(),
+            block_entries: entries,
+        };
+        let budget = options.budget.unwrap_or_else(|| shape.bytes(d.max_positions));
+        let pool = Arc::new(BlockPool::new(budget, shape.block_bytes())?);
+
+        let environment = runtime::load(options.onnxruntime.as_deref())?;
+        let threads = match options.threads {
+            0 => std::thread::available_parallelism().map_or(1, usize::from),
+            threads => threads,
+        };
+        let graph = model.graph_path();
+        let runner: Box<dyn Runner> = match flavour {
+            Flavour::Cached => {
+                Box::new(CachedRunner::open(&environment, &graph, threads, simd, d.vocab_size)?)
+            }
+            Flavour::Portable => Box::new(PortableRunner::open(&environment, &graph, threads, d)?),
+        };
+        Ok(Self {
+            shared: Arc::new(EngineShared {
+                model,
+                slots: Slots::default(),
+                pool,
+                shape,
+                cache_type,
+                simd,
+                prefill_chunk: options.prefill_chunk,
+                driver: Mutex::new(Driver {
+                    runner,
+                    step: Step::default(),
+                }),
+                workspaces: Mutex::default(),
+            }),
+        })
+    }
+
+    /// The model.
+    pub fn model(&self) -> &Model {
+        &self.shared.model
+    }
+
+    /// The dimensions of its caches.
+    pub fn cache_shape(&self) -> &CacheShape {
+        &self.shared.shape
+    }
+
+    /// The instruction set that its loops use.
+    pub fn simd(&self) -> Simd {
+        self.shared.simd
+    }
+
+    /// Bytes of the cache budget, in whole blocks, and how many of them are in use.
+    pub fn budget(&self) -> (usize, usize) {
+        (self.shared.pool.capacity(), self.shared.pool.used())
+    }
+
+    /// The sampling that the model's authors recommend.
+    pub fn default_sampling(&self) -> SamplingOptions {
+        SamplingOptions::from_generation(&self.shared.model.manifest().generation)
+    }
+
+    /// A new, empty sequence.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for an option.
+    pub fn sequence(&self, options: SequenceOptions) -> Result<Sequence> {
+        Sequence::new(Arc::clone(&self.shared), options)
+    }
+
+    /// Runs one step of the graph for `sequences`, in any mixture: each advances by its next chunk
+    /// of given tokens or by its generated tokens, and is compressed if that is due. Sequences whose
+    /// tokens have all been run have logits afterwards.
+    ///
+    /// One step runs at a time; a second caller waits.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`]: there is no sequence, one is of another engine, or one has
+    /// nothing to run. [`Error::Budget`]: the pool has too few blocks ([`Sequence::reserve`]
+    /// promises them). Nothing has advanced then. [`Error::Internal`] poisons the sequences.
+    pub fn step(&self, sequences: &mut [&mut Sequence]) -> Result<()> {
+        self.shared.step(sequences)
+    }
+}
+
+impl EngineShared {
+    /// The context in tokens.
+    pub(crate) fn context(&self) -> usize {
+        self.model.manifest().dimensions.max_positions
+    }
+
+    pub(crate) fn new_cache(&self, window: usize) -> SequenceCache {
+        let d = &self.model.manifest().dimensions;
+        SequenceCache::new(
+            Arc::clone(&self.pool),
+            self.shape,
+            self.cache_type,
+            self.model.manifest().flavour == Flavour::Portable,
+            d.num_heads * d.head_dim,
+            window,
+        )
+    }
+
+    pub(crate) fn compress(
+        &self,
+        cache: &mut SequenceCache,
+        moment: &Moment<'_>,
+        log: &mut Vec<CompressionRecord>,
+    ) -> Result<()> {
+        let lock = || self.workspaces.lock().unwrap_or_else(PoisonError::into_inner);
+        let taken = lock().pop();
+        let mut workspace = taken.unwrap_or_default();
+        let result = compress::compress(self.simd, cache, moment, &mut workspace, log);
+        lock().push(workspace);
+        result
+    }
+
+    pub(crate) fn step(self: &Arc<Self>, sequences: &mut [&mut Sequence]) -> Result<()> {
+        if sequences.is_empty() {
+            return Err(Error::InvalidArgument("step: expected a sequence, found none".into()));
+        }
+        let mut chunks = Vec::with_capacity(sequences.len());
+        for sequence in &mut *sequences {
+            sequence.check_alive()?;
+            if !Arc::ptr_eq(&sequence.shared, self) {
+                return Err(Error::InvalidArgument(
+                    "step: expected sequences of this engine, found one of another".into(),
+                ));
+            }
+            let chunk = sequence.next_chunk(self.prefill_chunk);
+            if chunk.tokens.is_empty() {
+                return Err(Error::InvalidArgument(
+                    "step: expected tokens to run, found a sequence with none: append text, sample or accept first".into(),
+                ));
+            }
+            sequence.cache_mut()?.grow(chunk.tokens.len())?;
+            chunks.push(chunk);
+        }
+
+        let start = Instant::now();
+        self.run(sequences, &chunks)
+            .inspect_err(|error| poison_on_bug(sequences, error))?;
+        let time = start.elapsed();
+        for (sequence, chunk) in sequences.iter_mut().zip(&chunks) {
+            sequence.commit(chunk, time)?;
+        }
+        for sequence in &mut *sequences {
+            let result = catch_unwind(AssertUnwindSafe(|| sequence.compress_if_due()))
+                .unwrap_or_else(|payload| Err(Error::Internal(panic_text(&*payload))));
+            if let Err(error) = result {
+                // Layers may differ in length now.
+                sequence.poisoned = true;
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs the graph; logits go to the sequences whose last chunk this was.
+    fn run(&self, sequences: &mut [&mut Sequence], chunks: &[Chunk]) -> Result<()> {
+        let mut driver = self.driver.lock().unwrap_or_else(PoisonError::into_inner);
+        let Driver { runner, step } = &mut *driver;
+        step.clear();
+        for (sequence, chunk) in sequences.iter_mut().zip(chunks) {
+            let tokens = &sequence.tokens()[chunk.tokens.clone()];
+            step.ids.extend(tokens.iter().map(|&id| i64::from(id)));
+            step.positions.extend(chunk.tokens.clone().map(|position| position as i64));
+            step.row_offsets.push(step.ids.len() as i32);
+            if chunk.last {
+                step.logits_rows.push(step.ids.len() as i32 - 1);
+            }
+        }
+        for (sequence, chunk) in sequences.iter_mut().zip(chunks) {
+            let cache = sequence.cache.take().ok_or(Error::Poisoned)?;
+            step.slots.push(sequence.slot);
+            step.rows.push(StepRow {
+                slot: sequence.slot,
+                cache,
+                first_generated: chunk.first_generated,
+            });
+        }
+        let result = catch_unwind(AssertUnwindSafe(|| runner.run(step)))
+            .unwrap_or_else(|payload| Err(Error::Internal(panic_text(&*payload))));
+        for (sequence, row) in sequences.iter_mut().zip(step.rows.drain(..)) {
+            sequence.cache = Some(row.cache);
+        }
+        result?;
+
+        let vocab = self.model.manifest().dimensions.vocab_size;
+        let mut rows = step.logits.chunks_exact(vocab);
+        for (sequence, chunk) in sequences.iter_mut().zip(chunks) {
+            sequence.logits_ready = false;
+            if chunk.last && let Some(row) = rows.next() {
+                sequence.logits.clear();
+                sequence.logits.extend_from_slice(row);
+                sequence.logits_ready = true;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn poison_on_bug(sequences: &mut [&mut Sequence], error: &Error) {
+    if matches!(error, Error::Internal(_)) {
+        for sequence in sequences {
+            sequence.poisoned = true;
+        }
+    }
+}
+
+/// Slots of caches: an index in the lower half and a generation in the upper, so that the slot of a
+/// freed sequence never names a later one.
+#[derive(Default)]
+pub(crate) struct Slots(Mutex<SlotTable>);
+
+#[derive(Default)]
+struct SlotTable {
+    generations: Vec<u32>,
+    free: Vec<u32>,
+}
+
+impl Slots {
+    pub(crate) fn open(&self) -> i64 {
+        let mut table = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let index = table.free.pop().unwrap_or_else(|| {
+            table.generations.push(0);
+            (table.generations.len() - 1) as u32
+        });
+        i64::from(table.generations[index as usize]) << 32 | i64::from(index)
+    }
+
+    pub(crate) fn close(&self, slot: i64) {
+        let mut table = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let index = (slot & 0xffff_ffff) as u32;
+        let generation = &mut table.generations[index as usize];
+        *generation = (*generation + 1) & 0x7fff_ffff;
+        table.free.push(index);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_freed_slot_is_never_handed_out_again() {
+        let slots = Slots::default();
+        let (a, b) = (slots.open(), slots.open());
+        assert_ne!(a, b);
+        slots.close(a);
+        let c = slots.open();
+        assert_ne!(a, c);
+        assert_eq!(a & 0xffff_ffff, c & 0xffff_ffff, "the index is reused");
+    }
+}

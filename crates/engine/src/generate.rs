@@ -1,0 +1,215 @@
+//! Writing: prefill, then sample, stream and step until something stops it. Pulled, one event at a
+//! time; between two events nothing runs.
+
+use crate::error::{Error, Result};
+use crate::sequence::Sequence;
+use crate::text::{StopStrings, TextStream};
+
+/// Options of one answer.
+#[derive(Debug, Clone, Default)]
+pub struct GenerateOptions {
+    /// The most tokens; if absent, to the end of the context.
+    pub max_tokens: Option<usize>,
+    /// Texts that end the answer; they are not part of it.
+    pub stop: Vec<String>,
+    /// Stop tokens do not end the answer: they are run like any other and shown in the text.
+    pub ignore_eos: bool,
+}
+
+/// Why an answer ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StopReason {
+    /// A stop token.
+    Eos,
+    /// A stop string.
+    Stop,
+    /// The most tokens were generated.
+    Length,
+    /// The context is full.
+    Context,
+    /// The caller cancelled.
+    Cancelled,
+}
+
+impl StopReason {
+    /// The name that outputs use.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Eos => "eos",
+            Self::Stop => "stop",
+            Self::Length => "length",
+            Self::Context => "context",
+            Self::Cancelled => "cancelled",
+        }
+    }
+}
+
+/// What happened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Event<'a> {
+    /// A chunk of the given text was run.
+    Prefill {
+        /// Tokens run.
+        done: usize,
+        /// Tokens to run.
+        total: usize,
+    },
+    /// A token was generated.
+    Token {
+        /// Its id.
+        id: u32,
+        /// The text that became complete with it: whole characters, and nothing that may still
+        /// become a stop string. May be empty.
+        text: &'a str,
+        /// It is one of the model's stop tokens (and was passed over, or ends the answer).
+        end_of_text: bool,
+    },
+    /// The answer is complete.
+    End {
+        /// Why.
+        reason: StopReason,
+        /// Text that was held back until now.
+        text: &'a str,
+    },
+}
+
+/// An answer in the making.
+pub struct Generation<'a> {
+    sequence: &'a mut Sequence,
+    limit: usize,
+    generated: usize,
+    ignore_eos: bool,
+    prefill: usize,
+    /// Absent if the model has no tokenizer: then there is no text.
+    stream: Option<TextStream>,
+    stops: StopStrings,
+    piece: String,
+    reason: Option<StopReason>,
+    ended: bool,
+}
+
+impl Sequence {
+    /// Begins an answer: promises itself the cache of the whole of it, exactly.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] if there is no text to continue or a stop string is empty,
+    /// [`Error::Text`] for stop strings without a tokenizer, [`Error::Budget`] if the answer's peak
+    /// does not fit the budget.
+    pub fn generate(&mut self, options: &GenerateOptions) -> Result<Generation<'_>> {
+        self.check_alive()?;
+        if self.tokens().is_empty() {
+            return Err(Error::InvalidArgument(
+                "prompt: expected at least one token, found none".into(),
+            ));
+        }
+        let tokenizer = self.shared.model.tokenizer();
+        if !options.stop.is_empty() {
+            tokenizer.as_ref().map_err(Clone::clone)?;
+        }
+        let stream = tokenizer.ok().map(|_| TextStream::new(!options.ignore_eos));
+        let stops = StopStrings::new(&options.stop)?;
+        let room = self.room();
+        let limit = options.max_tokens.unwrap_or(room);
+        self.reserve(limit.min(room).max(1))?;
+        Ok(Generation {
+            prefill: self.pending(),
+            sequence: self,
+            limit,
+            generated: 0,
+            ignore_eos: options.ignore_eos,
+            stream,
+            stops,
+            piece: String::new(),
+            reason: None,
+            ended: false,
+        })
+    }
+}
+
+impl Generation<'_> {
+    /// The next event; `None` after [`Event::End`].
+    ///
+    /// # Errors
+    /// What [`Engine::step`](crate::Engine::step) or the sampler reports; the answer cannot go on.
+    pub fn next_event(&mut self) -> Result<Option<Event<'_>>> {
+        if self.ended {
+            return Ok(None);
+        }
+        if self.reason.is_none() {
+            if self.generated == self.limit {
+                self.reason = Some(StopReason::Length);
+            } else if self.sequence.logits().is_none() {
+                let prefilling = self.prefill > 0 && self.generated == 0;
+                let shared = std::sync::Arc::clone(&self.sequence.shared);
+                shared.step(&mut [&mut *self.sequence])?;
+                if prefilling {
+                    return Ok(Some(Event::Prefill {
+                        done: self.prefill - self.sequence.pending(),
+                        total: self.prefill,
+                    }));
+                }
+            }
+        }
+        match self.reason {
+            Some(reason) => self.end(reason).map(Some),
+            None if self.sequence.room() == 0 => self.end(StopReason::Context).map(Some),
+            None => self.next_token().map(Some),
+        }
+    }
+
+    /// Ends the answer before its next token. The sequence stays usable.
+    pub fn cancel(&mut self) {
+        self.reason.get_or_insert(StopReason::Cancelled);
+    }
+
+    /// The sequence.
+    pub fn sequence(&self) -> &Sequence {
+        self.sequence
+    }
+
+    fn next_token(&mut self) -> Result<Event<'_>> {
+        let id = self.sequence.sample()?;
+        self.generated += 1;
+        let end_of_text = self.sequence.shared.model.manifest().tokens.stop.contains(&id);
+        self.piece.clear();
+        if end_of_text && !self.ignore_eos {
+            self.reason = Some(StopReason::Eos);
+        } else if let Some(stream) = &mut self.stream {
+            let text = stream.push(self.sequence.shared.model.tokenizer()?, id)?;
+            if self.stops.push(&text, &mut self.piece).is_some() {
+                self.reason = Some(StopReason::Stop);
+            }
+        }
+        Ok(Event::Token {
+            id,
+            text: &self.piece,
+            end_of_text,
+        })
+    }
+
+    fn end(&mut self, reason: StopReason) -> Result<Event<'_>> {
+        self.ended = true;
+        self.piece.clear();
+        if reason != StopReason::Stop {
+            if let Some(stream) = &mut self.stream {
+                let rest = stream.finish(self.sequence.shared.model.tokenizer()?)?;
+                // A stop string can still become complete with what was held back.
+                let _ = self.stops.push(&rest, &mut self.piece);
+            }
+            self.stops.finish(&mut self.piece);
+        }
+        Ok(Event::End {
+            reason,
+            text: &self.piece,
+        })
+    }
+}
+
+impl Drop for Generation<'_> {
+    fn drop(&mut self) {
+        // The rest of the promise; giving back cannot fail, and a poisoned sequence is freed whole.
+        if let Ok(cache) = self.sequence.cache_mut() {
+            let _ = cache.reserve(0);
+        }
+    }
+}

@@ -1,0 +1,106 @@
+//! A model folder: manifest, graph and weights, tokenizer, chat template. Hostile until checked.
+
+mod graph_guard;
+mod manifest;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+pub use manifest::{Dimensions, Flavour, Manifest, Tokens};
+
+use crate::error::{Error, Result};
+use crate::text::{ChatTemplate, Tokenizer};
+
+/// The graph's file name in a model folder.
+pub(crate) const GRAPH_FILE: &str = "model.onnx";
+const MANIFEST_FILE: &str = "manifest.json";
+const TOKENIZER_FILE: &str = "tokenizer.json";
+const TEMPLATE_FILE: &str = "chat_template.jinja";
+/// A manifest, a template or a tokenizer beyond this is not one (the largest tokenizers have about 20 MB).
+const TEXT_FILE_LIMIT: u64 = 256 << 20;
+
+/// A checked model folder.
+pub struct Model {
+    folder: PathBuf,
+    manifest: Manifest,
+    tokenizer: Option<Tokenizer>,
+    template: Option<ChatTemplate>,
+}
+
+impl Model {
+    /// Reads and checks a model folder. `verify_weights` also compares the hash of every file with
+    /// the manifest's; without it only that of the small files, and the size of all.
+    ///
+    /// # Errors
+    /// [`Error::Model`]: a file is missing or is not what the manifest says, the manifest is of
+    /// another version, or the graph refers to files outside the folder.
+    pub fn open(folder: &Path, verify_weights: bool) -> Result<Self> {
+        let folder = fs::canonicalize(folder)
+            .map_err(|error| Error::Model(format!("folder {}: {error}", folder.display())))?;
+        let manifest = Manifest::parse(&read_file(&folder, MANIFEST_FILE)?)?;
+        manifest.check_files(&folder, verify_weights)?;
+        graph_guard::check(&read_file(&folder, GRAPH_FILE)?, &folder, &manifest)?;
+
+        let tokenizer = match manifest.has_file(TOKENIZER_FILE) {
+            true => Some(Tokenizer::from_bytes(&read_file(&folder, TOKENIZER_FILE)?)?),
+            false => None,
+        };
+        let template = match manifest.has_file(TEMPLATE_FILE) {
+            true => {
+                let source = String::from_utf8(read_file(&folder, TEMPLATE_FILE)?).map_err(|_| {
+                    Error::Model(format!("{TEMPLATE_FILE}: expected UTF-8, found other bytes"))
+                })?;
+                Some(ChatTemplate::new(&source)?)
+            }
+            false => None,
+        };
+        Ok(Self {
+            folder,
+            manifest,
+            tokenizer,
+            template,
+        })
+    }
+
+    /// What the exporter wrote about the model.
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// The tokenizer.
+    ///
+    /// # Errors
+    /// [`Error::Text`] if the model came without one and takes token ids only.
+    pub fn tokenizer(&self) -> Result<&Tokenizer> {
+        self.tokenizer.as_ref().ok_or_else(|| {
+            Error::Text("the model folder has no tokenizer.json: it takes token ids only".into())
+        })
+    }
+
+    /// The chat template.
+    ///
+    /// # Errors
+    /// [`Error::Template`] if the model came without one.
+    pub fn template(&self) -> Result<&ChatTemplate> {
+        self.template.as_ref().ok_or_else(|| {
+            Error::Template("the model folder has no chat_template.jinja: it takes raw text only".into())
+        })
+    }
+
+    pub(crate) fn graph_path(&self) -> PathBuf {
+        self.folder.join(GRAPH_FILE)
+    }
+}
+
+fn read_file(folder: &Path, name: &str) -> Result<Vec<u8>> {
+    let path = folder.join(name);
+    let describe = |error: std::io::Error| Error::Model(format!("{}: {error}", path.display()));
+    let size = fs::metadata(&path).map_err(describe)?.len();
+    if size > TEXT_FILE_LIMIT {
+        return Err(Error::Model(format!(
+            "{}: expected at most {TEXT_FILE_LIMIT} bytes, found {size}",
+            path.display()
+        )));
+    }
+    fs::read(&path).map_err(describe)
+}

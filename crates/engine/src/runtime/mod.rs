@@ -1,0 +1,12 @@
+//! The ONNX Runtime adapter: loading the library, sessions over our own memory, and the operator
+//! that runs the CPU's attention loops inside a graph.
+//!
+//! The only room of the engine, beside the cache's memory, that needs `unsafe`.
+
+mod library;
+mod operator;
+mod session;
+
+pub use library::{LIBRARY_VARIABLE, load};
+pub(crate) use operator::{AttentionState, operator_domain};
+pub(crate) use session::{Input, Output, Session};

@@ -1,0 +1,422 @@
+//! `reasoning_rpc::CachedAttention`: the CPU's attention loops as an ONNX Runtime operator.
+//!
+//! Per layer it rotates queries and keys, appends keys and values behind the valid entries of every
+//! row's cache, attends, and records the queries that the sequence's policy will ask for. It does
+//! not know compression; lengths change only when the engine commits a step that succeeded.
+
+#![allow(unsafe_code)] // tensors and caches as raw memory, written in disjoint parts by the workers
+
+use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use half::f16;
+use ort::operator::{
+    ComputeContext, Kernel, KernelContext, Operator, OperatorDomain, OperatorInput, OperatorOutput,
+};
+use ort::value::TensorElementType;
+use reasoning_rpc_cpu::{self as cpu, Element, Heads, HeadsMut, Scratch, Simd};
+
+use crate::cache::CacheType;
+use crate::error::{Error, Result, panic_text};
+use crate::runner::StepRow;
+
+const DOMAIN: &str = "reasoning_rpc";
+const NAME: &str = "CachedAttention";
+/// New tokens of one row that one worker attends at a time in prefill.
+const TOKEN_TILE: usize = cpu::ATTEND_TOKEN_TILE;
+
+/// What the operator's nodes share: the rows of the step that runs, and buffers.
+///
+/// The lock is taken once per node by the one thread that drives the session, so nothing ever
+/// waits for it.
+pub(crate) struct AttentionState {
+    simd: Simd,
+    step: Mutex<StepContext>,
+    scratches: Mutex<Vec<Scratch>>,
+}
+
+#[derive(Default)]
+pub(crate) struct StepContext {
+    /// The rows of the step, lent by their sequences.
+    pub rows: Vec<StepRow>,
+    /// What went wrong inside a node, in our own terms.
+    pub failure: Option<Error>,
+    rope: RopeTable,
+    rotated: Vec<f32>,
+}
+
+/// cos and sin of the step's positions; the same for every layer that has the same frequencies.
+#[derive(Default)]
+struct RopeTable {
+    positions: Vec<i64>,
+    inv_freq: Vec<f32>,
+    factor: f32,
+    cos: Vec<f32>,
+    sin: Vec<f32>,
+}
+
+impl RopeTable {
+    fn update(&mut self, positions: &[i64], inv_freq: &[f32], factor: f32) {
+        if self.positions == positions && self.inv_freq == inv_freq && self.factor == factor {
+            return;
+        }
+        self.positions.clear();
+        self.positions.extend_from_slice(positions);
+        self.inv_freq.clear();
+        self.inv_freq.extend_from_slice(inv_freq);
+        self.factor = factor;
+        cpu::rope_table(positions, inv_freq, factor, &mut self.cos, &mut self.sin);
+    }
+}
+
+impl AttentionState {
+    pub(crate) fn new(simd: Simd) -> Self {
+        Self {
+            simd,
+            step: Mutex::default(),
+            scratches: Mutex::default(),
+        }
+    }
+
+    /// The context of the step. A panic in a node leaves it as it was: rows are only lent.
+    pub(crate) fn step(&self) -> MutexGuard<'_, StepContext> {
+        self.step.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn with_scratch<T>(&self, work: impl FnOnce(&mut Scratch) -> T) -> T {
+        let lock = || self.scratches.lock().unwrap_or_else(PoisonError::into_inner);
+        let taken = lock().pop();
+        let mut scratch = taken.unwrap_or_default();
+        let result = work(&mut scratch);
+        lock().push(scratch);
+        result
+    }
+}
+
+/// The operator domain of a session; its nodes work on `state`.
+pub(crate) fn operator_domain(state: &Arc<AttentionState>) -> Result<Arc<OperatorDomain>> {
+    let domain = OperatorDomain::new(DOMAIN)?.add(CachedAttention(Arc::clone(state)))?;
+    Ok(Arc::new(domain))
+}
+
+struct CachedAttention(Arc<AttentionState>);
+
+impl Operator for CachedAttention {
+    type Kernel<'attr> = AttentionKernel;
+
+    fn name(&self) -> &str {
+        NAME
+    }
+
+    fn inputs(&self) -> impl IntoIterator<Item = OperatorInput> {
+        use TensorElementType::{Float32, Int32, Int64};
+        // q, k, v, positions, row_offsets, slots, inv_freq
+        [Float32, Float32, Float32, Int64, Int32, Int64, Float32].map(OperatorInput::required)
+    }
+
+    fn outputs(&self) -> impl IntoIterator<Item = OperatorOutput> {
+        [OperatorOutput::required(TensorElementType::Float32)]
+    }
+
+    fn create_kernel<'attr>(&self, context: &KernelContext<'attr>) -> ort::Result<Self::Kernel<'attr>> {
+        let integer = |name: &str| -> ort::Result<usize> {
+            context
+                .get::<i64>(name)
+                .and_then(|value| usize::try_from(value).ok())
+                .ok_or_else(|| ort::Error::new(format!("{NAME}: attribute {name}: expected a count, found none")))
+        };
+        let float = |name: &str| -> ort::Result<f32> {
+            context
+                .get::<f32>(name)
+                .filter(|value| value.is_finite())
+                .ok_or_else(|| ort::Error::new(format!("{NAME}: attribute {name}: expected a number, found none")))
+        };
+        let kernel = AttentionKernel {
+            state: Arc::clone(&self.0),
+            layer: integer("layer")?,
+            num_heads: integer("num_heads")?,
+            num_kv_heads: integer("num_kv_heads")?,
+            head_dim: integer("head_dim")?,
+            scale: float("scale")?,
+            rope_factor: float("rope_attention_factor")?,
+        };
+        if kernel.num_kv_heads == 0 || !kernel.num_heads.is_multiple_of(kernel.num_kv_heads) {
+            return Err(ort::Error::new(format!(
+                "{NAME}: attribute num_heads: expected a multiple of num_kv_heads {}, found {}",
+                kernel.num_kv_heads, kernel.num_heads
+            )));
+        }
+        Ok(kernel)
+    }
+}
+
+struct AttentionKernel {
+    state: Arc<AttentionState>,
+    layer: usize,
+    num_heads: usize,
+    num_kv_heads: usize,
+    head_dim: usize,
+    scale: f32,
+    rope_factor: f32,
+}
+
+impl Kernel for AttentionKernel {
+    fn compute(&mut self, context: &ComputeContext) -> ort::Result<()> {
+        // Nothing below ONNX Runtime's frames may unwind.
+        let result = catch_unwind(AssertUnwindSafe(|| self.compute_node(context)))
+            .unwrap_or_else(|payload| Err(Error::Internal(panic_text(&*payload))));
+        result.map_err(|error| {
+            let text = format!("{NAME} of layer {}: {error}", self.layer);
+            self.state.step().failure = Some(error);
+            ort::Error::new(text.replace('\0', " "))
+        })
+    }
+}
+
+/// The node's inputs, checked against each other.
+struct Inputs<'a> {
+    q: &'a [f32],
+    k: &'a [f32],
+    v: &'a [f32],
+    row_offsets: &'a [i32],
+}
+
+impl AttentionKernel {
+    fn compute_node(&self, context: &ComputeContext) -> Result<()> {
+        let values = (0..7)
+            .map(|index| {
+                context.input(index)?.ok_or_else(|| {
+                    Error::Model(format!("{NAME}: expected 7 inputs, found {index}"))
+                })
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let float = |index: usize| values[index].try_extract_tensor::<f32>();
+        let (q, k, v, inv_freq) = (float(0)?.1, float(1)?.1, float(2)?.1, float(6)?.1);
+        let positions = values[3].try_extract_tensor::<i64>()?.1;
+        let row_offsets = values[4].try_extract_tensor::<i32>()?.1;
+        let slots = values[5].try_extract_tensor::<i64>()?.1;
+
+        let tokens = positions.len();
+        let query_width = self.num_heads * self.head_dim;
+        let kv_width = self.num_kv_heads * self.head_dim;
+        expect("q", q.len(), tokens * query_width)?;
+        expect("k", k.len(), tokens * kv_width)?;
+        expect("v", v.len(), tokens * kv_width)?;
+        expect("inv_freq", inv_freq.len(), self.head_dim / 2)?;
+        let mut output = context
+            .output(0, [tokens as i64, query_width as i64])?
+            .ok_or_else(|| Error::Model(format!("{NAME}: expected an output, found none")))?;
+        let out = output.try_extract_tensor_mut::<f32>()?.1;
+        expect("output", out.len(), tokens * query_width)?;
+
+        let mut step = self.state.step();
+        let step = &mut *step;
+        self.check_rows(&step.rows, slots, row_offsets, tokens)?;
+        step.rope.update(positions, inv_freq, self.rope_factor);
+        step.rotated.resize(tokens * query_width, 0.0);
+
+        let inputs = Inputs { q, k, v, row_offsets };
+        match step.rows.first().map(|row| row.cache.element()) {
+            Some(CacheType::F32) => self.attend_rows::<f32>(context, &inputs, step, out),
+            Some(CacheType::F16) => self.attend_rows::<f16>(context, &inputs, step, out),
+            None => Ok(()),
+        }
+    }
+
+    /// The rows that the graph was fed must be those of the step, each with a live cache that fits.
+    fn check_rows(&self, rows: &[StepRow], slots: &[i64], row_offsets: &[i32], tokens: usize) -> Result<()> {
+        if slots.len() != rows.len() || row_offsets.len() != rows.len() + 1 {
+            return Err(Error::InvalidArgument(format!(
+                "rows: expected {} slots and {} offsets, found {} and {}",
+                rows.len(),
+                rows.len() + 1,
+                slots.len(),
+                row_offsets.len()
+            )));
+        }
+        for (row, &slot) in rows.iter().zip(slots) {
+            if row.slot != slot {
+                return Err(Error::InvalidArgument(format!(
+                    "slot: expected a live one of this step ({:#x}), found {slot:#x}: stale or foreign",
+                    row.slot
+                )));
+            }
+            let shape = row.cache.shape();
+            if shape.kv_heads != self.num_kv_heads
+                || shape.head_dim != self.head_dim
+                || self.layer >= shape.layers
+                || row.cache.element() != rows[0].cache.element()
+            {
+                return Err(Error::Model(format!(
+                    "layer {}: expected a cache of {} KV heads of {} elements, found {} of {} in {} layers",
+                    self.layer, self.num_kv_heads, self.head_dim, shape.kv_heads, shape.head_dim, shape.layers
+                )));
+            }
+        }
+        let rising = row_offsets.windows(2).all(|pair| pair[0] <= pair[1]);
+        if row_offsets[0] != 0 || !rising || row_offsets[rows.len()] as usize != tokens {
+            return Err(Error::InvalidArgument(format!(
+                "row_offsets: expected 0 rising to {tokens}, found {row_offsets:?}"
+            )));
+        }
+        Ok(())
+    }
+
+    fn attend_rows<E: Element>(
+        &self,
+        context: &ComputeContext,
+        inputs: &Inputs<'_>,
+        step: &mut StepContext,
+        out: &mut [f32],
+    ) -> Result<()> {
+        let (num_heads, head_dim, kv_heads) = (self.num_heads, self.head_dim, self.num_kv_heads);
+        let query_width = num_heads * head_dim;
+        let group = num_heads / kv_heads;
+        let range_of = |row: usize| -> Range<usize> {
+            inputs.row_offsets[row] as usize..inputs.row_offsets[row + 1] as usize
+        };
+
+        let StepContext { rows, rope, rotated, .. } = step;
+        let half = head_dim / 2;
+        let rotated_parts = Parts::new(rotated);
+        self.parallel(context, rows.len() * kv_heads, inputs.q.len() > 1 << 15, |unit| {
+            let (row, kv_head) = (unit / kv_heads, unit % kv_heads);
+            let cache = &rows[row].cache;
+            let before = cache.head(self.layer, kv_head).len();
+            let tokens = range_of(row);
+            // SAFETY: one unit per row and KV head, so nothing else touches this head's pages.
+            let mut pages = unsafe { cache.pages_mut::<E>(self.layer, kv_head) }?;
+            let mut key = [0.0f32; 256];
+            for (index, token) in tokens.enumerate() {
+                let (cos, sin) = (&rope.cos[token * half..][..half], &rope.sin[token * half..][..half]);
+                let at = (token * kv_heads + kv_head) * head_dim;
+                let key = &mut key[..head_dim];
+                cpu::rotate(self.state.simd, &inputs.k[at..at + head_dim], cos, sin, head_dim, key)?;
+                cpu::append(self.state.simd, &mut pages, before + index, key, &inputs.v[at..at + head_dim])?;
+                let heads = token * query_width + kv_head * group * head_dim;
+                // SAFETY: tokens of different rows and heads of different groups do not overlap.
+                let to = unsafe { rotated_parts.part(heads, group * head_dim) };
+                cpu::rotate(self.state.simd, &inputs.q[heads..heads + group * head_dim], cos, sin, head_dim, to)?;
+            }
+            Ok(())
+        })?;
+
+        for (index, row) in rows.iter_mut().enumerate() {
+            if let Some(first) = row.first_generated {
+                for (generated, token) in (first..).zip(range_of(index)) {
+                    let queries = &rotated[token * query_width..][..query_width];
+                    row.cache.window_mut(self.layer).record(generated, queries);
+                }
+            }
+        }
+
+        // Prefill is cut along the tokens, so that a long row keeps every worker busy.
+        let tiles: Vec<(usize, Range<usize>)> = (0..rows.len())
+            .flat_map(|row| {
+                let tokens = range_of(row);
+                let end = tokens.end;
+                tokens
+                    .step_by(TOKEN_TILE)
+                    .map(move |start| (row, start..(start + TOKEN_TILE).min(end)))
+            })
+            .collect();
+        let rotated = &rotated[..];
+        let out_parts = Parts::new(out);
+        self.parallel(context, tiles.len() * kv_heads, true, |unit| {
+            // Neighbouring units share a KV head's pages and differ in their queries.
+            let (row, tokens) = &tiles[unit % tiles.len()];
+            let kv_head = unit / tiles.len();
+            let cache = &rows[*row].cache;
+            let before = cache.head(self.layer, kv_head).len();
+            let row_tokens = range_of(*row);
+            // SAFETY: the row's new entries were written above; nothing writes until all workers
+            // are done.
+            let pages = unsafe { cache.pages::<E>(self.layer, kv_head, before + row_tokens.len()) }?;
+            let first = tokens.start * query_width + kv_head * group * head_dim;
+            let queries = Heads::new(&rotated[first..], tokens.len(), group, head_dim, query_width)?;
+            // SAFETY: tiles of different rows and tokens, and heads of different groups, write
+            // different elements of `out`.
+            let mut out = unsafe {
+                let part = out_parts.address(first, (tokens.len() - 1) * query_width + group * head_dim);
+                HeadsMut::from_raw(part, tokens.len(), group, head_dim, query_width)
+            }?;
+            let visible_before = before + (tokens.start - row_tokens.start);
+            self.state.with_scratch(|scratch| {
+                cpu::attend(self.state.simd, &pages, visible_before, queries, &mut out, self.scale, scratch)
+            })?;
+            Ok(())
+        })
+    }
+
+    /// Runs `work` for every unit, on ONNX Runtime's own threads if `wide`. A panic in a worker
+    /// becomes an error here: its frames are under ONNX Runtime's.
+    fn parallel(
+        &self,
+        context: &ComputeContext,
+        units: usize,
+        wide: bool,
+        work: impl Fn(usize) -> Result<()> + Send + Sync,
+    ) -> Result<()> {
+        if !wide || units == 1 {
+            return (0..units).try_for_each(work);
+        }
+        let failure = Mutex::new(None);
+        context.par_for(units, 0, |unit| {
+            let result = catch_unwind(AssertUnwindSafe(|| work(unit)))
+                .unwrap_or_else(|payload| Err(Error::Internal(panic_text(&*payload))));
+            if let Err(error) = result {
+                *failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+            }
+        })?;
+        match failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            Some(error) => Err(error),
+            None => Ok(()),
+        }
+    }
+}
+
+/// A buffer that workers write in disjoint parts.
+struct Parts<'a> {
+    start: *mut f32,
+    len: usize,
+    _buffer: std::marker::PhantomData<&'a mut [f32]>,
+}
+
+impl<'a> Parts<'a> {
+    fn new(buffer: &'a mut [f32]) -> Self {
+        Self {
+            start: buffer.as_mut_ptr(),
+            len: buffer.len(),
+            _buffer: std::marker::PhantomData,
+        }
+    }
+
+    /// # Safety
+    /// No other part that is in use overlaps this one.
+    #[allow(clippy::mut_from_ref)] // that is the point: parts are disjoint
+    unsafe fn part(&self, first: usize, len: usize) -> &'a mut [f32] {
+        // SAFETY: `address` checks the range; disjoint by the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.address(first, len), len) }
+    }
+
+    /// The address of element `first`, which `len` elements of the buffer begin at.
+    fn address(&self, first: usize, len: usize) -> *mut f32 {
+        assert!(first + len <= self.len, "a part inside the buffer");
+        self.start.wrapping_add(first)
+    }
+}
+
+// SAFETY: parts are handed out through `unsafe` functions whose callers keep them disjoint.
+unsafe impl Sync for Parts<'_> {}
+// SAFETY: as above.
+unsafe impl Send for Parts<'_> {}
+
+fn expect(name: &str, found: usize, expected: usize) -> Result<()> {
+    if found == expected {
+        return Ok(());
+    }
+    Err(Error::Model(format!(
+        "{NAME}: {name}: expected {expected} elements, found {found}"
+    )))
+}

@@ -1,0 +1,394 @@
+//! One text: its tokens, its cache, its policy, its sampler. Everything is per sequence.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use reasoning_rpc_core::{Policy, Trigger};
+
+use crate::cache::SequenceCache;
+use crate::compress::{CompressionRecord, Moment};
+use crate::engine::EngineShared;
+use crate::error::{Error, Result};
+use crate::sampling::{Sampler, SamplingOptions};
+use crate::text::{Message, encode_chat, encode_raw};
+
+/// Options of a sequence.
+#[derive(Clone)]
+pub struct SequenceOptions {
+    /// What is kept of its cache.
+    pub policy: Arc<dyn Policy>,
+    /// How tokens are drawn.
+    pub sampling: SamplingOptions,
+    /// Whether the log of compressions names the kept positions (it then grows with the text).
+    pub record_kept: bool,
+}
+
+/// Figures of one sequence. Times are wall-clock times of the steps that it took part in.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Stats {
+    /// Given tokens whose K and V were written.
+    pub prefill_tokens: usize,
+    /// Time of the steps that did so.
+    pub prefill_time: Duration,
+    /// Generated tokens whose K and V were written.
+    pub decode_tokens: usize,
+    /// Time of the steps that did so, compactions not included.
+    pub decode_time: Duration,
+    /// Compressions so far.
+    pub compressions: usize,
+    /// Time spent scoring, selecting and moving.
+    pub compaction_time: Duration,
+    /// Bytes of the cache now, in whole blocks.
+    pub cache_bytes: usize,
+    /// The most bytes at any moment.
+    pub cache_peak_bytes: usize,
+    /// Bytes that the same text takes without compression, in whole blocks.
+    pub cache_uncompressed_bytes: usize,
+}
+
+/// A text under generation. Used by one thread at a time; it may move between threads.
+pub struct Sequence {
+    pub(crate) shared: Arc<EngineShared>,
+    pub(crate) slot: i64,
+    /// Absent only while a step runs.
+    pub(crate) cache: Option<Box<SequenceCache>>,
+    pub(crate) logits: Vec<f32>,
+    /// `logits` are those after the last token.
+    pub(crate) logits_ready: bool,
+    pub(crate) poisoned: bool,
+    pub(crate) stats: Stats,
+    pub(crate) log: Vec<CompressionRecord>,
+    policy: Arc<dyn Policy>,
+    sampler: Sampler,
+    seed: u64,
+    record_kept: bool,
+    tokens: Vec<u32>,
+    /// Positions given by the caller, ascending and apart; all others are generated.
+    given: Vec<Range<u32>>,
+    /// Tokens whose K and V were written.
+    written: usize,
+    generated_written: usize,
+}
+
+impl Sequence {
+    pub(crate) fn new(shared: Arc<EngineShared>, options: SequenceOptions) -> Result<Self> {
+        options.sampling.validate()?;
+        let spec = options.policy.spec();
+        let cache = shared.new_cache(spec.window_queries());
+        Ok(Self {
+            slot: shared.slots.open(),
+            cache: Some(Box::new(cache)),
+            logits: Vec::new(),
+            logits_ready: false,
+            poisoned: false,
+            stats: Stats::default(),
+            log: Vec::new(),
+            policy: options.policy,
+            seed: options.sampling.seed,
+            sampler: Sampler::new(options.sampling)?,
+            record_kept: options.record_kept,
+            tokens: Vec::new(),
+            given: Vec::new(),
+            written: 0,
+            generated_written: 0,
+            shared,
+        })
+    }
+
+    /// All tokens of the text, given and generated, the ones not run yet included.
+    pub fn tokens(&self) -> &[u32] {
+        &self.tokens
+    }
+
+    /// Tokens that the next steps have to run.
+    pub fn pending(&self) -> usize {
+        self.tokens.len() - self.written
+    }
+
+    /// The seed that its tokens are drawn with.
+    pub fn seed(&self) -> u64 {
+        self.seed
+    }
+
+    /// Tokens that the context still has room for.
+    pub fn room(&self) -> usize {
+        self.shared.context() - self.tokens.len()
+    }
+
+    /// What its compressions did, in order of time, then layer.
+    pub fn compressions(&self) -> &[CompressionRecord] {
+        &self.log
+    }
+
+    /// The logits after the last token, `[vocab]`, once the steps have run all tokens.
+    pub fn logits(&self) -> Option<&[f32]> {
+        self.logits_ready.then_some(&self.logits[..])
+    }
+
+    /// Figures so far.
+    pub fn stats(&self) -> Stats {
+        let mut stats = self.stats;
+        if let Some(cache) = &self.cache {
+            stats.cache_bytes = cache.bytes();
+            stats.cache_peak_bytes = cache.peak_bytes();
+            stats.cache_uncompressed_bytes = cache.shape().bytes(self.written);
+        }
+        stats
+    }
+
+    /// Appends text of the caller's: it is protected from compression.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] if an id is not in the vocabulary, [`Error::Context`] if the text
+    /// would outgrow the context. Nothing is appended then.
+    pub fn append_tokens(&mut self, ids: &[u32]) -> Result<()> {
+        self.check_alive()?;
+        self.check_ids(ids)?;
+        let start = self.tokens.len() as u32;
+        let end = start + ids.len() as u32;
+        match self.given.last_mut() {
+            Some(last) if last.end == start => last.end = end,
+            _ if ids.is_empty() => {}
+            _ => self.given.push(start..end),
+        }
+        self.push(ids);
+        Ok(())
+    }
+
+    /// Appends raw text of the caller's. Control tokens in it are parsed; a text that starts the
+    /// sequence gets the beginning-of-text token if the model's tokenizer asks for one.
+    ///
+    /// # Errors
+    /// As [`append_tokens`](Self::append_tokens), or [`Error::Text`] without a tokenizer.
+    pub fn append_text(&mut self, text: &str) -> Result<()> {
+        let model = &self.shared.model;
+        let tokens = &model.manifest().tokens;
+        let bos = tokens.bos.filter(|_| tokens.add_bos && self.tokens.is_empty());
+        let ids = encode_raw(model.tokenizer()?, text, bos)?;
+        self.append_tokens(&ids)
+    }
+
+    /// Appends messages through the model's chat template, with the opening of the answer. Control
+    /// tokens are parsed in the template's text, never in a message's content.
+    ///
+    /// # Errors
+    /// As [`append_tokens`](Self::append_tokens); [`Error::Text`] or [`Error::Template`] if the
+    /// model has no tokenizer or template, or the template fails.
+    pub fn append_chat(&mut self, messages: &[Message]) -> Result<()> {
+        let model = &self.shared.model;
+        let ids = encode_chat(model.tokenizer()?, model.template()?, messages, true)?;
+        self.append_tokens(&ids)
+    }
+
+    /// Appends a token as generated: one of the caller's choice in place of a sampled one.
+    ///
+    /// # Errors
+    /// As [`append_tokens`](Self::append_tokens), or [`Error::InvalidArgument`] if there is no text
+    /// to continue.
+    pub fn accept(&mut self, token: u32) -> Result<()> {
+        self.check_alive()?;
+        if self.tokens.is_empty() {
+            return Err(Error::InvalidArgument(
+                "accept: expected a prompt to continue, found an empty sequence".into(),
+            ));
+        }
+        self.check_ids(&[token])?;
+        self.push(&[token]);
+        Ok(())
+    }
+
+    /// Draws the next token from the logits and appends it.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] if there are no logits after the last token yet,
+    /// [`Error::Context`] if the context is full.
+    pub fn sample(&mut self) -> Result<u32> {
+        self.check_alive()?;
+        if !self.logits_ready {
+            return Err(Error::InvalidArgument(format!(
+                "sample: expected logits after the last token, found {} tokens that no step has run",
+                self.pending()
+            )));
+        }
+        if self.room() == 0 {
+            return Err(Error::Context {
+                needed: self.tokens.len() + 1,
+                context: self.shared.context(),
+            });
+        }
+        let token = self.sampler.sample(&self.logits)?;
+        self.push(&[token]);
+        Ok(token)
+    }
+
+    /// Promises this sequence the cache that it needs until `new_tokens` more tokens are generated
+    /// (the last of which is never written): exact, compressions counted. A later promise replaces
+    /// this one; 0 with nothing pending gives back what is not in use.
+    ///
+    /// # Errors
+    /// [`Error::Budget`] if the budget cannot hold it beside what other sequences were promised.
+    pub fn reserve(&mut self, new_tokens: usize) -> Result<()> {
+        self.check_alive()?;
+        let entries = if new_tokens == 0 && self.pending() == 0 {
+            0
+        } else {
+            let given: usize = self.given.iter().map(Range::len).sum();
+            let generated = self.tokens.len() - given + new_tokens.saturating_sub(1);
+            given + self.policy.peak_generated(generated)
+        };
+        self.cache_mut()?.reserve(entries)
+    }
+
+    fn push(&mut self, ids: &[u32]) {
+        if !ids.is_empty() {
+            self.logits_ready = false;
+        }
+        for &id in ids {
+            self.sampler.observe(id);
+        }
+        self.tokens.extend_from_slice(ids);
+    }
+
+    fn check_ids(&self, ids: &[u32]) -> Result<()> {
+        let vocab = self.shared.model.manifest().dimensions.vocab_size;
+        if let Some(id) = ids.iter().find(|&&id| id as usize >= vocab) {
+            return Err(Error::InvalidArgument(format!(
+                "token id: expected 0 to {}, found {id}",
+                vocab - 1
+            )));
+        }
+        if ids.len() > self.room() {
+            return Err(Error::Context {
+                needed: self.tokens.len() + ids.len(),
+                context: self.shared.context(),
+            });
+        }
+        Ok(())
+    }
+
+    pub(crate) fn check_alive(&self) -> Result<()> {
+        match self.poisoned {
+            true => Err(Error::Poisoned),
+            false => Ok(()),
+        }
+    }
+
+    pub(crate) fn cache_mut(&mut self) -> Result<&mut SequenceCache> {
+        self.cache.as_deref_mut().ok_or(Error::Poisoned)
+    }
+
+    /// The tokens that the next step runs: as many of one kind, given or generated, as a chunk
+    /// holds, and not beyond the next compression. Empty if nothing is pending.
+    pub(crate) fn next_chunk(&self, limit: usize) -> Chunk {
+        let start = self.written;
+        let given_here = self.given.iter().find(|range| range.end as usize > start);
+        let (generated, mut end) = match given_here {
+            Some(range) if range.start as usize <= start => (false, range.end as usize),
+            Some(range) => (true, range.start as usize),
+            None => (true, self.tokens.len()),
+        };
+        end = end.min(start + limit);
+        if generated && let Some(due) = self.due_at() {
+            end = end.min(start + (due - self.generated_written));
+        }
+        Chunk {
+            tokens: start..end,
+            first_generated: generated.then_some(self.generated_written),
+            last: end == self.tokens.len(),
+        }
+    }
+
+    /// Counts a chunk whose keys and values were written.
+    pub(crate) fn commit(&mut self, chunk: &Chunk, time: Duration) -> Result<()> {
+        let positions = chunk.tokens.start as u32..chunk.tokens.end as u32;
+        self.cache_mut()?.commit(positions);
+        self.written = chunk.tokens.end;
+        if chunk.first_generated.is_some() {
+            self.generated_written += chunk.tokens.len();
+            self.stats.decode_tokens += chunk.tokens.len();
+            self.stats.decode_time += time;
+        } else {
+            self.stats.prefill_tokens += chunk.tokens.len();
+            self.stats.prefill_time += time;
+        }
+        Ok(())
+    }
+
+    fn due_at(&self) -> Option<usize> {
+        match self.policy.spec().trigger {
+            Trigger::Interval(schedule) => Some(schedule.due_at(self.stats.compressions)),
+            _ => None,
+        }
+    }
+
+    /// Compresses the cache if that is due.
+    pub(crate) fn compress_if_due(&mut self) -> Result<()> {
+        if self.due_at() != Some(self.generated_written) {
+            return Ok(());
+        }
+        let Trigger::Interval(schedule) = self.policy.spec().trigger else {
+            return Ok(());
+        };
+        let start = std::time::Instant::now();
+        let policy = Arc::clone(&self.policy);
+        let moment = Moment {
+            policy: &*policy,
+            done: self.stats.compressions,
+            generated: self.generated_written,
+            given: &self.given,
+            window_start: position_of_generated(
+                &self.given,
+                self.generated_written - schedule.window(),
+            ),
+            num_heads: self.shared.model.manifest().dimensions.num_heads,
+            record_kept: self.record_kept,
+        };
+        let cache = self.cache.as_deref_mut().ok_or(Error::Poisoned)?;
+        self.shared.compress(cache, &moment, &mut self.log)?;
+        self.stats.compressions += 1;
+        self.stats.compaction_time += start.elapsed();
+        Ok(())
+    }
+}
+
+impl Drop for Sequence {
+    fn drop(&mut self) {
+        self.shared.slots.close(self.slot);
+    }
+}
+
+/// Tokens of one step.
+pub(crate) struct Chunk {
+    /// Positions.
+    pub tokens: Range<usize>,
+    /// For generated ones: how many were written before them.
+    pub first_generated: Option<usize>,
+    /// Whether nothing is left behind them, so that logits are wanted.
+    pub last: bool,
+}
+
+/// The text position of the generated token with `index` generated ones before it.
+fn position_of_generated(given: &[Range<u32>], index: usize) -> u32 {
+    let mut position = index as u32;
+    for range in given {
+        if range.start > position {
+            break;
+        }
+        position += range.end - range.start;
+    }
+    position
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn generated_positions_skip_what_was_given() {
+        let given = [0..3u32, 5..6, 8..10];
+        let all: Vec<u32> = (0..6).map(|i| position_of_generated(&given, i)).collect();
+        assert_eq!(all, [3, 4, 6, 7, 10, 11]);
+        assert_eq!(position_of_generated(&[], 4), 4);
+    }
+}

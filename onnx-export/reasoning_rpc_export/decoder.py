@@ -1,0 +1,232 @@
+"""Builds the decoder graph from a checkpoint, layer by layer, streaming its weights to disk.
+
+Norms, activations and quantised products are the operators that ONNX Runtime's CPU provider has kernels for:
+RMSNormalization, and from the first residual on com.microsoft SkipSimplifiedLayerNormalization, which is the same norm
+with the addition in front of it; QuickGelu with alpha 1, which is SiLU; MatMulNBits with 8-bit activations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+from . import quantize
+from .checkpoint import Checkpoint
+from .errors import ExportError
+from .graph import FLAVOURS, MICROSOFT, Graph
+from .quantize import BLOCK
+from .tensors import StoredTensor
+from .weights_file import WeightsFile
+
+# Bits per weight of linear layers; None is float32. Embedding and head have 8 bits in both quantised encodings.
+WEIGHTS = {"fp32": None, "int8": 8, "int4": 4}
+HEAD_BITS = 8
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
+
+def build_decoder(
+    checkpoint: Checkpoint, weights: str, flavour: str, file: WeightsFile, advance: Callable[[int], None]
+) -> onnx.ModelProto:
+    """The graph, its weights already written to `file`; `advance` is told how many weights were just written."""
+    decoder = Decoder(checkpoint, WEIGHTS[weights], flavour, file, advance)
+    return decoder.build()
+
+
+class Decoder:
+    """Embedding, blocks, final norm and head; the flavour supplies inputs and attention."""
+
+    def __init__(
+        self, checkpoint: Checkpoint, bits: int | None, flavour: str, file: WeightsFile, advance: Callable[[int], None]
+    ):
+        self.tensors, self.config = checkpoint.tensors, checkpoint.config
+        self.bits = bits
+        self.weights = file
+        self.advance = advance
+        if bits is not None:
+            self.check_block_multiples()
+        self.graph = Graph(file)
+        self.attention = FLAVOURS[flavour](self.graph, self.config)
+        self.leading = self.attention.leading  # leading dimensions of hidden states
+        self.block_sums: dict[str, str] = {}  # value -> its sums over blocks
+
+    def check_block_multiples(self) -> None:
+        for name, (_, width) in self.config.projections().items():
+            if width % BLOCK:
+                raise ExportError(f"{name} reads {width} values, not a multiple of the block of {BLOCK}: export fp32")
+
+    def build(self) -> onnx.ModelProto:
+        config = self.config
+        hidden = self.embed(self.attention.input_ids)
+        norm = self.vector("model.layers.0.input_layernorm.weight")
+        name = "layers.0.input_norm"
+        normed = self.graph.node("RMSNormalization", [hidden, norm], name, axis=-1, epsilon=config.rms_norm_eps)
+        for layer in range(config.num_layers):
+            hidden, normed = self.block(layer, hidden, normed)
+        logits = self.head(normed)
+        self.graph.output(logits, TensorProto.FLOAT, ["N", config.vocab_size], first=True)
+        return self.graph.model()
+
+    # Blocks
+
+    def block(self, layer: int, hidden: str, normed: str) -> tuple[str, str]:
+        """One layer: residual stream and its norm in, residual stream and the *next* norm of it out."""
+        last = layer == self.config.num_layers - 1
+        source, prefix = f"model.layers.{layer}.", f"layers.{layer}."
+        q, k, v = (self.linear(normed, layer, f"self_attn.{x}_proj") for x in "qkv")
+        attended = self.attention.attend(layer, q, k, v)
+        if last:
+            # Everything after the last attention is per token: only the rows that get logits go on.
+            attended = self.take_rows(attended, "attended", self.config.num_heads * self.config.head_dim)
+            hidden = self.take_rows(hidden, "hidden", self.config.hidden_size)
+            self.leading = 1
+        output = self.linear(attended, layer, "self_attn.o_proj")
+        hidden, normed = self.add_and_norm(
+            hidden, output, source + "post_attention_layernorm.weight", prefix + "post_attention_norm"
+        )
+        gate = self.linear(normed, layer, "mlp.gate_proj")
+        up = self.linear(normed, layer, "mlp.up_proj")
+        silu = self.graph.node("QuickGelu", [gate], prefix + "silu", MICROSOFT, alpha=1.0)
+        inner = self.graph.node("Mul", [silu, up], prefix + "gated")
+        down = self.linear(inner, layer, "mlp.down_proj")
+        if last:
+            return self.add_and_norm(hidden, down, "model.norm.weight", "final_norm")
+        following = layer + 1
+        return self.add_and_norm(
+            hidden, down, f"model.layers.{following}.input_layernorm.weight", f"layers.{following}.input_norm"
+        )
+
+    def take_rows(self, value: str, name: str, width: int) -> str:
+        """[T, width] or [B, T, width] -> [N, width]: the rows that logits_rows names, of the flattened tokens."""
+        if self.leading == 2:
+            shape = self.weights.add(f"{name}_flat_shape", np.array([-1, width], np.int64))
+            value = self.graph.node("Reshape", [value, shape], f"{name}_flat")
+        return self.graph.node("Gather", [value, self.attention.logits_rows], f"{name}_of_logits_rows", axis=0)
+
+    def add_and_norm(self, hidden: str, addend: str, weight: str, name: str) -> tuple[str, str]:
+        """(hidden + addend, the RMS norm of that sum)."""
+        total = name + ".sum"
+        outputs = [name] if weight == "model.norm.weight" else [name, "", "", total]
+        inputs = [hidden, addend, self.vector(weight)]
+        epsilon = self.config.rms_norm_eps
+        self.graph.node("SkipSimplifiedLayerNormalization", inputs, name, MICROSOFT, outputs, epsilon=epsilon)
+        return total, name
+
+    def vector(self, name: str) -> str:
+        """A norm's weight or a bias, float32 [n]."""
+        tensor = self.tensors[name]
+        self.advance(tensor.weights)
+        return self.weights.add(name, tensor.vector())
+
+    # Linear layers
+
+    def linear(self, x: str, layer: int, projection: str) -> str:
+        """x [.., in] -> [.., out], with the projection's bias where it has one."""
+        source = f"model.layers.{layer}.{projection}"
+        name = f"layers.{layer}.{projection.split('.')[1]}"
+        bias = self.vector(source + ".bias") if projection in self.config.biased else None
+        tensor = self.tensors[source + ".weight"]
+        if self.bits is None:
+            return self.float_linear(x, tensor, bias, source, name)
+        quants, scales, minimums = self.write_blocks(tensor, self.bits, source)
+        if minimums is None:
+            return self.block_product(x, quants, scales, bias, tensor.shape, self.bits, name)
+        product = self.block_product(x, quants, scales, bias, tensor.shape, self.bits, name + ".symmetric")
+        sums = self.sum_blocks(x, tensor.width)
+        if self.leading == 1:
+            return self.graph.node("Gemm", [sums, minimums, product], name)
+        offset = self.graph.node("MatMul", [sums, minimums], name + ".offset")
+        return self.graph.node("Add", [product, offset], name)
+
+    def float_linear(self, x: str, tensor: StoredTensor, bias: str | None, source: str, name: str) -> str:
+        """MatMul with the weight stored as [in, out], the order that the product reads."""
+        transposed = np.empty(tensor.shape[::-1], np.float32)
+        for start, stop in tensor.chunks():
+            transposed[:, start:stop] = tensor.rows(start, stop).T
+            self.advance((stop - start) * tensor.width)
+        weight = self.weights.stream(source + ".weight", transposed.shape, np.float32, [transposed])
+        if bias is None:
+            return self.graph.node("MatMul", [x, weight], name)
+        return self.graph.node("Add", [self.graph.node("MatMul", [x, weight], name + ".product"), bias], name)
+
+    def block_product(
+        self, x: str, quants: str, scales: str, bias: str | None, shape: tuple[int, ...], bits: int, name: str
+    ) -> str:
+        """MatMulNBits, symmetric (no zero points). accuracy_level 4 multiplies 8-bit activations: the packed kernel."""
+        inputs = [x, quants, scales] + (["", "", bias] if bias else [])
+        attributes = {"N": shape[0], "K": shape[1], "bits": bits, "block_size": BLOCK, "accuracy_level": 4}
+        return self.graph.node("MatMulNBits", inputs, name, MICROSOFT, **attributes)
+
+    def sum_blocks(self, x: str, width: int) -> str:
+        """Sums of x over blocks, [.., in / 32]; computed once for all projections that read the same x."""
+        if x not in self.block_sums:
+            shape = f"blocks_of_{width}_in_{self.leading}"
+            if shape not in self.block_sums:
+                self.block_sums[shape] = self.weights.add(
+                    shape, np.array([0] * self.leading + [width // BLOCK, BLOCK], np.int64)
+                )
+                self.block_sums["last_axis"] = self.weights.add("last_axis", np.array([-1], np.int64))
+            blocks = self.graph.node("Reshape", [x, shape], x + ".blocks")
+            self.block_sums[x] = self.graph.node("ReduceSum", [blocks, "last_axis"], x + ".block_sums", keepdims=0)
+        return self.block_sums[x]
+
+    def write_blocks(self, tensor: StoredTensor, bits: int, name: str) -> tuple[str, str, str | None]:
+        """Writes a matrix in blocks; names of quants [out, in/32, bytes], scales [out, in/32], minimums [in/32, out]."""
+        rows, blocks = tensor.num_rows, tensor.width // BLOCK
+        scales = np.empty((rows, blocks), np.float32)
+        minimums = np.empty((blocks, rows), np.float32) if quantize.has_minimums(tensor, bits) else None
+
+        def pieces() -> Iterator[np.ndarray]:
+            for start, stop in tensor.chunks():
+                piece = quantize.encode(tensor, bits, start, stop)
+                scales[start:stop] = piece.scales
+                if minimums is not None:
+                    minimums[:, start:stop] = piece.minimums.T
+                yield piece.quants
+                self.advance((stop - start) * tensor.width)
+
+        shape = (rows, blocks, BLOCK * bits // 8)
+        return (
+            self.weights.stream(name + ".quants", shape, np.uint8, pieces()),
+            self.weights.add(name + ".scales", scales),
+            None if minimums is None else self.weights.add(name + ".minimums", minimums),
+        )
+
+    # Embedding and head: one table in the file where they are tied
+
+    def embed(self, input_ids: str) -> str:
+        tensor = self.tensors[EMBEDDING]
+        if self.bits is None:
+            table = self.write_rows(tensor, EMBEDDING)
+            return self.graph.node("Gather", [table, input_ids], "embedding", axis=0)
+        quants, scales, _ = self.write_blocks(tensor, HEAD_BITS, EMBEDDING)
+        table = self.weights.alias("embedding.quants", tensor.shape, quants)
+        attributes = {"bits": HEAD_BITS, "block_size": BLOCK, "gather_axis": 0, "quantize_axis": 1}
+        inputs = [table, input_ids, scales]
+        return self.graph.node("GatherBlockQuantized", inputs, "embedding", MICROSOFT, **attributes)
+
+    def head(self, x: str) -> str:
+        """x [N, hidden] -> logits [N, vocab]."""
+        tied = self.config.tied_head
+        tensor = self.tensors[EMBEDDING if tied else HEAD]
+        if self.bits is None:
+            # Gemm reads [out, in]: a tied table is shared, and no large matrix has to be transposed.
+            table = EMBEDDING if tied else self.write_rows(tensor, HEAD)
+            return self.graph.node("Gemm", [x, table], "logits", transB=1)
+        if tied:
+            quants, scales = EMBEDDING + ".quants", EMBEDDING + ".scales"
+        else:
+            quants, scales, _ = self.write_blocks(tensor, HEAD_BITS, HEAD)
+        return self.block_product(x, quants, scales, None, tensor.shape, HEAD_BITS, "logits")
+
+    def write_rows(self, tensor: StoredTensor, name: str) -> str:
+        """A matrix as it is, float32 [out, in]."""
+
+        def pieces() -> Iterator[np.ndarray]:
+            for start, stop in tensor.chunks():
+                yield tensor.rows(start, stop)
+                self.advance((stop - start) * tensor.width)
+
+        return self.weights.stream(name, tensor.shape, np.float32, pieces())

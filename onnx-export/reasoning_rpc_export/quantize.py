@@ -1,0 +1,132 @@
+"""Weights in blocks of 32 along `in`, as com.microsoft MatMulNBits and GatherBlockQuantized read them.
+
+An unsigned quant u of b bits stands for `scale * (u - 2**(b-1))`; scales are float32 and may be negative. Four-bit
+quants lie two to a byte, the even index in the low half. What a GGUF holds in blocks of the same width is re-packed
+without loss (Q4_0, Q4_1 and Q8_0); everything else is rounded.
+
+A Q4_1 block is `d * q + m`. MatMulNBits with zero points would leave its fast kernel for it, so the block is written as
+the symmetric `d * (q - 8)` and a minimum `m + 8 d`, which the graph multiplies with the sum of the block's inputs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from .errors import ExportError
+from .tensors import StoredTensor
+
+BLOCK = 32
+# What a block's largest weight is scaled to; the best of these is chosen per block. Beyond 8 it is clipped a little.
+CANDIDATES = (8.0, 7.0, 7.4, 7.7, 8.35, 8.7, 9.1)
+# Blocks searched at once: 2 MB of float32, so that the candidates run from the processor's cache.
+SEARCH_BLOCKS = 16384
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Rows of a matrix: quants uint8 [rows, in/32, 32 * bits / 8], scales and minimums float32 [rows, in/32]."""
+
+    quants: np.ndarray
+    scales: np.ndarray
+    minimums: np.ndarray | None = None
+
+
+def has_minimums(tensor: StoredTensor, bits: int) -> bool:
+    return tensor.encoding == "Q4_1" and bits == 4
+
+
+def encode(tensor: StoredTensor, bits: int, start: int, stop: int) -> Blocks:
+    """Rows start .. stop - 1 of a matrix whose width is a multiple of 32."""
+    repack = _REPACK.get((tensor.encoding, bits))
+    if repack is not None:
+        raw = tensor.raw_rows(start, stop)
+        blocks = repack(raw.reshape(len(raw), tensor.width // BLOCK, -1))
+    else:
+        rows = tensor.rows(start, stop).reshape(stop - start, tensor.width // BLOCK, BLOCK)
+        blocks = round_to_8_bits(rows) if bits == 8 else round_to_4_bits(rows)
+    if not np.isfinite(blocks.scales).all():
+        raise ExportError(f"tensor {tensor.name}: holds values that are not finite")
+    return blocks
+
+
+# GGUF blocks, raw uint8 [rows, blocks, bytes]. Layouts: float16 d (and m), then quants; of four-bit quants, byte j
+# holds index j in its low half and index j + 16 in its high half.
+
+
+def _float16(raw: np.ndarray, offset: int) -> np.ndarray:
+    return np.ascontiguousarray(raw[..., offset : offset + 2]).view("<f2")[..., 0].astype(np.float32)
+
+
+def _repack_nibbles(halves: np.ndarray) -> np.ndarray:
+    return pack_nibbles(np.concatenate([halves & 15, halves >> 4], axis=-1))
+
+
+def repack_q4_0(raw: np.ndarray) -> Blocks:
+    return Blocks(_repack_nibbles(raw[..., 2:]), _float16(raw, 0))
+
+
+def repack_q4_1(raw: np.ndarray) -> Blocks:
+    scales = _float16(raw, 0)
+    return Blocks(_repack_nibbles(raw[..., 4:]), scales, _float16(raw, 2) + 8 * scales)
+
+
+def repack_q8_0(raw: np.ndarray) -> Blocks:
+    return Blocks(raw[..., 2:] ^ np.uint8(0x80), _float16(raw, 0))  # two's complement + 128
+
+
+_REPACK = {("Q4_0", 4): repack_q4_0, ("Q4_1", 4): repack_q4_1, ("Q8_0", 8): repack_q8_0}
+
+
+# Rounding, float32 [rows, blocks, 32]
+
+
+def pack_nibbles(quants: np.ndarray) -> np.ndarray:
+    """uint8 below 16 [.., 32] -> [.., 16]."""
+    return quants[..., 0::2] | (quants[..., 1::2] << 4)
+
+
+def round_to_8_bits(rows: np.ndarray) -> Blocks:
+    """To nearest, the largest magnitude of a block at 127."""
+    scales = np.abs(rows).max(axis=-1) / np.float32(127)
+    inverse = np.divide(1, scales, out=np.zeros_like(scales), where=scales != 0)
+    quants = np.rint(rows * inverse[..., None]) + 128
+    return Blocks(quants.astype(np.uint8), scales)
+
+
+def round_to_4_bits(rows: np.ndarray) -> Blocks:
+    """To nearest, with the scale per block, out of CANDIDATES, that leaves the smallest squared error.
+
+    For given quants q the best scale is `x.q / q.q` and its error `x.x - (x.q)^2 / q.q`: the candidate with the largest
+    (x.q)^2 / q.q wins. The weight of largest magnitude goes to -8, so a scale is negative where that weight is positive.
+    """
+    shape = rows.shape[:-1]
+    blocks = rows.reshape(-1, BLOCK)
+    quants = np.empty((len(blocks), BLOCK // 2), np.uint8)
+    scales = np.empty(len(blocks), np.float32)
+    for start in range(0, len(blocks), SEARCH_BLOCKS):
+        part = slice(start, start + SEARCH_BLOCKS)
+        quants[part], scales[part] = _search_4_bits(blocks[part])
+    return Blocks(quants.reshape(*shape, BLOCK // 2), scales.reshape(shape))
+
+
+def _search_4_bits(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """x [n, 32] -> quants [n, 16], scales [n]."""
+    largest = np.take_along_axis(x, np.abs(x).argmax(axis=1)[:, None], axis=1)
+    inverse = np.divide(-1, largest, out=np.zeros_like(largest), where=largest != 0)
+    unit = x * inverse
+    best_gain = np.full(len(x), -1, np.float32)
+    best_scale, best_target = np.zeros(len(x), np.float32), np.zeros(len(x), np.float32)
+    q = np.empty_like(x)
+    for target in CANDIDATES:
+        np.multiply(unit, np.float32(target), out=q)
+        np.clip(np.rint(q, out=q), -8, 7, out=q)
+        xq, qq = np.einsum("ij,ij->i", x, q), np.einsum("ij,ij->i", q, q)
+        scale = np.divide(xq, qq, out=np.zeros_like(xq), where=qq != 0)
+        gain = xq * scale
+        better = gain > best_gain
+        best_gain[better], best_scale[better], best_target[better] = gain[better], scale[better], target
+    np.multiply(unit, best_target[:, None], out=q)
+    np.clip(np.rint(q, out=q), -8, 7, out=q)
+    return pack_nibbles((q + 8).astype(np.uint8)), best_scale
