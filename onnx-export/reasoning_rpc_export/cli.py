@@ -11,6 +11,9 @@ from . import __version__
 from .errors import ExportError
 
 
+MAX_MESSAGE = 1000  # characters
+
+
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="reasoning-rpc-export",
@@ -51,7 +54,9 @@ def main(arguments: list[str] | None = None) -> int:
         return 128 + signal.SIGINT
     else:
         return 0
-    print("reasoning-rpc-export: " + " ".join(message.split()), file=sys.stderr)
+    # One line, whatever a damaged file put into a name.
+    line = " ".join(message.split())[:MAX_MESSAGE].encode("ascii", "backslashreplace").decode()
+    print(f"reasoning-rpc-export: {line}", file=sys.stderr)
     return 1
 
 
@@ -61,7 +66,7 @@ def run(options: argparse.Namespace) -> None:
 
     from .export import check_dest, export, open_checkpoint
 
-    check_dest(options.dest)
+    check_dest(options.dest, options.source)
     checkpoint = open_checkpoint(options.source)
     # disable=None: quiet where stderr is not a terminal
     with tqdm(total=checkpoint.parameters, unit="", unit_scale=True, desc=checkpoint.name, disable=None) as bar:

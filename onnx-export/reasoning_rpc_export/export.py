@@ -47,8 +47,10 @@ def export(checkpoint: Checkpoint, dest: Path, weights: str, flavour: str, advan
         write_manifest(folder, checkpoint, weights, flavour, dict(sorted(files.items())))
 
 
-def check_dest(dest: Path) -> None:
-    """A destination is absent, an empty folder or an earlier export."""
+def check_dest(dest: Path, source: Path) -> None:
+    """A destination is absent, an empty folder or an earlier export, and replacing it must not take the source along."""
+    if source.resolve().is_relative_to(dest.resolve()):
+        raise ExportError(f"{dest}: holds the source, {source}")
     if not os.path.lexists(dest):
         return
     if not dest.is_dir():
@@ -60,7 +62,6 @@ def check_dest(dest: Path) -> None:
 @contextmanager
 def replacing(dest: Path) -> Iterator[Path]:
     """A new folder beside `dest` that takes its place when the block ends well and is removed when it does not."""
-    check_dest(dest)
     dest = dest.resolve()
     created = [parent for parent in dest.parents if not parent.exists()]  # innermost first
     dest.parent.mkdir(parents=True, exist_ok=True)
@@ -80,7 +81,6 @@ def replacing(dest: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         for parent in created:
-            if not any(parent.iterdir()):
-                parent.rmdir()
+            parent.rmdir()
         raise
     shutil.rmtree(previous, ignore_errors=True)

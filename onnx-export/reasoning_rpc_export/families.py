@@ -26,8 +26,8 @@ class Family:
     # Projections with a bias: always, or where the named setting of config.json is true (in a GGUF: where it is there).
     biases: dict[tuple[str, ...], bool | str] = field(default_factory=dict)
     gguf_interleaved_qk: bool = False  # GGUF holds q and k rows in interleaved rotary order
-    # Settings of config.json that this package does not implement: the values that mean "absent".
-    refused_settings: dict[str, tuple] = field(default_factory=dict)
+    # Settings of config.json that the family has, with the only values implemented here; None is an absent setting.
+    implemented: dict[str, tuple] = field(default_factory=dict)
 
 
 FAMILIES = (
@@ -45,7 +45,7 @@ FAMILIES = (
         model_class="Qwen2ForCausalLM",
         gguf_architecture="qwen2",
         biases={QKV: True},
-        refused_settings={"use_sliding_window": (False, None)},
+        implemented={"use_sliding_window": (False, None)},
     ),
 )
 

@@ -7,12 +7,14 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
+
 from .checkpoint import Checkpoint, Tokens, check_config, check_tensors, check_tokens
 from .errors import ExportError
 from .families import MLP, OUTPUT, QKV, Family, ModelConfig, find_family
 from .gguf_format import GgufFile, read_gguf
 from .rope import Rope, build_rope
-from .settings import Settings
+from .settings import Settings, printable_name
 from .tensors import StoredTensor, interleaved_to_half_split
 from .tokenizer import adds_bos_by_default, build_tokenizer
 
@@ -51,7 +53,7 @@ def open_gguf(path: Path) -> Checkpoint:
         check_tokens(tokens, config.vocab_size)
     return Checkpoint(
         kind="gguf",
-        name=path.name,
+        name=printable_name(path),
         config=config,
         tensors=tensors,
         tokenizer=None if tokenizer is None else json.dumps(tokenizer, ensure_ascii=False).encode("utf-8"),
@@ -124,7 +126,10 @@ def read_rope(metadata: Settings, family: Family, head_dim: int, file: GgufFile)
         return rope
     if factors.shape != rope.inv_freq.shape:
         raise ExportError(f"tensor {ROPE_FACTORS}: expected shape {list(rope.inv_freq.shape)}, found {list(factors.shape)}")
-    return Rope(rope.inv_freq / factors.vector(), rope.attention_factor)
+    divisors = factors.vector()
+    if not (np.isfinite(divisors) & (divisors > 0)).all():
+        raise ExportError(f"tensor {ROPE_FACTORS}: holds values that are not positive")
+    return Rope(rope.inv_freq / divisors, rope.attention_factor)
 
 
 def read_tokens(metadata: Settings) -> Tokens:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import safetensors
@@ -11,13 +12,19 @@ from .checkpoint import Checkpoint, Tokens, check_config, check_tensors, check_t
 from .errors import ExportError
 from .families import Family, ModelConfig, find_family
 from .rope import build_rope
-from .settings import Settings, read_json
+from .settings import Settings, printable_name, read_json
 from .tensors import StoredTensor
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 GENERATION_KEYS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "do_sample")
-# Tensors that files carry beside the weights: rotary tables of old checkpoints, and a head that the config ties.
+# Settings of config.json with the only values that the graph implements; None is an absent setting.
+IMPLEMENTED = {
+    "hidden_act": ("silu", None),
+    "partial_rotary_factor": (1, None),
+    "quantization_config": (None,),
+}
+# Tensors that files carry beside the weights: rotary tables of old checkpoints.
 IGNORED_TENSORS = (".rotary_emb.inv_freq",)
 
 
@@ -37,7 +44,7 @@ def open_huggingface(folder: Path) -> Checkpoint:
     check_tokens(tokens, config.vocab_size)
     return Checkpoint(
         kind="huggingface",
-        name=folder.resolve().name,
+        name=printable_name(folder.resolve()),
         config=config,
         tensors=tensors,
         tokenizer=tokenizer_path.read_bytes() if tokenizer_path else None,
@@ -68,18 +75,14 @@ def find_model(settings: Settings) -> tuple[Family, frozenset[str]]:
     """The family, and which projections have a bias; settings that this package does not implement are refused."""
     family = find_family("model_type", settings.get("model_type"))
     classes = settings.get("architectures")
-    if classes is not None and family.model_class not in classes:
-        raise ExportError(f"{settings.origin}: architectures must hold {family.model_class}, found {classes}")
-    refused = family.refused_settings | {
-        "hidden_act": ("silu", None),
-        "partial_rotary_factor": (1, None),
-        "quantization_config": (None,),
-    }
-    for key, absent in refused.items():
-        if settings.get(key) not in absent:
+    if classes is not None and not (isinstance(classes, list) and family.model_class in classes):
+        raise settings.error("architectures", f"a list with {family.model_class}", classes)
+    for key, implemented in (IMPLEMENTED | family.implemented).items():
+        if settings.get(key) not in implemented:
             raise ExportError(f"{settings.origin}: {key} = {json.dumps(settings.get(key))[:60]} is not supported")
-    if any(kind != "full_attention" for kind in settings.get("layer_types") or ()):
-        raise ExportError(f"{settings.origin}: layer_types other than full_attention are not supported")
+    layer_types = settings.get("layer_types") or []
+    if not isinstance(layer_types, list) or any(kind != "full_attention" for kind in layer_types):
+        raise settings.error("layer_types", "full_attention for every layer", layer_types)
     biased = frozenset(
         name
         for names, rule in family.biases.items()
@@ -165,7 +168,7 @@ def read_generation(generation: Settings) -> dict:
             continue
         if key == "do_sample":
             found[key] = generation.boolean(key, False)
-        elif not isinstance(value, (int, float)) or isinstance(value, bool):
+        elif not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
             raise generation.error(key, "a number", value)
         else:
             found[key] = value
@@ -184,9 +187,11 @@ def read_chat_template(folder: Path, tokenizer_config: Settings) -> str | None:
     if isinstance(template, list):
         named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
         template = named.get("default")
-    if template is not None and not isinstance(template, str):
+    if template is None:
+        return None
+    if not isinstance(template, str):
         raise tokenizer_config.error("chat_template", "a string or a list with a template named default", template)
-    return template
+    return template.encode("utf-8", "replace").decode("utf-8")  # JSON may hold half of a surrogate pair
 
 
 def read_tokens(
@@ -210,7 +215,12 @@ def token_ids(tokenizer: Settings) -> dict[str, int]:
     vocab = tokenizer.table("model").get("vocab")
     ids = dict(vocab) if isinstance(vocab, dict) else {}
     added = tokenizer.get("added_tokens") or []
-    ids |= {entry["content"]: entry["id"] for entry in added if isinstance(entry, dict) and {"content", "id"} <= entry.keys()}
+    if not isinstance(added, list):
+        raise tokenizer.error("added_tokens", "a list", added)
+    for entry in added:
+        if not isinstance(entry, dict) or not isinstance(entry.get("content"), str):
+            raise tokenizer.error("added_tokens", "a list of objects with content and id", entry)
+        ids[entry["content"]] = entry.get("id")
     return ids
 
 
@@ -239,5 +249,6 @@ def begins_with_token(tokenizer: Settings, token: int | None, ids: dict[str, int
             single = step.get("single")
             first = single[0] if isinstance(single, list) and single else {}
             special = first.get("SpecialToken") if isinstance(first, dict) else None
-            return isinstance(special, dict) and token is not None and ids.get(special.get("id")) == token
+            text = special.get("id") if isinstance(special, dict) else None
+            return token is not None and isinstance(text, str) and ids.get(text) == token
     return False

@@ -76,6 +76,11 @@ class Settings:
         return tuple(values)
 
 
+def printable_name(path: Path) -> str:
+    """The last part of a path as text, even where the file system's bytes are none."""
+    return path.name.encode("utf-8", "replace").decode("utf-8")
+
+
 def read_json(path: Path) -> Settings:
     """A JSON file whose top level is an object."""
     try:

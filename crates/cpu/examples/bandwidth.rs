@@ -14,7 +14,7 @@ use std::ptr::NonNull;
 use std::time::Instant;
 
 /// Bytes that a line works on at least: several times the last-level cache.
-const WORKING_SET: usize = 256 << 20;
+static WORKING_SET: std::sync::LazyLock<usize> = std::sync::LazyLock::new(|| std::env::var("WS").map_or(256 << 20, |s| s.parse::<usize>().unwrap() << 10));
 const BLOCK: usize = 64;
 const REPETITIONS: usize = 15;
 
@@ -154,7 +154,7 @@ fn decode<E: Element>(simd: Simd, case: &Case, len: usize, filter: &str) {
     if !name.contains(filter) {
         return;
     }
-    let pool = Pool::<E>::new(case, len, WORKING_SET);
+    let pool = Pool::<E>::new(case, len, *WORKING_SET);
     let queries = vec_of(case.group * case.head_dim);
     let mut out = vec![0.0; queries.len()];
     let mut scratch = Scratch::new();

@@ -66,6 +66,7 @@ pub struct Engine {
 pub(crate) struct EngineShared {
     pub(crate) model: Model,
     pub(crate) slots: Slots,
+    default_sampling: SamplingOptions,
     pool: Arc<BlockPool>,
     shape: CacheShape,
     cache_type: CacheType,
@@ -89,6 +90,7 @@ impl Engine {
     pub fn open(options: &EngineOptions) -> Result<Self> {
         let simd = Simd::from_env().map_err(|error| Error::InvalidArgument(error.to_string()))?;
         let model = Model::open(&options.model, options.verify_weights)?;
+        let default_sampling = SamplingOptions::from_generation(&model.manifest().generation)?;
         let flavour = model.manifest().flavour;
         let d = model.manifest().dimensions;
         let cache_type = match (flavour, options.cache_type) {
@@ -138,6 +140,7 @@ impl Engine {
             shared: Arc::new(EngineShared {
                 model,
                 slots: Slots::default(),
+                default_sampling,
                 pool,
                 shape,
                 cache_type,
@@ -172,9 +175,9 @@ impl Engine {
         (self.shared.pool.capacity(), self.shared.pool.used())
     }
 
-    /// The sampling that the model's authors recommend.
+    /// The sampling that the model's authors recommend, or temperature 0.6 and top-p 0.95.
     pub fn default_sampling(&self) -> SamplingOptions {
-        SamplingOptions::from_generation(&self.shared.model.manifest().generation)
+        self.shared.default_sampling.clone()
     }
 
     /// A new, empty sequence.

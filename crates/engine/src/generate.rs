@@ -106,7 +106,7 @@ impl Sequence {
         if !options.stop.is_empty() {
             tokenizer.as_ref().map_err(Clone::clone)?;
         }
-        let stream = tokenizer.ok().map(|_| TextStream::new(!options.ignore_eos));
+        let stream = tokenizer.ok().map(|_| TextStream::with_special(options.ignore_eos));
         let stops = StopStrings::new(&options.stop)?;
         let room = self.room();
         let limit = options.max_tokens.unwrap_or(room);
@@ -176,7 +176,7 @@ impl Generation<'_> {
             self.reason = Some(StopReason::Eos);
         } else if let Some(stream) = &mut self.stream {
             let text = stream.push(self.sequence.shared.model.tokenizer()?, id)?;
-            if self.stops.push(&text, &mut self.piece).is_some() {
+            if self.stops.push(text, &mut self.piece).is_some() {
                 self.reason = Some(StopReason::Stop);
             }
         }
@@ -192,9 +192,8 @@ impl Generation<'_> {
         self.piece.clear();
         if reason != StopReason::Stop {
             if let Some(stream) = &mut self.stream {
-                let rest = stream.finish(self.sequence.shared.model.tokenizer()?)?;
                 // A stop string can still become complete with what was held back.
-                let _ = self.stops.push(&rest, &mut self.piece);
+                let _ = self.stops.push(stream.finish(), &mut self.piece);
             }
             self.stops.finish(&mut self.piece);
         }

@@ -32,10 +32,8 @@ mod generate;
 pub mod model;
 mod runner;
 pub mod runtime;
-#[path = "/tmp/stub/sampling.rs"]
 pub mod sampling;
 mod sequence;
-#[path = "/tmp/stub/text.rs"]
 pub mod text;
 
 pub use cache::CacheType;

@@ -77,7 +77,7 @@ impl Vector for Portable {
         // SAFETY: eight writable numbers, any alignment.
         unsafe {
             to.cast::<[f16; 8]>()
-                .write_unaligned(self.0.map(f16::from_f32))
+                .write_unaligned(self.0.map(<f16 as Element>::from_f32))
         }
     }
 

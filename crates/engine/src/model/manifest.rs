@@ -74,7 +74,10 @@ pub struct Dimensions {
 pub struct Tokens {
     /// Beginning of the text, if there is one.
     pub bos: Option<u32>,
-    /// Whether a raw prompt starts with it.
+    /// End of a text, as chat templates name it, if there is one.
+    #[serde(default)]
+    pub eos: Option<u32>,
+    /// Whether a raw prompt starts with the beginning-of-text token.
     pub add_bos: bool,
     /// Tokens that end an answer.
     pub stop: Vec<u32>,
@@ -144,7 +147,7 @@ impl Manifest {
                 d.head_dim
             )));
         }
-        for &token in self.tokens.stop.iter().chain(&self.tokens.bos) {
+        for &token in self.tokens.stop.iter().chain(&self.tokens.bos).chain(&self.tokens.eos) {
             if token as usize >= d.vocab_size {
                 return Err(Error::Model(format!(
                     "manifest.json: tokens: expected ids below the vocabulary's {}, found {token}",

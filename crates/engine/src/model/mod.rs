@@ -42,7 +42,7 @@ impl Model {
         graph_guard::check(&read_file(&folder, GRAPH_FILE)?, &folder, &manifest)?;
 
         let tokenizer = match manifest.has_file(TOKENIZER_FILE) {
-            true => Some(Tokenizer::from_bytes(&read_file(&folder, TOKENIZER_FILE)?)?),
+            true => Some(Tokenizer::from_json(&read_file(&folder, TOKENIZER_FILE)?)?),
             false => None,
         };
         let template = match manifest.has_file(TEMPLATE_FILE) {
@@ -50,7 +50,13 @@ impl Model {
                 let source = String::from_utf8(read_file(&folder, TEMPLATE_FILE)?).map_err(|_| {
                     Error::Model(format!("{TEMPLATE_FILE}: expected UTF-8, found other bytes"))
                 })?;
-                Some(ChatTemplate::new(&source)?)
+                let text_of = |id: Option<u32>| {
+                    let tokenizer = tokenizer.as_ref()?;
+                    tokenizer.token_text(id?).ok()
+                };
+                let bos = text_of(manifest.tokens.bos);
+                let eos = text_of(manifest.tokens.eos);
+                Some(ChatTemplate::new(&source, bos.as_deref(), eos.as_deref())?)
             }
             false => None,
         };

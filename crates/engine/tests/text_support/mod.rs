@@ -115,7 +115,7 @@ pub fn usual_tokens() -> Vec<Value> {
         added("<｜User｜>", false),
         added("<think>", false),
         added("</think>", false),
-        added("§", true),
+        added("※", true),
         with(added("<sep>", true), "rstrip", true),
         with(added("<left>", false), "lstrip", true),
         with(added("word", false), "single_word", true),
@@ -234,6 +234,6 @@ pub fn byte_level() -> Tokenizer {
 pub const FRAGMENTS: &[&str] = &[
     "hello", " hello", " ", "  ", "\n", "\t", "a", "word", "words", " word ", "é", "e\u{301}", "Café", "Cafe\u{301}",
     "😀", "👨\u{200D}👩\u{200D}👧", "世界", "日本", "\u{FFFD}", "\0", "▁", "<", "|", ">", "<|", "|>", "<|im", "_start|>",
-    "im_end", "<|im_start|>", "<|im_end|>", "<|im_<|im_end|>end|>", "<｜User｜>", "<think>", "</think>", "§", "<sep>",
+    "im_end", "<|im_start|>", "<|im_end|>", "<|im_<|im_end|>end|>", "<｜User｜>", "<think>", "</think>", "※", "<sep>",
     "<left>", "<norm>", "<no", "rm>", "|im_end|>", "user", "system",
 ];
