@@ -44,9 +44,7 @@ impl Spec {
     /// How many of the newest generated tokens' queries the store has to remember, per layer.
     pub fn window_queries(&self) -> usize {
         match (self.scores, self.trigger) {
-            (Some(ScoreRule::WindowOverCandidates), Trigger::Interval(schedule)) => {
-                schedule.window()
-            }
+            (Some(ScoreRule::WindowOverCandidates), Trigger::Interval(schedule)) => schedule.window(),
             _ => 0,
         }
     }

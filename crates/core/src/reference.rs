@@ -28,10 +28,7 @@ pub fn attend(query: &[f32], keys: &[f32], values: &[f32], scale: f32) -> Vec<f3
         .map(|key| dot(query, key) * f64::from(scale))
         .collect();
     let mut out = vec![0.0f64; head_dim];
-    for (weight, value) in softmax(&logits)
-        .into_iter()
-        .zip(values.chunks_exact(head_dim))
-    {
+    for (weight, value) in softmax(&logits).into_iter().zip(values.chunks_exact(head_dim)) {
         for (sum, element) in out.iter_mut().zip(value) {
             *sum += weight * f64::from(*element);
         }
@@ -47,10 +44,7 @@ pub fn gather<T: Copy>(entries: &[T], row: usize, kept: &[usize]) -> Vec<T> {
 }
 
 fn dot(a: &[f32], b: &[f32]) -> f64 {
-    a.iter()
-        .zip(b)
-        .map(|(x, y)| f64::from(*x) * f64::from(*y))
-        .sum()
+    a.iter().zip(b).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum()
 }
 
 fn softmax(logits: &[f64]) -> Vec<f64> {

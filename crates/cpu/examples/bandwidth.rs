@@ -14,7 +14,8 @@ use std::ptr::NonNull;
 use std::time::Instant;
 
 /// Bytes that a line works on at least: several times the last-level cache.
-static WORKING_SET: std::sync::LazyLock<usize> = std::sync::LazyLock::new(|| std::env::var("WS").map_or(256 << 20, |s| s.parse::<usize>().unwrap() << 10));
+static WORKING_SET: std::sync::LazyLock<usize> =
+    std::sync::LazyLock::new(|| std::env::var("WS").map_or(256 << 20, |s| s.parse::<usize>().unwrap() << 10));
 const BLOCK: usize = 64;
 const REPETITIONS: usize = 15;
 
@@ -79,18 +80,14 @@ impl<E: Element> Pool<E> {
         let mut noise = Noise(1);
         let some: Vec<E> = (0..4099).map(|_| E::from_f32(noise.next())).collect();
         let mut memory: Vec<E> = Vec::new();
-        memory.extend(
-            (0..layers * case.kv_heads * head_blocks * block).map(|i| some[i % some.len()]),
-        );
+        memory.extend((0..layers * case.kv_heads * head_blocks * block).map(|i| some[i % some.len()]));
         let base = NonNull::new(memory.as_mut_ptr()).unwrap();
         let heads = (0..layers * case.kv_heads)
             .map(|h| {
                 let (layer, head) = (h / case.kv_heads, h % case.kv_heads);
                 let at = |b: usize| ((layer * head_blocks + b) * case.kv_heads + head) * block;
                 // SAFETY: within the allocation.
-                let keys = (0..head_blocks)
-                    .map(|b| unsafe { base.add(at(b)) })
-                    .collect();
+                let keys = (0..head_blocks).map(|b| unsafe { base.add(at(b)) }).collect();
                 // SAFETY: as above.
                 let values = (0..head_blocks)
                     .map(|b| unsafe { base.add(at(b) + block / 2) })
@@ -215,11 +212,8 @@ fn prefill<E: Element>(simd: Simd, case: &Case, filter: &str) {
             let start = Instant::now();
             for head in 0..case.kv_heads {
                 let at = head * case.group * case.head_dim;
-                let heads =
-                    Heads::new(&queries[at..], tokens, case.group, case.head_dim, width).unwrap();
-                let mut to =
-                    HeadsMut::new(&mut out[at..], tokens, case.group, case.head_dim, width)
-                        .unwrap();
+                let heads = Heads::new(&queries[at..], tokens, case.group, case.head_dim, width).unwrap();
+                let mut to = HeadsMut::new(&mut out[at..], tokens, case.group, case.head_dim, width).unwrap();
                 for first in (0..tokens).step_by(ATTEND_TOKEN_TILE) {
                     let range = first..(first + ATTEND_TOKEN_TILE).min(tokens);
                     let mut part = to.tokens_in(range.clone()).unwrap();
@@ -239,8 +233,7 @@ fn prefill<E: Element>(simd: Simd, case: &Case, filter: &str) {
             times.push(start.elapsed().as_secs_f64());
             black_box(&out);
         }
-        let pairs =
-            (case.kv_heads * case.group * tokens) as f64 * (before as f64 + tokens as f64 / 2.0);
+        let pairs = (case.kv_heads * case.group * tokens) as f64 * (before as f64 + tokens as f64 / 2.0);
         let time = median(times);
         println!(
             "{name:40} {:6.2} ms, {:5.1} GFLOP/s",

@@ -176,11 +176,7 @@ impl<E: Element> Kernel for Attend<'_, '_, '_, E> {
                 if convert {
                     for e in 0..entries {
                         load_row::<V, E>(list[e], head_dim, b.keys.add(e * b.queries.stride));
-                        load_row::<V, E>(
-                            list[entries + e],
-                            head_dim,
-                            b.values.add(e * b.queries.stride),
-                        );
+                        load_row::<V, E>(list[entries + e], head_dim, b.values.add(e * b.queries.stride));
                     }
                 }
                 let mut from = some;

@@ -126,11 +126,7 @@ impl<'a> PositionPagesMut<'a> {
     /// # Safety
     /// For `'a`, the first `len` positions are initialised, aligned and valid for reads and writes, no two of them overlap, and nobody
     /// else reads or writes them.
-    pub unsafe fn new(
-        pages: &'a [NonNull<u32>],
-        page_entries: usize,
-        len: usize,
-    ) -> Result<Self, Error> {
+    pub unsafe fn new(pages: &'a [NonNull<u32>], page_entries: usize, len: usize) -> Result<Self, Error> {
         at_least("entries in a page", 1, page_entries)?;
         at_most(
             "valid entries",

@@ -2,9 +2,7 @@ use crate::vector::Vector;
 use half::f16;
 
 /// A number format that cache entries are stored in: `f32` or `half::f16`. Sealed.
-pub trait Element:
-    sealed::Sealed + Copy + PartialEq + std::fmt::Debug + Send + Sync + 'static
-{
+pub trait Element: sealed::Sealed + Copy + PartialEq + std::fmt::Debug + Send + Sync + 'static {
     /// Bytes of one element.
     const SIZE: usize;
     /// `f32` or `f16`.

@@ -48,11 +48,7 @@ impl<E: Element> Ahead<E> {
 
 /// `to[0..head_dim] = from`, rounded to E.
 #[inline(always)]
-pub(crate) unsafe fn store_row<V: Vector, E: Element>(
-    from: *const f32,
-    head_dim: usize,
-    to: *mut E,
-) {
+pub(crate) unsafe fn store_row<V: Vector, E: Element>(from: *const f32, head_dim: usize, to: *mut E) {
     let full = head_dim / V::LANES * V::LANES;
     // SAFETY: `head_dim` is a multiple of 8, so what is left behind the full registers is nothing or half a register.
     unsafe {
@@ -69,11 +65,7 @@ pub(crate) unsafe fn store_row<V: Vector, E: Element>(
 
 /// `to[0..padded] = from[0..head_dim]`, zeros behind. `to` has room for `padded(head_dim)`.
 #[inline(always)]
-pub(crate) unsafe fn load_row<V: Vector, E: Element>(
-    from: *const E,
-    head_dim: usize,
-    to: *mut f32,
-) {
+pub(crate) unsafe fn load_row<V: Vector, E: Element>(from: *const E, head_dim: usize, to: *mut f32) {
     let full = head_dim / V::LANES * V::LANES;
     // SAFETY: as in `store_row`; the half register is stored whole, within the padding.
     unsafe {
@@ -112,8 +104,7 @@ unsafe fn dot_block<V: Vector, E: Element, const Q: usize>(
             for e in 0..4 {
                 let key = E::load::<V>(keys[e].add(d));
                 for q in 0..Q {
-                    sums[q][e] =
-                        V::load(queries.add(q * query_stride + d)).mul_add(key, sums[q][e]);
+                    sums[q][e] = V::load(queries.add(q * query_stride + d)).mul_add(key, sums[q][e]);
                 }
             }
             d += V::LANES;
@@ -122,8 +113,7 @@ unsafe fn dot_block<V: Vector, E: Element, const Q: usize>(
             for e in 0..4 {
                 let key = E::load_half::<V>(keys[e].add(d));
                 for q in 0..Q {
-                    sums[q][e] =
-                        V::load(queries.add(q * query_stride + d)).mul_add(key, sums[q][e]);
+                    sums[q][e] = V::load(queries.add(q * query_stride + d)).mul_add(key, sums[q][e]);
                 }
             }
         }
@@ -297,8 +287,7 @@ unsafe fn weigh_block<V: Vector, E: Element, const Q: usize, const N: usize>(
                     E::load::<V>(value.add(n * V::LANES))
                 };
                 for i in 0..Q {
-                    acc[i][n] =
-                        V::splat(*weights.add(i * w.weights.stride + e)).mul_add(v, acc[i][n]);
+                    acc[i][n] = V::splat(*weights.add(i * w.weights.stride + e)).mul_add(v, acc[i][n]);
                 }
             }
         }

@@ -44,11 +44,7 @@ impl Layout {
     /// Elements from a page's first to its last, both included.
     fn span(self, stride: usize) -> Result<usize, Error> {
         let what = "elements of a page";
-        let span = plus(
-            what,
-            times(what, self.page_entries - 1, stride)?,
-            self.head_dim,
-        )?;
+        let span = plus(what, times(what, self.page_entries - 1, stride)?, self.head_dim)?;
         at_most(what, isize::MAX as usize / 8, span)?;
         Ok(span)
     }
@@ -155,14 +151,9 @@ impl<'a, E: Element> Tables<'a, E> {
     /// The key at `entry` and how many entries from there on share its page. `entry < capacity`.
     #[inline(always)]
     pub(crate) fn key(&self, entry: usize) -> (*mut E, usize) {
-        let (page, at) = (
-            entry / self.layout.page_entries,
-            entry % self.layout.page_entries,
-        );
+        let (page, at) = (entry / self.layout.page_entries, entry % self.layout.page_entries);
         (
-            self.keys
-                .page(page)
-                .wrapping_add(at * self.layout.key_stride),
+            self.keys.page(page).wrapping_add(at * self.layout.key_stride),
             self.layout.page_entries - at,
         )
     }
@@ -170,14 +161,9 @@ impl<'a, E: Element> Tables<'a, E> {
     /// The value at `entry`, as [`Tables::key`].
     #[inline(always)]
     pub(crate) fn value(&self, entry: usize) -> (*mut E, usize) {
-        let (page, at) = (
-            entry / self.layout.page_entries,
-            entry % self.layout.page_entries,
-        );
+        let (page, at) = (entry / self.layout.page_entries, entry % self.layout.page_entries);
         (
-            self.values
-                .page(page)
-                .wrapping_add(at * self.layout.value_stride),
+            self.values.page(page).wrapping_add(at * self.layout.value_stride),
             self.layout.page_entries - at,
         )
     }

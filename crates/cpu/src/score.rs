@@ -95,12 +95,7 @@ struct Buffers {
 }
 
 impl Buffers {
-    fn parts(
-        base: *mut f32,
-        queries: usize,
-        candidates: usize,
-        head_dim: usize,
-    ) -> (Buffers, usize) {
+    fn parts(base: *mut f32, queries: usize, candidates: usize, head_dim: usize) -> (Buffers, usize) {
         let mut parts = Parts::new(base);
         let width = padded(head_dim);
         let count = queries.min(BATCH);
@@ -150,11 +145,7 @@ impl<E: Element> Kernel for Score<'_, '_, E> {
             // SAFETY: `score` has checked the ranges and sized the buffers.
             unsafe {
                 for q in 0..count {
-                    load_row::<V, f32>(
-                        batch.as_ptr().add(q * head_dim),
-                        head_dim,
-                        b.queries.row(q),
-                    );
+                    load_row::<V, f32>(batch.as_ptr().add(q * head_dim), head_dim, b.queries.row(q));
                 }
                 let mut cursor = Cursor {
                     ranges: self.candidates,
@@ -170,15 +161,7 @@ impl<E: Element> Kernel for Score<'_, '_, E> {
                     for (e, &key) in list[..entries].iter().enumerate() {
                         load_row::<V, E>(key, head_dim, b.keys.add(e * b.queries.stride));
                     }
-                    dot_tile::<V, f32>(
-                        queries,
-                        converted.as_ptr(),
-                        entries,
-                        head_dim,
-                        out,
-                        stride,
-                        None,
-                    );
+                    dot_tile::<V, f32>(queries, converted.as_ptr(), entries, head_dim, out, stride, None);
                     first += entries;
                 }
                 for q in 0..count {

@@ -155,7 +155,14 @@ fn score_layer<E: Element>(
     moment: &Moment<'_>,
     workspace: &mut Workspace,
 ) -> Result<()> {
-    let Workspace { candidates, counts, scores, queries, scratch, .. } = workspace;
+    let Workspace {
+        candidates,
+        counts,
+        scores,
+        queries,
+        scratch,
+        ..
+    } = workspace;
     scores.clear();
     let Some(ScoreRule::WindowOverCandidates) = moment.policy.spec().scores else {
         return Ok(());

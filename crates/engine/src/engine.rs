@@ -131,9 +131,13 @@ impl Engine {
         };
         let graph = model.graph_path();
         let runner: Box<dyn Runner> = match flavour {
-            Flavour::Cached => {
-                Box::new(CachedRunner::open(&environment, &graph, threads, simd, d.vocab_size)?)
-            }
+            Flavour::Cached => Box::new(CachedRunner::open(
+                &environment,
+                &graph,
+                threads,
+                simd,
+                d.vocab_size,
+            )?),
             Flavour::Portable => Box::new(PortableRunner::open(&environment, &graph, threads, d)?),
         };
         Ok(Self {
@@ -237,7 +241,9 @@ impl EngineShared {
 
     pub(crate) fn step(self: &Arc<Self>, sequences: &mut [&mut Sequence]) -> Result<()> {
         if sequences.is_empty() {
-            return Err(Error::InvalidArgument("step: expected a sequence, found none".into()));
+            return Err(Error::InvalidArgument(
+                "step: expected a sequence, found none".into(),
+            ));
         }
         let mut chunks = Vec::with_capacity(sequences.len());
         for sequence in &mut *sequences {
@@ -284,7 +290,8 @@ impl EngineShared {
         for (sequence, chunk) in sequences.iter_mut().zip(chunks) {
             let tokens = &sequence.tokens()[chunk.tokens.clone()];
             step.ids.extend(tokens.iter().map(|&id| i64::from(id)));
-            step.positions.extend(chunk.tokens.clone().map(|position| position as i64));
+            step.positions
+                .extend(chunk.tokens.clone().map(|position| position as i64));
             step.row_offsets.push(step.ids.len() as i32);
             if chunk.last {
                 step.logits_rows.push(step.ids.len() as i32 - 1);
@@ -310,7 +317,9 @@ impl EngineShared {
         let mut rows = step.logits.chunks_exact(vocab);
         for (sequence, chunk) in sequences.iter_mut().zip(chunks) {
             sequence.logits_ready = false;
-            if chunk.last && let Some(row) = rows.next() {
+            if chunk.last
+                && let Some(row) = rows.next()
+            {
                 sequence.logits.clear();
                 sequence.logits.extend_from_slice(row);
                 sequence.logits_ready = true;

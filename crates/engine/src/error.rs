@@ -57,7 +57,9 @@ impl fmt::Display for Error {
                 f,
                 "context: the text needs {needed} tokens, the model's context has {context}"
             ),
-            Self::Poisoned => f.write_str("the sequence was left unusable by an earlier internal error; free it"),
+            Self::Poisoned => {
+                f.write_str("the sequence was left unusable by an earlier internal error; free it")
+            }
             Self::Internal(text) => write!(f, "internal error: {text}"),
         }
     }

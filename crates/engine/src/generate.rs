@@ -106,7 +106,9 @@ impl Sequence {
         if !options.stop.is_empty() {
             tokenizer.as_ref().map_err(Clone::clone)?;
         }
-        let stream = tokenizer.ok().map(|_| TextStream::with_special(options.ignore_eos));
+        let stream = tokenizer
+            .ok()
+            .map(|_| TextStream::with_special(options.ignore_eos));
         let stops = StopStrings::new(&options.stop)?;
         let room = self.room();
         let limit = options.max_tokens.unwrap_or(room);

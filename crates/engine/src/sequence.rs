@@ -337,10 +337,7 @@ impl Sequence {
             done: self.stats.compressions,
             generated: self.generated_written,
             given: &self.given,
-            window_start: position_of_generated(
-                &self.given,
-                self.generated_written - schedule.window(),
-            ),
+            window_start: position_of_generated(&self.given, self.generated_written - schedule.window()),
             num_heads: self.shared.model.manifest().dimensions.num_heads,
             record_kept: self.record_kept,
         };

@@ -16,10 +16,6 @@ use serde_json::Value;
 const LOGIT_TOLERANCE: f32 = 3.3e-4;
 const MODELS: [&str; 3] = ["qwen2_p32", "llama_p48_c8", "qwen2_group_p64_c2"];
 
-fn greedy() -> SamplingOptions {
-    SamplingOptions { temperature: 0.0, ..SamplingOptions::default() }
-}
-
 fn rpc_of(expected: &Value) -> Arc<dyn Policy> {
     let number = |name: &str| expected[name].as_u64().unwrap() as usize;
     let options = RpcOptions {
@@ -44,7 +40,9 @@ fn rpc_of(expected: &Value) -> Arc<dyn Policy> {
 fn run(name: &str, flavour: &str, mode: &str, policy: &dyn Fn(&Value) -> Arc<dyn Policy>) {
     let folder = golden(&format!("generation/{name}"));
     let expected = json(&folder.join("expected.json"));
-    let logits = Tensors::read(&folder.join("logits.safetensors")).get(&format!("logits_{mode}")).f32();
+    let logits = Tensors::read(&folder.join("logits.safetensors"))
+        .get(&format!("logits_{mode}"))
+        .f32();
     let engine = Engine::open(&EngineOptions {
         cache_type: Some(CacheType::F32),
         block_entries: 16,
@@ -52,7 +50,11 @@ fn run(name: &str, flavour: &str, mode: &str, policy: &dyn Fn(&Value) -> Arc<dyn
     })
     .unwrap();
     let mut sequence = engine
-        .sequence(SequenceOptions { policy: policy(&expected), sampling: greedy(), record_kept: true })
+        .sequence(SequenceOptions {
+            policy: policy(&expected),
+            sampling: SamplingOptions::GREEDY,
+            record_kept: true,
+        })
         .unwrap();
     let prompt = integers(&expected["prompt"]);
     sequence.append_tokens(&prompt).unwrap();
@@ -67,10 +69,17 @@ fn run(name: &str, flavour: &str, mode: &str, policy: &dyn Fn(&Value) -> Arc<dyn
         let row = &logits[step * vocab..(step + 1) * vocab];
         for (found, expected) in sequence.logits().unwrap().iter().zip(row) {
             let error = (found - expected).abs();
-            assert!(error <= LOGIT_TOLERANCE, "{name} {flavour} {mode} step {step}: {found} for {expected}");
+            assert!(
+                error <= LOGIT_TOLERANCE,
+                "{name} {flavour} {mode} step {step}: {found} for {expected}"
+            );
             worst = worst.max(error);
         }
-        assert_eq!(sequence.sample().unwrap(), *token, "{name} {flavour} {mode} step {step}");
+        assert_eq!(
+            sequence.sample().unwrap(),
+            *token,
+            "{name} {flavour} {mode} step {step}"
+        );
     }
     eprintln!("{name} {flavour} {mode}: largest logit error {worst:e}");
     let compressions = result["compressions"].as_array().unwrap();
@@ -79,17 +88,26 @@ fn run(name: &str, flavour: &str, mode: &str, policy: &dyn Fn(&Value) -> Arc<dyn
     let window = expected["R"].as_u64().unwrap() as usize;
     for (record, expected) in sequence.compressions().iter().zip(compressions) {
         assert_eq!(record.layer as u64, expected["layer"].as_u64().unwrap());
-        assert_eq!(record.len_before as u64, expected["cache_len_before"].as_u64().unwrap());
-        assert_eq!(record.len_after as u64, expected["cache_len_after"].as_u64().unwrap());
+        assert_eq!(
+            record.len_before as u64,
+            expected["cache_len_before"].as_u64().unwrap()
+        );
+        assert_eq!(
+            record.len_after as u64,
+            expected["cache_len_after"].as_u64().unwrap()
+        );
         // Golden sets count candidates, ours are text positions. Candidates are what was kept
         // before, then what has left the window since.
         let window_start = (prompt.len() + record.at_token - window) as u32;
         for (set, kept) in expected["kept"].as_array().unwrap().iter().enumerate() {
-            let (candidates, fresh) =
-                past.entry((record.layer, set)).or_insert((Vec::new(), prompt.len() as u32));
+            let (candidates, fresh) = past
+                .entry((record.layer, set))
+                .or_insert((Vec::new(), prompt.len() as u32));
             candidates.extend(*fresh..window_start);
-            let positions: Vec<u32> =
-                integers(kept).iter().map(|&index| candidates[index as usize]).collect();
+            let positions: Vec<u32> = integers(kept)
+                .iter()
+                .map(|&index| candidates[index as usize])
+                .collect();
             assert_eq!(
                 record.kept[set], positions,
                 "{name} {flavour} layer {} at {}",

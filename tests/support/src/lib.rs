@@ -7,11 +7,16 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use half::bf16;
+use proptest::strategy::Strategy;
+use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestRng, TestRunner};
 use serde_json::Value;
 
 /// The project's root.
 pub fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().expect("the project's root")
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../..")
+        .canonicalize()
+        .expect("the project's root")
 }
 
 /// A path in the golden data: under `RRPC_GOLDEN` if set, else in tests/golden.
@@ -26,7 +31,11 @@ pub fn golden(path: &str) -> PathBuf {
 pub fn model(name: &str) -> PathBuf {
     let folder = std::env::var_os("RRPC_MODELS").map_or_else(|| root().join("models"), PathBuf::from);
     let path = folder.join(name);
-    assert!(path.join("manifest.json").exists(), "{} is missing: run `make test-models`", path.display());
+    assert!(
+        path.join("manifest.json").exists(),
+        "{} is missing: run `make test-models`",
+        path.display()
+    );
     path
 }
 
@@ -38,7 +47,12 @@ pub fn json(path: &Path) -> Value {
 
 /// A JSON array of non-negative integers.
 pub fn integers(value: &Value) -> Vec<u32> {
-    value.as_array().expect("an array").iter().map(|item| item.as_u64().expect("an integer") as u32).collect()
+    value
+        .as_array()
+        .expect("an array")
+        .iter()
+        .map(|item| item.as_u64().expect("an integer") as u32)
+        .collect()
 }
 
 /// A seed: `SEED` if set, else from the clock; printed, so that a failure can be replayed.
@@ -51,6 +65,20 @@ pub fn seed() -> u64 {
     };
     eprintln!("SEED={seed}");
     seed
+}
+
+/// Checks a property on fresh inputs each run; `SEED=` replays them. The inputs shrink on a failure.
+pub fn property<S: Strategy>(inputs: S, test: impl Fn(S::Value) -> Result<(), TestCaseError>) {
+    let mut bytes = [0; 32];
+    bytes[..8].copy_from_slice(&seed().to_le_bytes());
+    let config = Config {
+        failure_persistence: None,
+        ..Config::default()
+    };
+    let random = TestRng::from_seed(RngAlgorithm::ChaCha, &bytes);
+    if let Err(error) = TestRunner::new_with_rng(config, random).run(&inputs, test) {
+        panic!("{error}");
+    }
 }
 
 /// Pseudo-random numbers for test inputs (splitmix64).
@@ -104,16 +132,25 @@ impl Tensors {
         let (length, rest) = bytes.split_first_chunk::<8>().expect("a header length");
         let (header, data) = rest.split_at(u64::from_le_bytes(*length) as usize);
         let header: BTreeMap<String, Value> = serde_json::from_slice(header).expect("a JSON header");
-        let mut file = Self { metadata: BTreeMap::new(), tensors: BTreeMap::new() };
+        let mut file = Self {
+            metadata: BTreeMap::new(),
+            tensors: BTreeMap::new(),
+        };
         for (name, entry) in header {
             if name == "__metadata__" {
                 let items = entry.as_object().expect("an object");
-                file.metadata = items.iter().map(|(k, v)| (k.clone(), v.as_str().expect("text").into())).collect();
+                file.metadata = items
+                    .iter()
+                    .map(|(k, v)| (k.clone(), v.as_str().expect("text").into()))
+                    .collect();
                 continue;
             }
             let offsets = integers(&entry["data_offsets"]);
             let tensor = Tensor {
-                shape: integers(&entry["shape"]).into_iter().map(|n| n as usize).collect(),
+                shape: integers(&entry["shape"])
+                    .into_iter()
+                    .map(|n| n as usize)
+                    .collect(),
                 dtype: entry["dtype"].as_str().expect("a dtype").into(),
                 bytes: data[offsets[0] as usize..offsets[1] as usize].to_vec(),
             };
@@ -124,7 +161,9 @@ impl Tensors {
 
     /// A tensor by name.
     pub fn get(&self, name: &str) -> &Tensor {
-        self.tensors.get(name).unwrap_or_else(|| panic!("no tensor {name}"))
+        self.tensors
+            .get(name)
+            .unwrap_or_else(|| panic!("no tensor {name}"))
     }
 }
 
@@ -145,6 +184,11 @@ impl Tensor {
     }
 
     fn words<const N: usize, T>(&self, convert: impl Fn([u8; N]) -> T) -> Vec<T> {
-        self.bytes.as_chunks::<N>().0.iter().map(|bytes| convert(*bytes)).collect()
+        self.bytes
+            .as_chunks::<N>()
+            .0
+            .iter()
+            .map(|bytes| convert(*bytes))
+            .collect()
     }
 }

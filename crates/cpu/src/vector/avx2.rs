@@ -114,9 +114,7 @@ impl Vector for Avx2 {
     #[inline(always)]
     unsafe fn round(self) -> Self {
         // SAFETY: see above.
-        Avx2(unsafe {
-            _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(self.0)
-        })
+        Avx2(unsafe { _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(self.0) })
     }
 
     #[inline(always)]
@@ -124,10 +122,7 @@ impl Vector for Avx2 {
         // SAFETY: see above.
         Avx2(unsafe {
             let exponent = _mm256_add_epi32(_mm256_cvtps_epi32(power.0), _mm256_set1_epi32(127));
-            _mm256_mul_ps(
-                self.0,
-                _mm256_castsi256_ps(_mm256_slli_epi32::<23>(exponent)),
-            )
+            _mm256_mul_ps(self.0, _mm256_castsi256_ps(_mm256_slli_epi32::<23>(exponent)))
         })
     }
 
@@ -151,10 +146,7 @@ impl Vector for Avx2 {
     unsafe fn sum(self) -> f32 {
         // SAFETY: see above.
         unsafe {
-            let four = _mm_add_ps(
-                _mm256_castps256_ps128(self.0),
-                _mm256_extractf128_ps::<1>(self.0),
-            );
+            let four = _mm_add_ps(_mm256_castps256_ps128(self.0), _mm256_extractf128_ps::<1>(self.0));
             let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
             _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
         }
@@ -180,10 +172,7 @@ impl Vector for Avx2 {
             );
             // Lane i with i + 1.
             let sums = _mm256_add_ps(abcd, _mm256_movehdup_ps(abcd));
-            let (ab, cd) = (
-                _mm256_castps256_ps128(sums),
-                _mm256_extractf128_ps::<1>(sums),
-            );
+            let (ab, cd) = (_mm256_castps256_ps128(sums), _mm256_extractf128_ps::<1>(sums));
             _mm_storeu_ps(to, _mm_shuffle_ps::<0x88>(ab, cd));
         }
     }
@@ -192,10 +181,7 @@ impl Vector for Avx2 {
     unsafe fn largest(self) -> f32 {
         // SAFETY: see above.
         unsafe {
-            let four = _mm_max_ps(
-                _mm256_castps256_ps128(self.0),
-                _mm256_extractf128_ps::<1>(self.0),
-            );
+            let four = _mm_max_ps(_mm256_castps256_ps128(self.0), _mm256_extractf128_ps::<1>(self.0));
             let two = _mm_max_ps(four, _mm_movehl_ps(four, four));
             _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)))
         }

@@ -114,9 +114,7 @@ impl Vector for Avx512 {
     #[inline(always)]
     unsafe fn round(self) -> Self {
         // SAFETY: see above.
-        Avx512(unsafe {
-            _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(self.0)
-        })
+        Avx512(unsafe { _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(self.0) })
     }
 
     #[inline(always)]
@@ -137,11 +135,7 @@ impl Vector for Avx512 {
 
     #[inline(always)]
     unsafe fn first_or(self, count: usize, rest: f32) -> Self {
-        let keep = if count < 16 {
-            (1u16 << count) - 1
-        } else {
-            u16::MAX
-        };
+        let keep = if count < 16 { (1u16 << count) - 1 } else { u16::MAX };
         // SAFETY: see above.
         Avx512(unsafe { _mm512_mask_mov_ps(_mm512_set1_ps(rest), keep, self.0) })
     }
@@ -154,10 +148,7 @@ impl Vector for Avx512 {
                 _mm512_castps512_ps256(self.0),
                 _mm512_extractf32x8_ps::<1>(self.0),
             );
-            let four = _mm_add_ps(
-                _mm256_castps256_ps128(eight),
-                _mm256_extractf128_ps::<1>(eight),
-            );
+            let four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
             let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
             _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
         }
@@ -198,10 +189,7 @@ impl Vector for Avx512 {
                 _mm512_castps512_ps256(self.0),
                 _mm512_extractf32x8_ps::<1>(self.0),
             );
-            let four = _mm_max_ps(
-                _mm256_castps256_ps128(eight),
-                _mm256_extractf128_ps::<1>(eight),
-            );
+            let four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
             let two = _mm_max_ps(four, _mm_movehl_ps(four, four));
             _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)))
         }

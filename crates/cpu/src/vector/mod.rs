@@ -76,19 +76,12 @@ pub trait Vector: Copy {
             let r = n.mul_add(Self::splat(-0.693_359_4), self);
             let r = n.mul_add(Self::splat(2.121_944_4e-4), r);
             let mut p = Self::splat(1.987_569_1e-4);
-            for coefficient in [
-                1.398_199_9e-3,
-                8.333_452e-3,
-                4.166_579_6e-2,
-                1.666_666_5e-1,
-                0.5,
-            ] {
+            for coefficient in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5] {
                 p = p.mul_add(r, Self::splat(coefficient));
             }
             let one = Self::splat(1.0);
             let y = p.mul_add(r.mul(r), r).add(one);
-            y.times_power_of_two(n)
-                .zero_where_less(self, Self::splat(-87.3))
+            y.times_power_of_two(n).zero_where_less(self, Self::splat(-87.3))
         }
     }
 }

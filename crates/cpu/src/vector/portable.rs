@@ -137,11 +137,7 @@ impl Vector for Portable {
     unsafe fn zero_where_less(self, tested: Self, limit: Self) -> Self {
         let mut out = self;
         for i in 0..8 {
-            out.0[i] = if tested.0[i] < limit.0[i] {
-                0.0
-            } else {
-                self.0[i]
-            };
+            out.0[i] = if tested.0[i] < limit.0[i] { 0.0 } else { self.0[i] };
         }
         out
     }

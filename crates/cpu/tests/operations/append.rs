@@ -26,17 +26,9 @@ fn stores_one_entry_and_nothing_else() {
                     // Overwrite one.
                     let at = rng.between(0, len - 1);
                     expected[at].0.reverse();
-                    append(
-                        simd,
-                        &mut cache.pages_mut(),
-                        at,
-                        &expected[at].0,
-                        &expected[at].1,
-                    )
-                    .unwrap();
-                    let rounded = |row: &[f32]| {
-                        bits(&row.iter().map(|&x| E::from_f32(x)).collect::<Vec<E>>())
-                    };
+                    append(simd, &mut cache.pages_mut(), at, &expected[at].0, &expected[at].1).unwrap();
+                    let rounded =
+                        |row: &[f32]| bits(&row.iter().map(|&x| E::from_f32(x)).collect::<Vec<E>>());
                     for (e, (key, value)) in expected.iter().enumerate() {
                         assert_eq!(
                             (bits(cache.key(e)), bits(cache.value(e))),
@@ -78,14 +70,7 @@ fn f16_rounds_to_nearest_even_and_saturates() {
     for code in 0..0x7bff_u16 {
         let (a, b) = (exact(code), exact(code + 1));
         let tie = ((a + b) / 2.0) as f32;
-        numbers.extend([
-            a as f32,
-            -a as f32,
-            tie,
-            tie.next_up(),
-            tie.next_down(),
-            -tie,
-        ]);
+        numbers.extend([a as f32, -a as f32, tie, tie.next_up(), tie.next_down(), -tie]);
     }
     numbers.extend((0..1000).map(|_| f32::from_bits(rng.between(0, u32::MAX as usize) as u32)));
     while !numbers.len().is_multiple_of(64) {
@@ -100,12 +85,7 @@ fn f16_rounds_to_nearest_even_and_saturates() {
                 if x.is_nan() {
                     assert!(found.is_nan(), "{}: {x}", simd.name());
                 } else {
-                    assert_eq!(
-                        found.to_bits(),
-                        expected,
-                        "{}: {x:e} became {found}",
-                        simd.name()
-                    );
+                    assert_eq!(found.to_bits(), expected, "{}: {x:e} became {found}", simd.name());
                 }
                 assert!(
                     x.is_nan() || f16::from_f32(x).to_bits() == expected || x.abs() >= 65520.0,

@@ -57,17 +57,11 @@ impl Call {
     }
 
     fn query(&self, token: usize, head: usize) -> &[f32] {
-        &self.queries[token * self.token_stride + self.offset + head * self.head_dim..]
-            [..self.head_dim]
+        &self.queries[token * self.token_stride + self.offset + head * self.head_dim..][..self.head_dim]
     }
 
     /// The output of all tokens, given to `attend` in calls of the sizes that `split` returns; `[tokens, group, head_dim]`.
-    fn run<E: Element>(
-        &self,
-        simd: Simd,
-        cache: &Cache<E>,
-        mut split: impl FnMut() -> usize,
-    ) -> Vec<f32> {
+    fn run<E: Element>(&self, simd: Simd, cache: &Cache<E>, mut split: impl FnMut() -> usize) -> Vec<f32> {
         let mut out = vec![f32::NAN; self.queries.len()];
         let mut scratch = Scratch::new();
         let queries = Heads::new(
@@ -129,12 +123,7 @@ impl Call {
         all
     }
 
-    fn reference_of<E: Element>(
-        &self,
-        cache: &Cache<E>,
-        token: usize,
-        head: usize,
-    ) -> Vec<(f64, f64)> {
+    fn reference_of<E: Element>(&self, cache: &Cache<E>, token: usize, head: usize) -> Vec<(f64, f64)> {
         let query = self.query(token, head);
         let seen = self.before + token + 1;
         let scale = f64::from(self.scale);
@@ -436,23 +425,10 @@ fn scratch_is_reused() {
         }
         let mut scratch = Scratch::new();
         let mut sizes = Vec::new();
-        for (call, cache) in [
-            (&large, &nan),
-            (&small, &cache),
-            (&large, &nan),
-            (&small, &cache),
-        ] {
+        for (call, cache) in [(&large, &nan), (&small, &cache), (&large, &nan), (&small, &cache)] {
             let mut out = vec![0.0; call.queries.len()];
-            let heads = |data| {
-                Heads::new(
-                    data,
-                    call.tokens,
-                    call.group,
-                    call.head_dim,
-                    call.token_stride,
-                )
-                .unwrap()
-            };
+            let heads =
+                |data| Heads::new(data, call.tokens, call.group, call.head_dim, call.token_stride).unwrap();
             let mut to = HeadsMut::new(
                 &mut out[call.offset..],
                 call.tokens,
@@ -502,18 +478,8 @@ fn heads_in_parallel() {
             let at = kv * group * head_dim;
             let heads = Heads::new(&queries[at..], tokens, group, head_dim, width).unwrap();
             // SAFETY: each KV head has its own part of every token's row, and the tensor outlives the threads.
-            let mut to =
-                unsafe { HeadsMut::from_raw(out.add(at), tokens, group, head_dim, width) }.unwrap();
-            attend(
-                simd,
-                &views[kv],
-                90,
-                heads,
-                &mut to,
-                0.125,
-                &mut Scratch::new(),
-            )
-            .unwrap();
+            let mut to = unsafe { HeadsMut::from_raw(out.add(at), tokens, group, head_dim, width) }.unwrap();
+            attend(simd, &views[kv], 90, heads, &mut to, 0.125, &mut Scratch::new()).unwrap();
         };
         let mut one_by_one = vec![0.0f32; tokens * width];
         for kv in 0..kv_heads {

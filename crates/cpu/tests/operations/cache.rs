@@ -77,10 +77,7 @@ impl<E: Element> Cache<E> {
 
     /// Where an entry's key and value start.
     fn at(&self, entry: usize) -> (usize, usize) {
-        let (page, at) = (
-            entry / self.layout.page_entries,
-            entry % self.layout.page_entries,
-        );
+        let (page, at) = (entry / self.layout.page_entries, entry % self.layout.page_entries);
         (
             self.key_pages[page] + at * self.layout.key_stride,
             self.value_pages[page] + at * self.layout.value_stride,
@@ -127,11 +124,8 @@ impl<E: Element> Cache<E> {
             key_used[k..k + self.layout.head_dim].fill(true);
             value_used[v..v + self.layout.head_dim].fill(true);
         }
-        let nan = |used: &[bool], all: &[E]| {
-            used.iter()
-                .zip(all)
-                .all(|(&used, e)| used || e.to_f32().is_nan())
-        };
+        let nan =
+            |used: &[bool], all: &[E]| used.iter().zip(all).all(|(&used, e)| used || e.to_f32().is_nan());
         nan(&key_used, &self.keys) && nan(&value_used, &self.values)
     }
 }

@@ -53,21 +53,15 @@ fn equals_a_gather_through_a_copy() {
 
                     let mut positions: Vec<u32> = (0..len as u32).map(|e| 10 * e).collect();
                     let page_entries = rng.between(1, 70);
-                    let mut pages: Vec<Vec<u32>> = positions
-                        .chunks(page_entries)
-                        .map(<[u32]>::to_vec)
-                        .collect();
+                    let mut pages: Vec<Vec<u32>> =
+                        positions.chunks(page_entries).map(<[u32]>::to_vec).collect();
                     let table: Vec<NonNull<u32>> = pages
                         .iter_mut()
                         .map(|page| NonNull::from(&mut page[..]).cast())
                         .collect();
                     // SAFETY: the pages are vectors of their own, the last one as long as the positions in it.
-                    let mut view =
-                        unsafe { PositionPagesMut::new(&table, page_entries, len) }.unwrap();
-                    assert_eq!(
-                        compact_positions(&mut view, first, &kept),
-                        Ok(first + kept.len())
-                    );
+                    let mut view = unsafe { PositionPagesMut::new(&table, page_entries, len) }.unwrap();
+                    assert_eq!(compact_positions(&mut view, first, &kept), Ok(first + kept.len()));
                     let mut view = PositionPagesMut::dense(&mut positions);
                     compact_positions(&mut view, first, &kept).unwrap();
                     let expected: Vec<u32> = (0..first as u32)
@@ -151,10 +145,7 @@ fn a_bad_plan_moves_nothing() {
             ),
         ];
         for (first, kept, error) in bad {
-            assert_eq!(
-                compact(simd, &mut cache.pages_mut(), first, kept),
-                Err(error)
-            );
+            assert_eq!(compact(simd, &mut cache.pages_mut(), first, kept), Err(error));
             let mut positions: Vec<u32> = (0..20).collect();
             assert_eq!(
                 compact_positions(&mut PositionPagesMut::dense(&mut positions), first, kept),

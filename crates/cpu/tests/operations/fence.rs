@@ -35,11 +35,7 @@ impl<T: Copy> Fenced<T> {
         let inside = (count * size_of::<T>()).next_multiple_of(PAGE).max(PAGE);
         let bytes = inside + 2 * PAGE;
         // PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS.
-        let anonymous = if cfg!(target_os = "linux") {
-            0x22
-        } else {
-            0x1002
-        };
+        let anonymous = if cfg!(target_os = "linux") { 0x22 } else { 0x1002 };
         // SAFETY: a new mapping, whose first and last page are then closed.
         let mapping = unsafe {
             let mapping = mmap(std::ptr::null_mut(), bytes, 3, anonymous, -1, 0).cast::<u8>();
@@ -90,21 +86,16 @@ fn nothing_touches_memory_beyond_the_entries() {
                         let (tokens, group, before) =
                             (rng.between(1, 9), rng.between(1, 7), rng.between(0, 140));
                         let len = before + tokens;
-                        let mut keys =
-                            Fenced::new(len * head_dim, at_end, || E::from_f32(rng.normal()));
-                        let mut values =
-                            Fenced::new(len * head_dim, at_end, || E::from_f32(rng.normal()));
+                        let mut keys = Fenced::new(len * head_dim, at_end, || E::from_f32(rng.normal()));
+                        let mut values = Fenced::new(len * head_dim, at_end, || E::from_f32(rng.normal()));
                         let width = group * head_dim;
                         let mut queries = Fenced::new(tokens * width, at_end, || rng.normal());
                         let mut out = Fenced::new(tokens * width, at_end, || 0f32);
                         let mut scratch = Scratch::new();
                         let layout = Layout::contiguous(len, head_dim);
-                        let pages =
-                            KvPages::dense(keys.slice(), values.slice(), layout, len).unwrap();
-                        let heads =
-                            Heads::new(queries.slice(), tokens, group, head_dim, width).unwrap();
-                        let mut to =
-                            HeadsMut::new(out.slice(), tokens, group, head_dim, width).unwrap();
+                        let pages = KvPages::dense(keys.slice(), values.slice(), layout, len).unwrap();
+                        let heads = Heads::new(queries.slice(), tokens, group, head_dim, width).unwrap();
+                        let mut to = HeadsMut::new(out.slice(), tokens, group, head_dim, width).unwrap();
                         attend(simd, &pages, before, heads, &mut to, 0.3, &mut scratch).unwrap();
 
                         let mut scores = Fenced::new(len, at_end, || 0f32);
@@ -121,8 +112,7 @@ fn nothing_touches_memory_beyond_the_entries() {
                         )
                         .unwrap();
 
-                        let mut pages =
-                            KvPagesMut::dense(keys.slice(), values.slice(), layout, len).unwrap();
+                        let mut pages = KvPagesMut::dense(keys.slice(), values.slice(), layout, len).unwrap();
                         let mut row = Fenced::new(head_dim, at_end, || 1f32);
                         let mut cos = Fenced::new(head_dim / 2, at_end, || 1f32);
                         let mut sin = Fenced::new(head_dim / 2, at_end, || 1f32);

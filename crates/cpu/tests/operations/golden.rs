@@ -26,8 +26,7 @@ impl Case {
         let bytes = std::fs::read(path).unwrap();
         let header = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
         let json: Value = serde_json::from_slice(&bytes[8..header]).unwrap();
-        let parameters =
-            serde_json::from_str(json["__metadata__"]["case"].as_str().unwrap()).unwrap();
+        let parameters = serde_json::from_str(json["__metadata__"]["case"].as_str().unwrap()).unwrap();
         let mut tensors = HashMap::new();
         for (name, tensor) in json
             .as_object()
@@ -44,9 +43,7 @@ impl Case {
                     .collect(),
                 "BF16" => data
                     .chunks(2)
-                    .map(|b| {
-                        f32::from_bits(u32::from(u16::from_le_bytes(b.try_into().unwrap())) << 16)
-                    })
+                    .map(|b| f32::from_bits(u32::from(u16::from_le_bytes(b.try_into().unwrap())) << 16))
                     .collect(),
                 "I64" => data
                     .chunks(8)
@@ -90,11 +87,7 @@ fn pool(scores: &[f32], width: usize, average: bool) -> Vec<f32> {
 /// The `count` best, ties to the lower index, ascending.
 fn best(scores: &[f32], count: usize) -> Vec<u32> {
     let mut order: Vec<u32> = (0..scores.len() as u32).collect();
-    order.sort_by(|&a, &b| {
-        scores[b as usize]
-            .total_cmp(&scores[a as usize])
-            .then(a.cmp(&b))
-    });
+    order.sort_by(|&a, &b| scores[b as usize].total_cmp(&scores[a as usize]).then(a.cmp(&b)));
     order.truncate(count);
     order.sort_unstable();
     order
@@ -108,11 +101,7 @@ fn scores_choices_and_compacted_caches() {
         .filter(|path| path.extension().is_some_and(|e| e == "safetensors"))
         .collect();
     files.sort();
-    assert!(
-        !files.is_empty(),
-        "no golden data in {}",
-        folder().display()
-    );
+    assert!(!files.is_empty(), "no golden data in {}", folder().display());
     for path in files {
         let case = Case::read(&path);
         for simd in paths() {
@@ -127,15 +116,8 @@ fn check(simd: Simd, case: &Case) {
         case.number("num_kv_heads"),
         case.number("head_dim"),
     );
-    let (len, after) = (
-        case.number("cache_len_before"),
-        case.number("cache_len_after"),
-    );
-    let (prompt, r, group) = (
-        case.number("prompt_len"),
-        case.number("R"),
-        heads / kv_heads,
-    );
+    let (len, after) = (case.number("cache_len_before"), case.number("cache_len_after"));
+    let (prompt, r, group) = (case.number("prompt_len"), case.number("R"), heads / kv_heads);
     let candidates = prompt..len - r;
     let keep = after - prompt - r;
     let exact = case.text("dtype") == "float32";
@@ -144,9 +126,7 @@ fn check(simd: Simd, case: &Case) {
     let layout = Layout::contiguous(len, d);
     let mut scratch = Scratch::new();
     for b in 0..case.number("batch") {
-        let part = |name: &str, i: usize, size: usize| {
-            case.tensors[name][i * size..(i + 1) * size].to_vec()
-        };
+        let part = |name: &str, i: usize, size: usize| case.tensors[name][i * size..(i + 1) * size].to_vec();
         let mut caches: Vec<(Vec<f32>, Vec<f32>)> = (0..kv_heads)
             .map(|h| {
                 (

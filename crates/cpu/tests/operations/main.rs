@@ -3,12 +3,7 @@
 //! Shapes and numbers are random: the seed of a run is printed when a test fails (`SEED=... cargo test` replays it). An instruction set
 //! that this CPU lacks is named on stderr, never passed over in silence.
 #![allow(unsafe_code)] // raw pages, and the guard page of `fence`
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::print_stderr
-)] // tests
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr)] // tests
 
 mod append;
 mod attend;
@@ -26,8 +21,7 @@ use reasoning_rpc_cpu::Simd;
 
 /// The instruction sets to test; the others are reported.
 fn paths() -> Vec<Simd> {
-    let (run, lacking): (Vec<_>, Vec<_>) =
-        Simd::ALL.into_iter().partition(|simd| simd.is_available());
+    let (run, lacking): (Vec<_>, Vec<_>) = Simd::ALL.into_iter().partition(|simd| simd.is_available());
     for simd in lacking {
         eprintln!("not run: {} (this CPU or build lacks it)", simd.name());
     }

@@ -125,8 +125,7 @@ fn operations_check_their_shapes() {
             Heads::new(&queries, tokens, group, head_dim, group * head_dim).unwrap()
         };
         let mut attend = |before, q: Heads<'_>, tokens, group, head_dim| {
-            let mut to =
-                HeadsMut::new(&mut out, tokens, group, head_dim, group * head_dim).unwrap();
+            let mut to = HeadsMut::new(&mut out, tokens, group, head_dim, group * head_dim).unwrap();
             attend(simd, &pages, before, q, &mut to, 1.0, &mut scratch)
         };
         assert_eq!(attend(10, heads(2, 2, 16), 2, 2, 16), Ok(()));

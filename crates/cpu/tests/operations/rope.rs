@@ -53,10 +53,7 @@ fn rotation_pairs_the_halves() {
                     let (low, high) = (x[h * head_dim + i], x[h * head_dim + half + i]);
                     // Each operation rounded on its own: the same bits everywhere.
                     let expected = (low * cos[i] - high * sin[i], high * cos[i] + low * sin[i]);
-                    assert_eq!(
-                        (out[h * head_dim + i], out[h * head_dim + half + i]),
-                        expected
-                    );
+                    assert_eq!((out[h * head_dim + i], out[h * head_dim + half + i]), expected);
                 }
             }
         }

@@ -71,8 +71,7 @@ impl Call {
                         .iter()
                         .zip(cache.key(e))
                         .map(|(q, k)| f64::from(*q) * f64::from(k.to_f32()));
-                    let (sum, magnitude) =
-                        products.fold((0.0, 0.0), |(s, m), p| (s + p, m + p.abs()));
+                    let (sum, magnitude) = products.fold((0.0, 0.0), |(s, m), p| (s + p, m + p.abs()));
                     worst = worst.max(logit_error(self.head_dim, scale * magnitude));
                     scale * sum
                 })
@@ -115,8 +114,7 @@ fn agrees_with_the_formula() {
                     let cache = filled::<E>(call.head_dim, len, rng);
                     let out = call.run(simd, &cache);
                     let mut sum = 0.0;
-                    for (c, (&found, (expected, bound))) in
-                        out.iter().zip(call.reference(&cache)).enumerate()
+                    for (c, (&found, (expected, bound))) in out.iter().zip(call.reference(&cache)).enumerate()
                     {
                         let error = (f64::from(found) - expected).abs();
                         assert!(
@@ -127,8 +125,7 @@ fn agrees_with_the_formula() {
                         sum += f64::from(found);
                     }
                     if !out.is_empty() {
-                        let window =
-                            call.queries.len() as f64 / call.head_dim as f64 / call.group as f64;
+                        let window = call.queries.len() as f64 / call.head_dim as f64 / call.group as f64;
                         assert!(
                             (sum - window).abs() < 1e-3 * window,
                             "scores add up to {sum}, the window is {window}"
@@ -190,8 +187,7 @@ fn many_candidates_and_extreme_logits() {
         call.queries = rng.normals(3 * 16);
         call.scale = 50.0;
         let cache = filled::<f32>(16, 33_000, rng);
-        for (found, (expected, bound)) in call.run(simd, &cache).iter().zip(call.reference(&cache))
-        {
+        for (found, (expected, bound)) in call.run(simd, &cache).iter().zip(call.reference(&cache)) {
             assert!(
                 (f64::from(*found) - expected).abs() <= bound,
                 "{found} for {expected}, allowed {bound:e}"

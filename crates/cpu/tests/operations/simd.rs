@@ -35,10 +35,7 @@ fn names_are_parsed_exactly() {
 fn best_is_available_and_nothing_above_it_is() {
     let best = Simd::best();
     assert!(best.is_available() && Simd::Portable.is_available());
-    let above = Simd::ALL
-        .into_iter()
-        .skip_while(|&simd| simd != best)
-        .skip(1);
+    let above = Simd::ALL.into_iter().skip_while(|&simd| simd != best).skip(1);
     assert!(above.into_iter().all(|simd| !simd.is_available()));
 }
 
@@ -63,12 +60,10 @@ fn the_environment_forces_one() {
     let passes = |command: &mut std::process::Command| command.output().unwrap().status.success();
     assert!(passes(test().env("EXPECTED_SIMD", Simd::best().name())));
     for simd in Simd::ALL {
-        let expected = Simd::parse(simd.name())
-            .map_or_else(|error| error.to_string(), |simd| simd.name().to_owned());
+        let expected =
+            Simd::parse(simd.name()).map_or_else(|error| error.to_string(), |simd| simd.name().to_owned());
         assert!(passes(
-            test()
-                .env(SIMD_ENV, simd.name())
-                .env("EXPECTED_SIMD", expected)
+            test().env(SIMD_ENV, simd.name()).env("EXPECTED_SIMD", expected)
         ));
     }
     let error = SimdError::Unknown {

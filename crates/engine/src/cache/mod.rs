@@ -250,7 +250,11 @@ impl SequenceCache {
         let shape = self.shape;
         let per_block = shape.layers * shape.kv_heads;
         let reserved = self.account.reserved() / per_block * shape.block_entries;
-        let wanted = needed.max(if needed <= reserved { reserved } else { 2 * capacity });
+        let wanted = needed.max(if needed <= reserved {
+            reserved
+        } else {
+            2 * capacity
+        });
         let wanted = shape.blocks_per_head(wanted) * shape.block_entries;
         let count = shape.blocks(wanted) - self.account.held();
         // Blocks are taken for their count alone here: the pool's memory stays untouched.
@@ -359,9 +363,8 @@ impl SequenceCache {
         debug_assert_eq!(size_of::<E>(), self.element.bytes());
         let head = self.head(layer, kv_head);
         // SAFETY: as in `pages`; no page occurs twice in a cache.
-        let pages = unsafe {
-            KvPagesMut::new(typed(&head.keys), typed(&head.values), self.layout(), head.len)
-        };
+        let pages =
+            unsafe { KvPagesMut::new(typed(&head.keys), typed(&head.values), self.layout(), head.len) };
         Ok(pages?)
     }
 

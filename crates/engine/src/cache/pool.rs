@@ -86,8 +86,8 @@ impl BlockPool {
                 std::io::Error::last_os_error()
             )));
         }
-        let base = NonNull::new(base.cast())
-            .ok_or_else(|| Error::Internal("mmap returned address 0".into()))?;
+        let base =
+            NonNull::new(base.cast()).ok_or_else(|| Error::Internal("mmap returned address 0".into()))?;
         Ok(Self {
             base,
             mapped,
@@ -198,7 +198,13 @@ mod tests {
         pool.reserve(&mut a, 6).unwrap();
         pool.take(&mut b, 4, &mut out).unwrap();
         let refused = pool.take(&mut b, 1, &mut Vec::new()).unwrap_err();
-        assert_eq!(refused, Error::Budget { needed: 64, available: 0 });
+        assert_eq!(
+            refused,
+            Error::Budget {
+                needed: 64,
+                available: 0
+            }
+        );
         let mut mine = Vec::new();
         pool.take(&mut a, 6, &mut mine).unwrap();
         assert_eq!(pool.used(), 640);

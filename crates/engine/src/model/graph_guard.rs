@@ -101,7 +101,9 @@ fn read_external_entry(bytes: &[u8], entry: &mut (String, u64, Option<u64>)) -> 
         .map_err(|_| damaged("external data: expected UTF-8, found other bytes".into()))?;
     let number = || {
         text.parse::<u64>().map_err(|_| {
-            damaged(format!("external data: expected a number of bytes, found {text:?}"))
+            damaged(format!(
+                "external data: expected a number of bytes, found {text:?}"
+            ))
         })
     };
     match key {

@@ -147,7 +147,13 @@ impl Manifest {
                 d.head_dim
             )));
         }
-        for &token in self.tokens.stop.iter().chain(&self.tokens.bos).chain(&self.tokens.eos) {
+        for &token in self
+            .tokens
+            .stop
+            .iter()
+            .chain(&self.tokens.bos)
+            .chain(&self.tokens.eos)
+        {
             if token as usize >= d.vocab_size {
                 return Err(Error::Model(format!(
                     "manifest.json: tokens: expected ids below the vocabulary's {}, found {token}",
@@ -163,8 +169,7 @@ impl Manifest {
         }
         for name in self.files.keys() {
             let mut parts = Path::new(name).components();
-            let plain =
-                matches!(parts.next(), Some(Component::Normal(_))) && parts.next().is_none();
+            let plain = matches!(parts.next(), Some(Component::Normal(_))) && parts.next().is_none();
             if !plain {
                 return Err(Error::Model(format!(
                     "manifest.json: files: expected plain file names, found {name:?}"

@@ -37,8 +37,11 @@ impl CachedRunner {
 impl Runner for CachedRunner {
     fn run(&mut self, step: &mut Step) -> Result<()> {
         std::mem::swap(&mut self.state.step().rows, &mut step.rows);
-        let (tokens, rows, logits_rows) =
-            (step.ids.len() as i64, step.slots.len() as i64, step.logits_rows.len());
+        let (tokens, rows, logits_rows) = (
+            step.ids.len() as i64,
+            step.slots.len() as i64,
+            step.logits_rows.len(),
+        );
         step.logits.resize(logits_rows * self.vocab, 0.0);
         let result = self.session.run(
             &[
@@ -46,7 +49,11 @@ impl Runner for CachedRunner {
                 ("positions", &[tokens], Input::I64(&step.positions)),
                 ("row_offsets", &[rows + 1], Input::I32(&step.row_offsets)),
                 ("slots", &[rows], Input::I64(&step.slots)),
-                ("logits_rows", &[logits_rows as i64], Input::I32(&step.logits_rows)),
+                (
+                    "logits_rows",
+                    &[logits_rows as i64],
+                    Input::I32(&step.logits_rows),
+                ),
             ],
             &[(
                 "logits",

@@ -89,9 +89,7 @@ impl PortableRunner {
         ];
         let logits = &mut step.logits[logits.start * d.vocab_size..logits.end * d.vocab_size];
         let mut outputs: Vec<(&str, &[i64], Output)> = vec![("logits", &logits_shape, Output::new(logits))];
-        for ((names, &(keys, values)), queries) in
-            self.names.iter().zip(&buffers).zip(&mut self.queries)
-        {
+        for ((names, &(keys, values)), queries) in self.names.iter().zip(&buffers).zip(&mut self.queries) {
             let as_output = |data| Output { data, len: cache_len };
             inputs.push((&names.past_key, &cache_shape, Input::F32(keys, cache_len)));
             inputs.push((&names.past_value, &cache_shape, Input::F32(values, cache_len)));

@@ -124,13 +124,17 @@ impl Operator for CachedAttention {
             context
                 .get::<i64>(name)
                 .and_then(|value| usize::try_from(value).ok())
-                .ok_or_else(|| ort::Error::new(format!("{NAME}: attribute {name}: expected a count, found none")))
+                .ok_or_else(|| {
+                    ort::Error::new(format!("{NAME}: attribute {name}: expected a count, found none"))
+                })
         };
         let float = |name: &str| -> ort::Result<f32> {
             context
                 .get::<f32>(name)
                 .filter(|value| value.is_finite())
-                .ok_or_else(|| ort::Error::new(format!("{NAME}: attribute {name}: expected a number, found none")))
+                .ok_or_else(|| {
+                    ort::Error::new(format!("{NAME}: attribute {name}: expected a number, found none"))
+                })
         };
         let kernel = AttentionKernel {
             state: Arc::clone(&self.0),
@@ -186,9 +190,9 @@ impl AttentionKernel {
     fn compute_node(&self, context: &ComputeContext) -> Result<()> {
         let values = (0..7)
             .map(|index| {
-                context.input(index)?.ok_or_else(|| {
-                    Error::Model(format!("{NAME}: expected 7 inputs, found {index}"))
-                })
+                context
+                    .input(index)?
+                    .ok_or_else(|| Error::Model(format!("{NAME}: expected 7 inputs, found {index}")))
             })
             .collect::<Result<Vec<_>>>()?;
         let float = |index: usize| values[index].try_extract_tensor::<f32>();
@@ -250,7 +254,12 @@ impl AttentionKernel {
             {
                 return Err(Error::Model(format!(
                     "layer {}: expected a cache of {} KV heads of {} elements, found {} of {} in {} layers",
-                    self.layer, self.num_kv_heads, self.head_dim, shape.kv_heads, shape.head_dim, shape.layers
+                    self.layer,
+                    self.num_kv_heads,
+                    self.head_dim,
+                    shape.kv_heads,
+                    shape.head_dim,
+                    shape.layers
                 )));
             }
         }
@@ -277,7 +286,9 @@ impl AttentionKernel {
             inputs.row_offsets[row] as usize..inputs.row_offsets[row + 1] as usize
         };
 
-        let StepContext { rows, rope, rotated, .. } = step;
+        let StepContext {
+            rows, rope, rotated, ..
+        } = step;
         let half = head_dim / 2;
         let rotated_parts = Parts::new(rotated);
         self.parallel(context, rows.len() * kv_heads, inputs.q.len() > 1 << 15, |unit| {
@@ -289,15 +300,38 @@ impl AttentionKernel {
             let mut pages = unsafe { cache.pages_mut::<E>(self.layer, kv_head) }?;
             let mut key = [0.0f32; 256];
             for (index, token) in tokens.enumerate() {
-                let (cos, sin) = (&rope.cos[token * half..][..half], &rope.sin[token * half..][..half]);
+                let (cos, sin) = (
+                    &rope.cos[token * half..][..half],
+                    &rope.sin[token * half..][..half],
+                );
                 let at = (token * kv_heads + kv_head) * head_dim;
                 let key = &mut key[..head_dim];
-                cpu::rotate(self.state.simd, &inputs.k[at..at + head_dim], cos, sin, head_dim, key)?;
-                cpu::append(self.state.simd, &mut pages, before + index, key, &inputs.v[at..at + head_dim])?;
+                cpu::rotate(
+                    self.state.simd,
+                    &inputs.k[at..at + head_dim],
+                    cos,
+                    sin,
+                    head_dim,
+                    key,
+                )?;
+                cpu::append(
+                    self.state.simd,
+                    &mut pages,
+                    before + index,
+                    key,
+                    &inputs.v[at..at + head_dim],
+                )?;
                 let heads = token * query_width + kv_head * group * head_dim;
                 // SAFETY: tokens of different rows and heads of different groups do not overlap.
                 let to = unsafe { rotated_parts.part(heads, group * head_dim) };
-                cpu::rotate(self.state.simd, &inputs.q[heads..heads + group * head_dim], cos, sin, head_dim, to)?;
+                cpu::rotate(
+                    self.state.simd,
+                    &inputs.q[heads..heads + group * head_dim],
+                    cos,
+                    sin,
+                    head_dim,
+                    to,
+                )?;
             }
             Ok(())
         })?;
@@ -343,7 +377,15 @@ impl AttentionKernel {
             }?;
             let visible_before = before + (tokens.start - row_tokens.start);
             self.state.with_scratch(|scratch| {
-                cpu::attend(self.state.simd, &pages, visible_before, queries, &mut out, self.scale, scratch)
+                cpu::attend(
+                    self.state.simd,
+                    &pages,
+                    visible_before,
+                    queries,
+                    &mut out,
+                    self.scale,
+                    scratch,
+                )
             })?;
             Ok(())
         })

@@ -85,15 +85,30 @@ impl Session {
             values.push(match input {
                 Input::I64(data) => {
                     let data = NonNull::from(*data).cast();
-                    Value::new(&self.memory, data, shape, ElementType::ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64)
+                    Value::new(
+                        &self.memory,
+                        data,
+                        shape,
+                        ElementType::ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64,
+                    )
                 }
                 Input::I32(data) => {
                     let data = NonNull::from(*data).cast();
-                    Value::new(&self.memory, data, shape, ElementType::ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32)
+                    Value::new(
+                        &self.memory,
+                        data,
+                        shape,
+                        ElementType::ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32,
+                    )
                 }
                 Input::F32(data, len) => {
                     check_len(name, shape, *len)?;
-                    Value::new(&self.memory, data.cast(), shape, ElementType::ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT)
+                    Value::new(
+                        &self.memory,
+                        data.cast(),
+                        shape,
+                        ElementType::ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT,
+                    )
                 }
             }?);
             if let Input::I64(data) = input {
@@ -114,8 +129,7 @@ impl Session {
             )?);
         }
         let names: Vec<*const c_char> = self.names.iter().map(|name| name.as_ptr()).collect();
-        let mut pointers: Vec<*mut sys::OrtValue> =
-            values.iter().map(|value| value.0.as_ptr()).collect();
+        let mut pointers: Vec<*mut sys::OrtValue> = values.iter().map(|value| value.0.as_ptr()).collect();
         let (input_names, output_names) = names.split_at(inputs.len());
         let (input_values, output_values) = pointers.split_at_mut(inputs.len());
         // SAFETY: names and values live until Run returns, one of each per input and output; every

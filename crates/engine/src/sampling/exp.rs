@@ -53,7 +53,10 @@ mod tests {
         for step in 0..700_000 {
             let x = -f64::from(step) * 0.001;
             let expected = x.exp();
-            assert!((exp(x) - expected).abs() <= 4.0 * f64::EPSILON * expected, "exp({x})");
+            assert!(
+                (exp(x) - expected).abs() <= 4.0 * f64::EPSILON * expected,
+                "exp({x})"
+            );
         }
     }
 }

@@ -41,7 +41,9 @@ impl SamplingOptions {
     ///   penalty. But a missing top-k is off (Hugging Face silently takes 50), and a missing `do_sample` samples.
     pub fn from_generation(given: &GenerationDefaults) -> Result<Self> {
         let nothing = *given == GenerationDefaults::default();
-        let or = |value: Option<f32>, unset: f32, otherwise: f32| value.unwrap_or(if nothing { unset } else { otherwise });
+        let or = |value: Option<f32>, unset: f32, otherwise: f32| {
+            value.unwrap_or(if nothing { unset } else { otherwise })
+        };
         let mut options = Self {
             temperature: or(given.temperature, 0.6, 1.0),
             top_k: given.top_k.unwrap_or(0),
@@ -66,13 +68,35 @@ impl SamplingOptions {
             if good && value.is_finite() {
                 return Ok(());
             }
-            Err(Error::InvalidArgument(format!("{field} is {value}, expected {expected}")))
+            Err(Error::InvalidArgument(format!(
+                "{field} is {value}, expected {expected}"
+            )))
         };
         let (temperature, penalty) = (self.temperature, self.repetition_penalty);
-        check("temperature", temperature, temperature >= 0.0, "a finite number, 0 (greedy) or more")?;
-        check("top_p", self.top_p, (0.0..=1.0).contains(&self.top_p), "0 to 1 (off)")?;
-        check("min_p", self.min_p, (0.0..=1.0).contains(&self.min_p), "0 (off) to 1")?;
-        check("repetition_penalty", penalty, penalty > 0.0, "a finite number above 0; 1 is off")
+        check(
+            "temperature",
+            temperature,
+            temperature >= 0.0,
+            "a finite number, 0 (greedy) or more",
+        )?;
+        check(
+            "top_p",
+            self.top_p,
+            (0.0..=1.0).contains(&self.top_p),
+            "0 to 1 (off)",
+        )?;
+        check(
+            "min_p",
+            self.min_p,
+            (0.0..=1.0).contains(&self.min_p),
+            "0 (off) to 1",
+        )?;
+        check(
+            "repetition_penalty",
+            penalty,
+            penalty > 0.0,
+            "a finite number above 0; 1 is off",
+        )
     }
 }
 

@@ -45,7 +45,10 @@ impl<'a> Logits<'a> {
         let mut room = [0.0; CHUNK];
         for (index, chunk) in self.values.chunks(CHUNK).enumerate() {
             let base = index * CHUNK;
-            let here = seen.iter().take_while(|id| (**id as usize) < base + chunk.len()).count();
+            let here = seen
+                .iter()
+                .take_while(|id| (**id as usize) < base + chunk.len())
+                .count();
             let (now, later) = seen.split_at(here);
             seen = later;
             visit(base as u32, self.penalised(base, chunk, now, &mut room));
@@ -57,10 +60,21 @@ impl<'a> Logits<'a> {
         let base = index * CHUNK;
         let chunk = self.values.chunks(CHUNK).nth(index).unwrap_or_default();
         let place = |id: usize| self.seen.partition_point(|seen| (*seen as usize) < id);
-        self.penalised(base, chunk, &self.seen[place(base)..place(base + chunk.len())], room)
+        self.penalised(
+            base,
+            chunk,
+            &self.seen[place(base)..place(base + chunk.len())],
+            room,
+        )
     }
 
-    fn penalised<'r>(&self, base: usize, chunk: &'r [f32], seen: &[u32], room: &'r mut [f32; CHUNK]) -> &'r [f32] {
+    fn penalised<'r>(
+        &self,
+        base: usize,
+        chunk: &'r [f32],
+        seen: &[u32],
+        room: &'r mut [f32; CHUNK],
+    ) -> &'r [f32] {
         if seen.is_empty() {
             return chunk;
         }
@@ -68,7 +82,11 @@ impl<'a> Logits<'a> {
         room.copy_from_slice(chunk);
         for id in seen {
             let score = &mut room[*id as usize - base];
-            *score = if *score < 0.0 { *score * self.penalty } else { *score / self.penalty };
+            *score = if *score < 0.0 {
+                *score * self.penalty
+            } else {
+                *score / self.penalty
+            };
         }
         room
     }
@@ -128,7 +146,9 @@ fn highest(chunk: &[f32]) -> (f32, bool) {
     for (lane, score) in parts.remainder().iter().enumerate() {
         take(lane, *score);
     }
-    let highest = lanes.iter().fold(f32::NEG_INFINITY, |a, b| if *b > a { *b } else { a });
+    let highest = lanes
+        .iter()
+        .fold(f32::NEG_INFINITY, |a, b| if *b > a { *b } else { a });
     (highest, irregular.iter().all(|lane| *lane == 0))
 }
 
@@ -208,7 +228,11 @@ impl Scratch {
         };
         self.best = best.id;
         self.all_kept = false;
-        let (top_k, top_p, min_p) = (options.top_k as usize, f64::from(options.top_p), f64::from(options.min_p));
+        let (top_k, top_p, min_p) = (
+            options.top_k as usize,
+            f64::from(options.top_p),
+            f64::from(options.min_p),
+        );
         if (1..logits.values.len()).contains(&top_k) {
             let floor = self.kth(logits, top_k);
             self.gather(logits, floor);
@@ -308,7 +332,11 @@ impl Scratch {
                 floor = select(scores);
             }
         });
-        if scores.len() < k { f32::NEG_INFINITY } else { select(scores) }
+        if scores.len() < k {
+            f32::NEG_INFINITY
+        } else {
+            select(scores)
+        }
     }
 
     /// Keeps the tokens whose score is `floor` or more, in the order of their ids.

@@ -88,7 +88,11 @@ impl Trie {
             };
             at = children[found].1 as usize;
             let node = &self.nodes[at];
-            if !visit(length, !node.children.is_empty(), node.pattern.map(|p| p as usize)) {
+            if !visit(
+                length,
+                !node.children.is_empty(),
+                node.pattern.map(|p| p as usize),
+            ) {
                 return;
             }
         }
@@ -96,7 +100,10 @@ impl Trie {
 
     /// Whether some string begins with this byte.
     pub(super) fn begins(&self, byte: u8) -> bool {
-        self.nodes[0].children.binary_search_by_key(&byte, |child| child.0).is_ok()
+        self.nodes[0]
+            .children
+            .binary_search_by_key(&byte, |child| child.0)
+            .is_ok()
     }
 }
 
@@ -155,7 +162,13 @@ impl Matcher {
     }
 
     /// Whether a control token of a rendered chat was written by the template alone.
-    fn intact(&self, sentence: &NormalizedString, token: &AddedToken, span: Range<usize>, guarded: &[usize]) -> bool {
+    fn intact(
+        &self,
+        sentence: &NormalizedString,
+        token: &AddedToken,
+        span: Range<usize>,
+        guarded: &[usize],
+    ) -> bool {
         let Some(origin) = sentence.convert_offsets(Referential::Normalized(span)) else {
             return false;
         };
@@ -173,7 +186,11 @@ impl Matcher {
 
     /// The tokens in `text`, leftmost first, the longest of those that begin at one place, with the spaces that they
     /// take along.
-    fn find(&self, text: &str, accept: impl Fn(&AddedToken, Range<usize>) -> bool) -> Vec<(&AddedToken, Range<usize>)> {
+    fn find(
+        &self,
+        text: &str,
+        accept: impl Fn(&AddedToken, Range<usize>) -> bool,
+    ) -> Vec<(&AddedToken, Range<usize>)> {
         let bytes = text.as_bytes();
         let mut found = Vec::new();
         let mut done = 0;

@@ -78,7 +78,9 @@ impl Decoder {
                         (Some(&[byte]), Some(leading), Some(0)) => {
                             start = Start::Strip(byte, usize::try_from(leading).unwrap_or(usize::MAX));
                         }
-                        _ => return refused("strips something else than one leading ASCII character"),
+                        _ => {
+                            return refused("strips something else than one leading ASCII character");
+                        }
                     }
                 }
                 _ => return refused("is not supported here"),
@@ -190,7 +192,9 @@ impl Pieces {
                 decoder.append(text, &mut pieces.bytes);
             }
             let end = u32::try_from(pieces.bytes.len()).map_err(|_| {
-                Error::Model("tokenizer.json: the tokens' texts exceed 4 GiB; expected a few megabytes".to_string())
+                Error::Model(
+                    "tokenizer.json: the tokens' texts exceed 4 GiB; expected a few megabytes".to_string(),
+                )
             })?;
             pieces.ends.push(end);
             pieces.kinds.push(kind);

@@ -90,12 +90,18 @@ impl Controls {
         text.char_indices()
             .map(|(at, c)| at + c.len_utf8())
             .take_while(|&end| end <= self.longest)
-            .any(|end| self.suffixes.binary_search_by(|suffix| suffix.as_str().cmp(&text[..end])).is_ok())
+            .any(|end| {
+                self.suffixes
+                    .binary_search_by(|suffix| suffix.as_str().cmp(&text[..end]))
+                    .is_ok()
+            })
     }
 
     /// Whether the whole of `text` occurs inside some control token.
     fn lies_in_some(&self, text: &str) -> bool {
-        !text.is_empty() && text.len() <= self.longest && self.texts.iter().any(|control| control.contains(text))
+        !text.is_empty()
+            && text.len() <= self.longest
+            && self.texts.iter().any(|control| control.contains(text))
     }
 }
 

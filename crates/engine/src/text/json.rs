@@ -68,7 +68,12 @@ impl Formatter for Line {
 }
 
 /// The filter `tojson`, with `indent` and `separators`. At most `limit` bytes.
-pub(super) fn tojson(value: &Value, indent: Option<usize>, named: &Kwargs, limit: usize) -> Result<Value, Error> {
+pub(super) fn tojson(
+    value: &Value,
+    indent: Option<usize>,
+    named: &Kwargs,
+    limit: usize,
+) -> Result<Value, Error> {
     let indent = match indent {
         Some(indent) => Some(indent),
         None => named.get::<Option<usize>>("indent")?,

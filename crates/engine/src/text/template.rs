@@ -119,8 +119,16 @@ impl ChatTemplate {
     }
 
     /// Writes the conversation out. `tokenizer` says which texts are control tokens.
-    pub fn render(&self, tokenizer: &Tokenizer, messages: &[Message], options: &ChatOptions) -> Result<Rendered> {
-        if let Some(message) = messages.iter().find(|message| !ROLES.contains(&message.role.as_str())) {
+    pub fn render(
+        &self,
+        tokenizer: &Tokenizer,
+        messages: &[Message],
+        options: &ChatOptions,
+    ) -> Result<Rendered> {
+        if let Some(message) = messages
+            .iter()
+            .find(|message| !ROLES.contains(&message.role.as_str()))
+        {
             return Err(Error::InvalidArgument(format!(
                 "a message's role is {:?}, expected one of {}",
                 message.role,
@@ -148,7 +156,13 @@ impl ChatTemplate {
         Ok(Rendered { text, guarded })
     }
 
-    fn context(&self, controls: &Controls, messages: &[Message], options: &ChatOptions, mark: char) -> Result<Value> {
+    fn context(
+        &self,
+        controls: &Controls,
+        messages: &[Message],
+        options: &ChatOptions,
+        mark: char,
+    ) -> Result<Value> {
         let messages: Vec<Message> = messages
             .iter()
             .map(|message| Message::new(&message.role, controls.guard_content(&message.content, mark)))
@@ -156,11 +170,17 @@ impl ChatTemplate {
         let text = |token: &Option<String>| token.as_deref().map_or(Value::UNDEFINED, Value::from);
         let mut context = vec![
             ("messages", Value::from_serialize(&messages)),
-            ("add_generation_prompt", Value::from(options.add_generation_prompt)),
+            (
+                "add_generation_prompt",
+                Value::from(options.add_generation_prompt),
+            ),
             ("bos_token", text(&self.bos_token)),
             ("eos_token", text(&self.eos_token)),
         ];
-        if let Some((name, _)) = context.iter().find(|(name, _)| options.variables.contains_key(*name)) {
+        if let Some((name, _)) = context
+            .iter()
+            .find(|(name, _)| options.variables.contains_key(*name))
+        {
             return Err(Error::InvalidArgument(format!(
                 "the template variable {name} is set by the engine"
             )));
@@ -182,7 +202,9 @@ fn holds(value: &serde_json::Value, mark: char) -> bool {
     match value {
         serde_json::Value::String(text) => text.contains(mark),
         serde_json::Value::Array(values) => values.iter().any(|value| holds(value, mark)),
-        serde_json::Value::Object(map) => map.iter().any(|(name, value)| name.contains(mark) || holds(value, mark)),
+        serde_json::Value::Object(map) => map
+            .iter()
+            .any(|(name, value)| name.contains(mark) || holds(value, mark)),
         _ => false,
     }
 }
@@ -190,10 +212,18 @@ fn holds(value: &serde_json::Value, mark: char) -> bool {
 fn guard_json(controls: &Controls, value: &serde_json::Value, mark: char) -> serde_json::Value {
     match value {
         serde_json::Value::String(text) => controls.guard_variable(text, mark).into(),
-        serde_json::Value::Array(values) => values.iter().map(|value| guard_json(controls, value, mark)).collect(),
+        serde_json::Value::Array(values) => values
+            .iter()
+            .map(|value| guard_json(controls, value, mark))
+            .collect(),
         serde_json::Value::Object(map) => map
             .iter()
-            .map(|(name, value)| (controls.guard_variable(name, mark), guard_json(controls, value, mark)))
+            .map(|(name, value)| {
+                (
+                    controls.guard_variable(name, mark),
+                    guard_json(controls, value, mark),
+                )
+            })
             .collect(),
         other => other.clone(),
     }
@@ -232,12 +262,21 @@ fn environment<'source>(messages: usize) -> Environment<'source> {
     environment.set_recursion_limit(MAX_DEPTH);
     environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
     environment.set_unknown_method_callback(method);
-    environment.add_function("raise_exception", |text: &str| -> Result<Value, minijinja::Error> {
-        Err(minijinja::Error::new(ErrorKind::InvalidOperation, format!("the template refuses: {text}")))
-    });
+    environment.add_function(
+        "raise_exception",
+        |text: &str| -> Result<Value, minijinja::Error> {
+            Err(minijinja::Error::new(
+                ErrorKind::InvalidOperation,
+                format!("the template refuses: {text}"),
+            ))
+        },
+    );
     environment.add_function("strftime_now", |format: &str| {
         clock::strftime(format, clock::now()).ok_or_else(|| {
-            minijinja::Error::new(ErrorKind::InvalidOperation, format!("strftime_now cannot write {format:?}"))
+            minijinja::Error::new(
+                ErrorKind::InvalidOperation,
+                format!("strftime_now cannot write {format:?}"),
+            )
         })
     });
     environment.add_filter("tojson", |value: &Value, indent: Option<usize>, named: Kwargs| {
@@ -296,7 +335,9 @@ fn on_large_stack<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T>
             .map_err(|error| Error::Template(format!("no thread with a stack of {STACK} bytes: {error}")))?;
         thread.join().unwrap_or_else(|payload| {
             let text = panic_text(payload.as_ref());
-            Err(Error::Template(format!("rendering failed inside the template library: {text}")))
+            Err(Error::Template(format!(
+                "rendering failed inside the template library: {text}"
+            )))
         })
     })
 }

@@ -246,10 +246,16 @@ impl Tokenizer {
 }
 
 /// Runs `work` so that a panic inside the libraries it calls, on a tokenizer.json made for that, is an error.
-fn guarded<T>(doing: &str, work: impl FnOnce() -> Result<T>, kind: impl FnOnce(String) -> Error) -> Result<T> {
+fn guarded<T>(
+    doing: &str,
+    work: impl FnOnce() -> Result<T>,
+    kind: impl FnOnce(String) -> Error,
+) -> Result<T> {
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|payload| {
         let text = panic_text(payload.as_ref());
-        Err(kind(format!("{doing} failed inside the tokenizers library: {text}")))
+        Err(kind(format!(
+            "{doing} failed inside the tokenizers library: {text}"
+        )))
     })
 }
 
@@ -265,8 +271,8 @@ fn check_added_ids(bytes: &[u8], hub: &tokenizers::Tokenizer) -> Result<()> {
         id: u32,
         content: String,
     }
-    let file: File =
-        serde_json::from_slice(bytes).map_err(|error| Error::Model(format!("tokenizer.json: added_tokens: {error}")))?;
+    let file: File = serde_json::from_slice(bytes)
+        .map_err(|error| Error::Model(format!("tokenizer.json: added_tokens: {error}")))?;
     for token in file.added_tokens {
         let found = hub.token_to_id(&token.content);
         if found != Some(token.id) && !token.content.is_empty() {

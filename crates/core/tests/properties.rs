@@ -1,0 +1,181 @@
+//! What holds for every schedule and every plan.
+
+use proptest::prelude::*;
+use reasoning_rpc_core::{
+    Aggregation, CacheShape, LayerPlan, LayerView, PlanError, Policy, Pooling, Rpc, RpcOptions, Schedule,
+};
+use reasoning_rpc_test_support::{Random, property};
+
+fn schedules() -> impl Strategy<Value = Schedule> {
+    (2usize..40, 1usize..9).prop_flat_map(|(kept, ratio)| {
+        let interval = kept * ratio;
+        (1..interval).prop_map(move |window| Schedule::new(interval, window, ratio).unwrap())
+    })
+}
+
+/// The peak formula against a walk, token by token, with real lengths.
+#[test]
+fn the_peak_is_what_a_walk_sees() {
+    property((schedules(), 0usize..3000), |(schedule, generated)| {
+        let (mut len, mut peak, mut done) = (0usize, 0usize, 0usize);
+        for g in 1..=generated {
+            len += 1;
+            peak = peak.max(len);
+            if g == schedule.due_at(done) {
+                let before = done * schedule.kept_per_interval() + schedule.window() + schedule.interval();
+                prop_assert_eq!(len, before);
+                prop_assert_eq!(len - schedule.window(), schedule.candidates(done));
+                done += 1;
+                len = done * schedule.kept_per_interval() + schedule.window();
+            }
+        }
+        prop_assert_eq!(done, schedule.compressions(generated));
+        prop_assert_eq!(peak, schedule.peak_generated(generated));
+        Ok(())
+    });
+}
+
+/// Plans of the policy: ascending, unique, inside the candidates, of the right size.
+#[test]
+fn plans_are_valid() {
+    let inputs = (
+        schedules(),
+        0usize..4,
+        1usize..5,
+        any::<(bool, bool)>(),
+        0usize..5,
+        any::<u64>(),
+    );
+    property(
+        inputs,
+        |(schedule, done, kv_heads, (per_head, max), half_kernel, seed)| {
+            let policy = Rpc::new(RpcOptions {
+                interval: schedule.interval(),
+                window: schedule.window(),
+                ratio: schedule.ratio(),
+                aggregation: if per_head {
+                    Aggregation::KvHead
+                } else {
+                    Aggregation::Layer
+                },
+                pooling: if max { Pooling::Max } else { Pooling::Average },
+                kernel: 2 * half_kernel + 1,
+            })
+            .unwrap();
+            let counts = vec![schedule.candidates(done); kv_heads];
+            let mut random = Random::new(seed);
+            let scores: Vec<f32> = (0..counts.iter().sum()).map(|_| random.number().abs()).collect();
+            let view = LayerView {
+                layer: 0,
+                done,
+                candidates: &counts,
+                scores: &scores,
+            };
+            let mut plan = LayerPlan::new();
+            policy.plan(&view, &mut plan).unwrap();
+            plan.validate(&counts).unwrap();
+            prop_assert_eq!(plan.sets(), if per_head { kv_heads } else { 1 });
+            for kv_head in 0..kv_heads {
+                prop_assert_eq!(plan.kept(kv_head).len(), schedule.kept(done));
+            }
+            Ok(())
+        },
+    );
+}
+
+/// Bytes are whole blocks, enough and not one too many.
+#[test]
+fn bytes_are_rounded_up_to_blocks() {
+    property(
+        (0usize..5000, 1usize..200, 1usize..9),
+        |(entries, block, heads)| {
+            let shape = CacheShape {
+                layers: 3,
+                kv_heads: heads,
+                head_dim: 64,
+                element_bytes: 2,
+                block_entries: block,
+            };
+            let blocks = shape.bytes(entries) / shape.block_bytes() / (3 * heads);
+            prop_assert!(blocks * block >= entries && blocks * block < entries + block);
+            Ok(())
+        },
+    );
+}
+
+#[test]
+fn bad_plans_are_refused_with_the_numbers() {
+    let plan_of = |sets: &[&[u32]]| {
+        let mut plan = LayerPlan::new();
+        sets.iter().for_each(|set| plan.push_set(set));
+        plan
+    };
+    let counts = [4, 4];
+    assert_eq!(
+        plan_of(&[]).validate(&counts),
+        Err(PlanError::Sets {
+            expected: 2,
+            found: 0
+        })
+    );
+    assert_eq!(
+        plan_of(&[&[0], &[1], &[2]]).validate(&counts),
+        Err(PlanError::Sets {
+            expected: 2,
+            found: 3
+        })
+    );
+    assert_eq!(
+        plan_of(&[&[1, 1]]).validate(&counts),
+        Err(PlanError::Order {
+            kv_head: 0,
+            first: 1,
+            second: 1
+        })
+    );
+    assert_eq!(
+        plan_of(&[&[0, 3], &[2, 4]]).validate(&counts),
+        Err(PlanError::Range {
+            kv_head: 1,
+            index: 4,
+            candidates: 4
+        })
+    );
+    // One set that is to serve a head with fewer candidates.
+    assert_eq!(
+        plan_of(&[&[3]]).validate(&[4, 3]),
+        Err(PlanError::Range {
+            kv_head: 1,
+            index: 3,
+            candidates: 3
+        })
+    );
+    assert_eq!(plan_of(&[&[], &[0, 1, 2, 3]]).validate(&counts), Ok(()));
+}
+
+#[test]
+fn scores_that_are_no_numbers_are_refused() {
+    let policy = Rpc::new(RpcOptions {
+        interval: 4,
+        window: 1,
+        ratio: 2,
+        ..RpcOptions::default()
+    })
+    .unwrap();
+    let view = LayerView {
+        layer: 7,
+        done: 0,
+        candidates: &[4],
+        scores: &[0.0, f32::NAN, 0.0, 0.0],
+    };
+    let error = policy.plan(&view, &mut LayerPlan::new()).unwrap_err();
+    assert!(
+        error.to_string().contains("layer 7") && error.to_string().contains("NaN at 1"),
+        "{error}"
+    );
+    let view = LayerView {
+        scores: &[0.0],
+        ..view
+    };
+    assert!(policy.plan(&view, &mut LayerPlan::new()).is_err());
+}
