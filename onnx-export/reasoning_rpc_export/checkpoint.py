@@ -37,14 +37,14 @@ class Checkpoint:
 def check_config(config: ModelConfig) -> None:
     """Relations between dimensions that no single setting shows."""
     if config.num_heads % config.num_kv_heads:
-        raise ExportError(
-            f"{config.num_heads} query heads are not a multiple of {config.num_kv_heads} KV heads"
-        )
+        raise ExportError(f"{config.num_heads} query heads are not a multiple of {config.num_kv_heads} KV heads")
     if config.head_dim % 2:
         raise ExportError(f"head_dim {config.head_dim} is odd: rotary positions need pairs")
 
 
-def check_tensors(config: ModelConfig, found: dict[str, StoredTensor], ignored: tuple[str, ...]) -> dict[str, StoredTensor]:
+def check_tensors(
+    config: ModelConfig, found: dict[str, StoredTensor], ignored: tuple[str, ...]
+) -> dict[str, StoredTensor]:
     """The tensors of the model, in the order of config.tensors(), each with the right shape and a readable encoding.
 
     A tensor that the model does not know is an error too, unless its name ends in one of `ignored`: weights that the

@@ -10,7 +10,6 @@ from pathlib import Path
 from . import __version__
 from .errors import ExportError
 
-
 MAX_MESSAGE = 1000  # characters
 
 
@@ -54,23 +53,27 @@ def main(arguments: list[str] | None = None) -> int:
         return 128 + signal.SIGINT
     else:
         return 0
-    # One line, whatever a damaged file put into a name.
-    line = " ".join(message.split())[:MAX_MESSAGE].encode("ascii", "backslashreplace").decode()
+    # One line without control characters, whatever a damaged file put into a name.
+    line = " ".join(message.split())[:MAX_MESSAGE]
+    line = "".join(character if character.isprintable() else ascii(character)[1:-1] for character in line)
     print(f"reasoning-rpc-export: {line}", file=sys.stderr)
     return 1
 
 
 def run(options: argparse.Namespace) -> None:
     # Imported late: --help and usage errors need none of it.
+    import numpy as np
     from tqdm import tqdm
 
     from .export import check_dest, export, open_checkpoint
 
     check_dest(options.dest, options.source)
-    checkpoint = open_checkpoint(options.source)
-    # disable=None: quiet where stderr is not a terminal
-    with tqdm(total=checkpoint.parameters, unit="", unit_scale=True, desc=checkpoint.name, disable=None) as bar:
-        export(checkpoint, options.dest, options.weights, options.flavour, bar.update)
+    # Values that are not finite are reported as errors, not as numpy's warnings.
+    with np.errstate(all="ignore"):
+        checkpoint = open_checkpoint(options.source)
+        # disable=None: quiet where stderr is not a terminal
+        with tqdm(total=checkpoint.parameters, unit="", unit_scale=True, desc=checkpoint.name, disable=None) as bar:
+            export(checkpoint, options.dest, options.weights, options.flavour, bar.update)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper
+from onnx import TensorProto
 
 from . import quantize
 from .checkpoint import Checkpoint
@@ -24,7 +24,7 @@ from .weights_file import WeightsFile
 # Bits per weight of linear layers; None is float32. Embedding and head have 8 bits in both quantised encodings.
 WEIGHTS = {"fp32": None, "int8": 8, "int4": 4}
 HEAD_BITS = 8
-EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+EMBEDDING, HEAD = "model.embed_tokens", "lm_head"
 
 
 def build_decoder(
@@ -50,6 +50,7 @@ class Decoder:
         self.graph = Graph(file)
         self.attention = FLAVOURS[flavour](self.graph, self.config)
         self.leading = self.attention.leading  # leading dimensions of hidden states
+        self.constants: dict[str, str] = {}
         self.block_sums: dict[str, str] = {}  # value -> its sums over blocks
 
     def check_block_multiples(self) -> None:
@@ -101,7 +102,7 @@ class Decoder:
     def take_rows(self, value: str, name: str, width: int) -> str:
         """[T, width] or [B, T, width] -> [N, width]: the rows that logits_rows names, of the flattened tokens."""
         if self.leading == 2:
-            shape = self.weights.add(f"{name}_flat_shape", np.array([-1, width], np.int64))
+            shape = self.constant(f"{name}_flat_shape", [-1, width])
             value = self.graph.node("Reshape", [value, shape], f"{name}_flat")
         return self.graph.node("Gather", [value, self.attention.logits_rows], f"{name}_of_logits_rows", axis=0)
 
@@ -162,18 +163,24 @@ class Decoder:
     def sum_blocks(self, x: str, width: int) -> str:
         """Sums of x over blocks, [.., in / 32]; computed once for all projections that read the same x."""
         if x not in self.block_sums:
-            shape = f"blocks_of_{width}_in_{self.leading}"
-            if shape not in self.block_sums:
-                self.block_sums[shape] = self.weights.add(
-                    shape, np.array([0] * self.leading + [width // BLOCK, BLOCK], np.int64)
-                )
-                self.block_sums["last_axis"] = self.weights.add("last_axis", np.array([-1], np.int64))
+            # A zero keeps the dimension of x.
+            shape = self.constant(f"blocks_of_{width}_in_{self.leading}", [0] * self.leading + [width // BLOCK, BLOCK])
             blocks = self.graph.node("Reshape", [x, shape], x + ".blocks")
-            self.block_sums[x] = self.graph.node("ReduceSum", [blocks, "last_axis"], x + ".block_sums", keepdims=0)
+            axis = self.constant("last_axis", [-1])
+            self.block_sums[x] = self.graph.node("ReduceSum", [blocks, axis], x + ".block_sums", keepdims=0)
         return self.block_sums[x]
 
+    def constant(self, name: str, values: list[int]) -> str:
+        """Integers, int64 [n]; written once per name."""
+        if name not in self.constants:
+            self.constants[name] = self.weights.add(name, np.array(values, np.int64))
+        return name
+
     def write_blocks(self, tensor: StoredTensor, bits: int, name: str) -> tuple[str, str, str | None]:
-        """Writes a matrix in blocks; names of quants [out, in/32, bytes], scales [out, in/32], minimums [in/32, out]."""
+        """Writes a matrix in blocks: the names of its quants, scales and minimums.
+
+        Shapes: uint8 [out, in/32, bytes], float32 [out, in/32] and, where the encoding has them, float32 [in/32, out].
+        """
         rows, blocks = tensor.num_rows, tensor.width // BLOCK
         scales = np.empty((rows, blocks), np.float32)
         minimums = np.empty((blocks, rows), np.float32) if quantize.has_minimums(tensor, bits) else None
@@ -197,7 +204,7 @@ class Decoder:
     # Embedding and head: one table in the file where they are tied
 
     def embed(self, input_ids: str) -> str:
-        tensor = self.tensors[EMBEDDING]
+        tensor = self.tensors[EMBEDDING + ".weight"]
         if self.bits is None:
             table = self.write_rows(tensor, EMBEDDING)
             return self.graph.node("Gather", [table, input_ids], "embedding", axis=0)
@@ -210,10 +217,10 @@ class Decoder:
     def head(self, x: str) -> str:
         """x [N, hidden] -> logits [N, vocab]."""
         tied = self.config.tied_head
-        tensor = self.tensors[EMBEDDING if tied else HEAD]
+        tensor = self.tensors[(EMBEDDING if tied else HEAD) + ".weight"]
         if self.bits is None:
             # Gemm reads [out, in]: a tied table is shared, and no large matrix has to be transposed.
-            table = EMBEDDING if tied else self.write_rows(tensor, HEAD)
+            table = EMBEDDING + ".weight" if tied else self.write_rows(tensor, HEAD)
             return self.graph.node("Gemm", [x, table], "logits", transB=1)
         if tied:
             quants, scales = EMBEDDING + ".quants", EMBEDDING + ".scales"
@@ -229,4 +236,4 @@ class Decoder:
                 yield tensor.rows(start, stop)
                 self.advance((stop - start) * tensor.width)
 
-        return self.weights.stream(name, tensor.shape, np.float32, pieces())
+        return self.weights.stream(name + ".weight", tensor.shape, np.float32, pieces())

@@ -48,7 +48,7 @@ def export(checkpoint: Checkpoint, dest: Path, weights: str, flavour: str, advan
 
 
 def check_dest(dest: Path, source: Path) -> None:
-    """A destination is absent, an empty folder or an earlier export, and replacing it must not take the source along."""
+    """A destination is absent, an empty folder or an earlier export; replacing it must not take the source along."""
     if source.resolve().is_relative_to(dest.resolve()):
         raise ExportError(f"{dest}: holds the source, {source}")
     if not os.path.lexists(dest):

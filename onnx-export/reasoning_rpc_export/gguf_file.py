@@ -18,7 +18,7 @@ from .settings import Settings, printable_name
 from .tensors import StoredTensor, interleaved_to_half_split
 from .tokenizer import adds_bos_by_default, build_tokenizer
 
-# Hugging Face name -> name in a GGUF, without ".weight" and ".bias"; inside a block after "model.layers.N." and "blk.N."
+# Hugging Face name -> name in a GGUF, without ".weight" and ".bias"; in a block, after "model.layers.N." and "blk.N."
 MODEL_NAMES = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 BLOCK_NAMES = {
     "input_layernorm": "attn_norm",
@@ -85,8 +85,9 @@ def read_config(metadata: Settings, family: Family, file: GgufFile) -> ModelConf
     def key(name: str) -> str:
         return f"{family.gguf_architecture}.{name}"
 
-    if metadata.get(key("expert_count")):
-        raise ExportError(f"{metadata.origin}: {key('expert_count')} = {metadata.get(key('expert_count'))} is not supported")
+    experts = metadata.get(key("expert_count"))
+    if experts:
+        raise ExportError(f"{metadata.origin}: {key('expert_count')} = {experts} is not supported")
     embedding = file.tensors.get("token_embd.weight")
     if embedding is None:
         raise ExportError(f"{metadata.origin}: tensor token_embd.weight is missing")
@@ -94,8 +95,9 @@ def read_config(metadata: Settings, family: Family, file: GgufFile) -> ModelConf
     hidden_size = metadata.integer(key("embedding_length"))
     head_dim = metadata.integer(key("attention.key_length"), default=max(1, hidden_size // num_heads))
     for name in ("attention.value_length", "rope.dimension_count"):
-        if metadata.integer(key(name), default=head_dim) != head_dim:
-            raise ExportError(f"{metadata.origin}: {key(name)} {metadata.get(key(name))} differs from head_dim {head_dim}")
+        found = metadata.integer(key(name), default=head_dim)
+        if found != head_dim:
+            raise ExportError(f"{metadata.origin}: {key(name)} {found} differs from head_dim {head_dim}")
     biases = {name: f"blk.0.{BLOCK_NAMES[name]}.bias" for name in QKV + OUTPUT + MLP}
     rules = {name: rule for names, rule in family.biases.items() for name in names}
     return ModelConfig(
@@ -124,8 +126,9 @@ def read_rope(metadata: Settings, family: Family, head_dim: int, file: GgufFile)
     factors = file.tensors.get(ROPE_FACTORS)
     if factors is None:
         return rope
-    if factors.shape != rope.inv_freq.shape:
-        raise ExportError(f"tensor {ROPE_FACTORS}: expected shape {list(rope.inv_freq.shape)}, found {list(factors.shape)}")
+    expected = rope.inv_freq.shape
+    if factors.shape != expected:
+        raise ExportError(f"tensor {ROPE_FACTORS}: expected shape {list(expected)}, found {list(factors.shape)}")
     divisors = factors.vector()
     if not (np.isfinite(divisors) & (divisors > 0)).all():
         raise ExportError(f"tensor {ROPE_FACTORS}: holds values that are not positive")

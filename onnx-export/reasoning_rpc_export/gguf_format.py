@@ -76,7 +76,7 @@ class _Reader:
     def take(self, size: int) -> bytes:
         end = self.position + size
         if end > len(self.data):
-            raise _Damaged(f"it is truncated: {size} bytes at {self.position} are needed, the file has {len(self.data)}")
+            raise _Damaged(f"it is truncated: {size} bytes needed at {self.position}, the file has {len(self.data)}")
         piece = self.data[self.position : end]
         self.position = end
         return piece

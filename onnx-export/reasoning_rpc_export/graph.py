@@ -25,6 +25,7 @@ IR_VERSION = 11
 MICROSOFT = "com.microsoft"
 OWN_DOMAIN = "reasoning_rpc"
 
+
 class Graph:
     """Nodes, inputs and outputs collected so far, beside the weights file they refer to."""
 
@@ -40,7 +41,8 @@ class Graph:
         return name
 
     def output(self, name: str, data_type: int, shape: Iterable[int | str], first: bool = False) -> str:
-        self.outputs.insert(0 if first else len(self.outputs), helper.make_tensor_value_info(name, data_type, tuple(shape)))
+        value = helper.make_tensor_value_info(name, data_type, tuple(shape))
+        self.outputs.insert(0 if first else len(self.outputs), value)
         return name
 
     def declare(self, name: str, data_type: int, shape: Iterable[int | str]) -> None:
@@ -48,7 +50,13 @@ class Graph:
         self.declared.append(helper.make_tensor_value_info(name, data_type, tuple(shape)))
 
     def node(
-        self, operator: str, inputs: list[str], name: str, domain: str = "", outputs: list[str] | None = None, **attributes
+        self,
+        operator: str,
+        inputs: list[str],
+        name: str,
+        domain: str = "",
+        outputs: list[str] | None = None,
+        **attributes,
     ) -> str:
         """Adds a node and returns its first output, which is called like the node unless `outputs` says otherwise."""
         outputs = outputs or [name]
@@ -58,12 +66,13 @@ class Graph:
     def model(self) -> onnx.ModelProto:
         domains = {"": OPSET, MICROSOFT: 1, OWN_DOMAIN: 1}
         used = {node.domain for node in self.nodes}
+        opsets = [helper.make_opsetid(domain, version) for domain, version in domains.items() if domain in used]
         graph = helper.make_graph(
             self.nodes, "decoder", self.inputs, self.outputs, self.weights.initializers, value_info=self.declared
         )
         model = helper.make_model(
             graph,
-            opset_imports=[helper.make_opsetid(domain, version) for domain, version in domains.items() if domain in used],
+            opset_imports=opsets,
             ir_version=IR_VERSION,
             producer_name="reasoning-rpc-export",
             producer_version=__version__,
@@ -126,7 +135,7 @@ class PortableAttention:
         """One of Rope.caches for every position, float32 [max_positions, head_dim / 2]."""
         rope: Rope = self.config.rope
         rows, width = self.config.max_positions, self.config.head_dim // 2
-        step = max(1, CHUNK_WEIGHTS // 4 // width)
+        step = max(1, CHUNK_WEIGHTS // 8 // width)
         pieces = (rope.caches(start, min(start + step, rows))[index] for start in range(0, rows, step))
         return self.graph.weights.stream(name, (rows, width), np.float32, pieces)
 

@@ -2,7 +2,7 @@
 
 An unsigned quant u of b bits stands for `scale * (u - 2**(b-1))`; scales are float32 and may be negative. Four-bit
 quants lie two to a byte, the even index in the low half. What a GGUF holds in blocks of the same width is re-packed
-without loss (Q4_0, Q4_1 and Q8_0); everything else is rounded.
+without loss: Q4_0 and Q4_1 to 4 bits, Q4_0, Q5_0 and Q8_0 to 8 bits. Everything else is rounded.
 
 A Q4_1 block is `d * q + m`. MatMulNBits with zero points would leave its fast kernel for it, so the block is written as
 the symmetric `d * (q - 8)` and a minimum `m + 8 d`, which the graph multiplies with the sum of the block's inputs.
@@ -39,44 +39,66 @@ def has_minimums(tensor: StoredTensor, bits: int) -> bool:
 
 def encode(tensor: StoredTensor, bits: int, start: int, stop: int) -> Blocks:
     """Rows start .. stop - 1 of a matrix whose width is a multiple of 32."""
+    shape = (stop - start, tensor.width // BLOCK, -1)
     repack = _REPACK.get((tensor.encoding, bits))
     if repack is not None:
-        raw = tensor.raw_rows(start, stop)
-        blocks = repack(raw.reshape(len(raw), tensor.width // BLOCK, -1))
-    else:
-        rows = tensor.rows(start, stop).reshape(stop - start, tensor.width // BLOCK, BLOCK)
-        blocks = round_to_8_bits(rows) if bits == 8 else round_to_4_bits(rows)
-    if not np.isfinite(blocks.scales).all():
+        blocks = repack(tensor.raw_rows(start, stop).reshape(shape))
+        _check_finite(tensor, blocks.scales)
+        if blocks.minimums is not None:
+            _check_finite(tensor, blocks.minimums)
+        return blocks
+    rows = tensor.rows(start, stop).reshape(shape)
+    _check_finite(tensor, rows)
+    return round_to_8_bits(rows) if bits == 8 else round_to_4_bits(rows)
+
+
+def _check_finite(tensor: StoredTensor, values: np.ndarray) -> None:
+    if values.size and not (np.isfinite(values.max()) and np.isfinite(values.min())):
         raise ExportError(f"tensor {tensor.name}: holds values that are not finite")
-    return blocks
 
 
-# GGUF blocks, raw uint8 [rows, blocks, bytes]. Layouts: float16 d (and m), then quants; of four-bit quants, byte j
-# holds index j in its low half and index j + 16 in its high half.
+# GGUF blocks, raw uint8 [rows, blocks, bytes]. Layouts: float16 d (and m), for five bits a mask of 32 fifth bits, then
+# quants; of four-bit quants, byte j holds index j in its low half and index j + 16 in its high half.
 
 
 def _float16(raw: np.ndarray, offset: int) -> np.ndarray:
     return np.ascontiguousarray(raw[..., offset : offset + 2]).view("<f2")[..., 0].astype(np.float32)
 
 
-def _repack_nibbles(halves: np.ndarray) -> np.ndarray:
-    return pack_nibbles(np.concatenate([halves & 15, halves >> 4], axis=-1))
+def _nibbles(halves: np.ndarray) -> np.ndarray:
+    """uint8 [.., 16] -> [.., 32] in the order of their indices."""
+    return np.concatenate([halves & 15, halves >> 4], axis=-1)
 
 
 def repack_q4_0(raw: np.ndarray) -> Blocks:
-    return Blocks(_repack_nibbles(raw[..., 2:]), _float16(raw, 0))
+    return Blocks(pack_nibbles(_nibbles(raw[..., 2:])), _float16(raw, 0))
 
 
 def repack_q4_1(raw: np.ndarray) -> Blocks:
     scales = _float16(raw, 0)
-    return Blocks(_repack_nibbles(raw[..., 4:]), scales, _float16(raw, 2) + 8 * scales)
+    return Blocks(pack_nibbles(_nibbles(raw[..., 4:])), scales, _float16(raw, 2) + 8 * scales)
+
+
+def widen_q4_0(raw: np.ndarray) -> Blocks:
+    return Blocks(_nibbles(raw[..., 2:]) + np.uint8(128 - 8), _float16(raw, 0))
+
+
+def widen_q5_0(raw: np.ndarray) -> Blocks:
+    fifth = np.unpackbits(raw[..., 2:6], axis=-1, bitorder="little")
+    return Blocks((_nibbles(raw[..., 6:]) | fifth << 4) + np.uint8(128 - 16), _float16(raw, 0))
 
 
 def repack_q8_0(raw: np.ndarray) -> Blocks:
     return Blocks(raw[..., 2:] ^ np.uint8(0x80), _float16(raw, 0))  # two's complement + 128
 
 
-_REPACK = {("Q4_0", 4): repack_q4_0, ("Q4_1", 4): repack_q4_1, ("Q8_0", 8): repack_q8_0}
+_REPACK = {
+    ("Q4_0", 4): repack_q4_0,
+    ("Q4_1", 4): repack_q4_1,
+    ("Q4_0", 8): widen_q4_0,
+    ("Q5_0", 8): widen_q5_0,
+    ("Q8_0", 8): repack_q8_0,
+}
 
 
 # Rounding, float32 [rows, blocks, 32]
@@ -89,9 +111,10 @@ def pack_nibbles(quants: np.ndarray) -> np.ndarray:
 
 def round_to_8_bits(rows: np.ndarray) -> Blocks:
     """To nearest, the largest magnitude of a block at 127."""
-    scales = np.abs(rows).max(axis=-1) / np.float32(127)
+    scales = np.maximum(rows.max(axis=-1), -rows.min(axis=-1)) / np.float32(127)
     inverse = np.divide(1, scales, out=np.zeros_like(scales), where=scales != 0)
-    quants = np.rint(rows * inverse[..., None]) + 128
+    quants = rows * inverse[..., None]
+    np.add(np.rint(quants, out=quants), 128, out=quants)
     return Blocks(quants.astype(np.uint8), scales)
 
 
@@ -99,7 +122,7 @@ def round_to_4_bits(rows: np.ndarray) -> Blocks:
     """To nearest, with the scale per block, out of CANDIDATES, that leaves the smallest squared error.
 
     For given quants q the best scale is `x.q / q.q` and its error `x.x - (x.q)^2 / q.q`: the candidate with the largest
-    (x.q)^2 / q.q wins. The weight of largest magnitude goes to -8, so a scale is negative where that weight is positive.
+    (x.q)^2 / q.q wins. The weight of largest magnitude goes to -8, so the scale is negative where that weight is not.
     """
     shape = rows.shape[:-1]
     blocks = rows.reshape(-1, BLOCK)

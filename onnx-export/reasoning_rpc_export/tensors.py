@@ -13,8 +13,8 @@ from gguf.constants import GGML_QUANT_SIZES
 
 from .errors import ExportError
 
-# Rows are read and converted in pieces of about this many weights (32 MB as float32).
-CHUNK_WEIGHTS = 8 << 20
+# Rows are read and converted in pieces of about this many weights (16 MB as float32).
+CHUNK_WEIGHTS = 4 << 20
 
 _FLOATS = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype(ml_dtypes.bfloat16)}
 

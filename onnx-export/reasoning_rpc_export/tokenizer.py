@@ -77,9 +77,8 @@ def build_tokenizer(metadata: Settings, vocab_size: int) -> dict[str, Any]:
     tokens = _list(metadata, "tokenizer.ggml.tokens", str)
     types = _list(metadata, "tokenizer.ggml.token_type", int)
     if not len(tokens) == len(types) <= vocab_size:
-        raise ExportError(
-            f"{metadata.origin}: {len(tokens)} tokens and {len(types)} token types do not fit a vocabulary of {vocab_size}"
-        )
+        sizes = f"{len(tokens)} tokens and {len(types)} token types"
+        raise ExportError(f"{metadata.origin}: {sizes} do not fit a vocabulary of {vocab_size}")
     vocab = {token: index for index, token in enumerate(tokens)}
     if len(vocab) != len(tokens):
         twice = next(token for index, token in enumerate(tokens) if vocab[token] != index)

@@ -26,6 +26,7 @@ class WeightsFile:
     def __init__(self, path: Path):
         self.name = path.name
         self.initializers: list[TensorProto] = []
+        self._names: set[str] = set()
         self._file = path.open("wb")
         self._hash = hashlib.sha256()
         self._size = 0
@@ -45,7 +46,7 @@ class WeightsFile:
         """A whole array; returns the name, to be used as a node's input."""
         array = np.ascontiguousarray(array)
         if array.nbytes < INLINE_BELOW:
-            self.initializers.append(onnx.numpy_helper.from_array(array, name))
+            self._append(onnx.numpy_helper.from_array(array, name))
             return name
         return self.stream(name, array.shape, array.dtype, [array])
 
@@ -69,14 +70,19 @@ class WeightsFile:
         copy.name = name
         del copy.dims[:]
         copy.dims.extend(shape)
-        self.initializers.append(copy)
+        self._append(copy)
         return name
+
+    def _append(self, tensor: TensorProto) -> None:
+        assert tensor.name not in self._names, f"two initialisers are called {tensor.name}"
+        self._names.add(tensor.name)
+        self.initializers.append(tensor)
 
     def _refer(self, name: str, shape: tuple[int, ...], dtype: np.dtype, offset: int, length: int) -> None:
         tensor = TensorProto(name=name, data_type=_DATA_TYPES[dtype], dims=shape, data_location=TensorProto.EXTERNAL)
         for key, value in (("location", self.name), ("offset", offset), ("length", length)):
             tensor.external_data.add(key=key, value=str(value))
-        self.initializers.append(tensor)
+        self._append(tensor)
 
     def _write(self, data) -> None:
         self._file.write(data)

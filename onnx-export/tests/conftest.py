@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import random
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+from reasoning_rpc_export.cli import main
 
 SEED = int(os.environ.get("SEED") or random.SystemRandom().getrandbits(32))
 GOLDEN = Path(__file__).resolve().parents[2] / "tests" / "golden"
@@ -34,10 +36,15 @@ class Outcome:
 
 
 def run_export(*arguments: object) -> Outcome:
-    command = [sys.executable, "-m", "reasoning_rpc_export.cli", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert done.stdout == ""
-    return Outcome(done.returncode, done.stderr)
+    """The command's main function; stderr is no terminal, so there is no progress bar."""
+    stdout, stderr = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
+        try:
+            code = main([str(argument) for argument in arguments])
+        except SystemExit as exit:  # argparse, on wrong usage
+            code = exit.code
+    assert stdout.getvalue() == ""
+    return Outcome(code, stderr.getvalue())
 
 
 def export_to(source: Path, dest: Path, weights: str = "fp32", flavour: str = "cached") -> dict:

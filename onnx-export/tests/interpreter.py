@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-
 from reference import attend, norm, rotate
 
 

@@ -129,17 +129,18 @@ def gguf_name(name: str) -> str:
 def random_blocks(rng: np.random.Generator, shape: tuple[int, int], kind: str) -> np.ndarray:
     """Random raw blocks, uint8 [out, bytes]: any quant, scales of both signs, none of it a rounding of anything."""
     out, blocks = shape[0], shape[1] // 32
-    scale = 0.02 * rng.standard_normal((out, blocks, 1)) * {"Q4_0": 1, "Q4_1": 1, "Q8_0": 1 / 16}[kind]
+    scale = 0.02 * rng.standard_normal((out, blocks, 1)) / {"Q4_0": 1, "Q4_1": 1, "Q5_0": 2, "Q8_0": 16}[kind]
     parts = [scale.astype("<f2").view(np.uint8)]
     if kind == "Q4_1":
         parts.append((0.1 * rng.standard_normal((out, blocks, 1))).astype("<f2").view(np.uint8))
-    parts.append(rng.integers(0, 256, (out, blocks, 32 if kind == "Q8_0" else 16), dtype=np.uint8))
+    quants = {"Q4_0": 16, "Q4_1": 16, "Q5_0": 20, "Q8_0": 32}[kind]  # bytes, the fifth bits included
+    parts.append(rng.integers(0, 256, (out, blocks, quants), dtype=np.uint8))
     return np.concatenate(parts, axis=-1).reshape(out, -1)
 
 
 def dequantise(raw: np.ndarray, kind: str) -> np.ndarray:
     """Blocks of ggml's quants as float64 [out, in], weight by weight, from the format's definition."""
-    size = {"Q4_0": 18, "Q4_1": 20, "Q8_0": 34}[kind]
+    size = {"Q4_0": 18, "Q4_1": 20, "Q5_0": 22, "Q8_0": 34}[kind]
     out = np.empty((raw.shape[0], raw.shape[1] // size * 32), np.float64)
     for row in range(raw.shape[0]):
         for block in range(raw.shape[1] // size):
@@ -149,9 +150,12 @@ def dequantise(raw: np.ndarray, kind: str) -> np.ndarray:
                 if kind == "Q8_0":
                     value = d * int.from_bytes(data[2 + j : 3 + j], "little", signed=True)
                 else:
-                    m = float(np.frombuffer(data, "<f2", 1, 2)[0]) if kind == "Q4_1" else -8 * d
-                    nibbles = data[size - 16 + j % 16]
-                    value = d * (nibbles & 15 if j < 16 else nibbles >> 4) + m
+                    byte = data[size - 16 + j % 16]
+                    quant = byte & 15 if j < 16 else byte >> 4
+                    if kind == "Q5_0" and int.from_bytes(data[2:6], "little") >> j & 1:
+                        quant += 16
+                    m = {"Q4_0": -8 * d, "Q4_1": float(np.frombuffer(data, "<f2", 1, 2)[0]), "Q5_0": -16 * d}[kind]
+                    value = d * quant + m
                 out[row, block * 32 + j] = value
     return out
 
@@ -164,7 +168,10 @@ def write_gguf(
     metadata: dict | None = None,
     tensors: dict[str, np.ndarray] | None = None,
 ) -> Path:
-    """Matrices as random blocks of `kind` (model.weights becomes what they stand for, float64), the head's as Q8_0."""
+    """Matrices as random blocks of `kind`, model.weights becomes what they stand for, float64.
+
+    Beside Q4_1, which an 8-bit head cannot hold exactly, embedding and head are Q8_0.
+    """
     config, family = model.config, model.config["model_type"]
     writer = gguf.GGUFWriter(path, family)
     writer.add_block_count(config["num_hidden_layers"])
@@ -177,10 +184,11 @@ def write_gguf(
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     for key, value in (metadata or {}).items():
         writer.add_key_value(key, *value)
+    rotated = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}
     for name, weight in model.weights.items():
-        heads = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}.get(name.split(".")[-2])
+        heads = rotated.get(name.split(".")[-2])
         raw_kind = kind if weight.ndim == 2 else "F32"
-        if kind != "F32" and name in ("model.embed_tokens.weight", "lm_head.weight"):
+        if kind == "Q4_1" and name in ("model.embed_tokens.weight", "lm_head.weight"):
             raw_kind = "Q8_0"
         if raw_kind == "F32":
             stored = weight

@@ -14,6 +14,8 @@ from safetensors.numpy import load_file
 from synthetic import Model, make_model, write_gguf, write_huggingface
 
 FLAVOURS = ("cached", "portable")
+# float32 rounding of weights, inverse frequencies and cosines; a mistake of any kind shows in the second decimal
+TOLERANCE = 2e-5
 
 
 @pytest.mark.parametrize("flavour", FLAVOURS)
@@ -68,7 +70,7 @@ def test_fp32_is_exact(variant: str, flavour: str, rng: np.random.Generator, tmp
     ids = random_ids(rng, model)
     rows = [23, 0, 7]  # any order
     logits = Interpreter(tmp_path / "out").run(ids, rows)
-    np.testing.assert_allclose(logits, logits_of(model, ids)[rows], rtol=0, atol=2e-6)
+    np.testing.assert_allclose(logits, logits_of(model, ids)[rows], rtol=0, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("dtype", ["F16", "BF16"])
@@ -77,12 +79,15 @@ def test_sixteen_bit_weights_and_shards(dtype: str, rng: np.random.Generator, tm
     export_to(write_huggingface(model, tmp_path / "in", dtype, shards=3), tmp_path / "out")
     ids = random_ids(rng, model)
     logits = Interpreter(tmp_path / "out").run(ids, list(range(24)))
-    np.testing.assert_allclose(logits, logits_of(model, ids), rtol=0, atol=2e-6)
+    np.testing.assert_allclose(logits, logits_of(model, ids), rtol=0, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("flavour", FLAVOURS)
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
-@pytest.mark.parametrize(("kind", "weights"), [("Q4_0", "int4"), ("Q4_1", "int4"), ("Q8_0", "int8"), ("Q4_1", "fp32")])
+@pytest.mark.parametrize(
+    ("kind", "weights"),
+    [("Q4_0", "int4"), ("Q4_1", "int4"), ("Q4_0", "int8"), ("Q5_0", "int8"), ("Q8_0", "int8"), ("Q4_1", "fp32")],
+)
 def test_gguf_blocks_are_exact(
     kind: str, weights: str, family: str, flavour: str, rng: np.random.Generator, tmp_path: Path
 ):
@@ -91,7 +96,7 @@ def test_gguf_blocks_are_exact(
     export_to(write_gguf(model, tmp_path / "model.gguf", rng, kind), tmp_path / "out", weights, flavour)
     ids = random_ids(rng, model)
     logits = Interpreter(tmp_path / "out").run(ids, list(range(24)))
-    np.testing.assert_allclose(logits, logits_of(model, ids), rtol=0, atol=2e-6)
+    np.testing.assert_allclose(logits, logits_of(model, ids), rtol=0, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize(("weights", "bits"), [("int8", 8), ("int4", 4)])
@@ -122,8 +127,9 @@ def test_rounding_of_float_weights(weights: str, bits: int, rng: np.random.Gener
     assert max(errors) < {8: 0.01, 4: 0.1}[bits]
     if bits == 8:
         ids = random_ids(rng, model)
-        difference = np.abs(graph.run(ids, [23]) - logits_of(model, ids)[23]).max()
-        assert difference < 0.1
+        exact = logits_of(model, ids)
+        difference = graph.run(ids, list(range(24))) - exact
+        assert np.sqrt((difference**2).mean()) < 0.05 * exact.std()
 
 
 def test_four_bit_scales_are_the_best_for_their_quants(rng: np.random.Generator, tmp_path: Path):

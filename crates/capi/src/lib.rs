@@ -1,1 +1,38 @@
-//! Stub.
+//! The C ABI of the engine: `libreasoning_rpc.so` and `include/reasoning_rpc.h`.
+//!
+//! No logic lives here: arguments are converted and checked, handles looked up, errors handed out,
+//! panics caught. The documentation of every item below is what C programmers read: the header is
+//! generated from it, one section per module, in the order of `tests/header.rs`.
+//!
+//! Every function runs inside [`guard::guard`]; handles are looked up in [`handles`]; structs that
+//! grow with the ABI are read and written by [`sized`] only.
+
+#![allow(unsafe_code)] // what C hands over is raw memory
+#![allow(non_camel_case_types)] // these are the names that C sees
+
+mod args;
+mod compression;
+mod engine;
+mod error;
+mod fork;
+mod generate;
+mod guard;
+mod handles;
+mod sequence;
+mod sized;
+mod stats;
+mod step;
+mod text;
+mod version;
+
+pub use compression::*;
+pub use engine::*;
+pub use error::*;
+pub use generate::*;
+pub use sequence::*;
+pub use stats::*;
+pub use step::*;
+pub use text::*;
+pub use version::*;
+
+const _: () = assert!(size_of::<usize>() == 8, "handles and lengths are 64 bits wide");

@@ -1,7 +1,7 @@
 use crate::element::Element;
 use crate::error::{Error, at_most, exactly, plus};
 use crate::heads::{Heads, HeadsMut};
-use crate::kernels::{Ahead, Rows, TILE, Weigh, dot_tile, load_row, padded, weigh_tile};
+use crate::kernels::{Ahead, Dot, Rows, TILE, Weigh, load_row, padded};
 use crate::pages::KvPages;
 use crate::scratch::{Parts, Scratch};
 use crate::simd::Simd;
@@ -151,9 +151,10 @@ impl<E: Element> Kernel for Attend<'_, '_, '_, E> {
             }
             // From this many queries on a tile is converted once, for all of them.
             let convert = count > 2 * V::QUERIES;
+            let ahead = (AHEAD_BYTES / (head_dim * E::SIZE)).clamp(4, TILE);
             let tables = self.pages.tables();
             // Addresses in the order in which they are read: this tile's keys, its values, the next tile's keys.
-            let mut list = [std::ptr::null::<E>(); 3 * TILE + AHEAD];
+            let mut list = [std::ptr::null::<E>(); 4 * TILE];
             let mut converted = [std::ptr::null::<f32>(); 2 * TILE];
             for e in 0..TILE {
                 converted[e] = b.keys.add(e * b.queries.stride);
@@ -166,9 +167,9 @@ impl<E: Element> Kernel for Attend<'_, '_, '_, E> {
                 tables.values_into(first, &mut list[entries..2 * entries]);
                 let next = TILE.min(end - first - entries);
                 tables.keys_into(first + entries, &mut list[2 * entries..2 * entries + next]);
-                if next < AHEAD {
+                if next < TILE {
                     let spare = list[0];
-                    list[2 * entries + next..][..AHEAD].fill(spare);
+                    list[2 * entries + next..].fill(spare);
                 }
                 // The first token that sees any of the tile, and the first that sees all of it.
                 let some = first.saturating_sub(self.before);
@@ -198,9 +199,7 @@ impl<E: Element> Kernel for Attend<'_, '_, '_, E> {
                     if convert {
                         rows.run::<V, f32>(converted.as_ptr(), converted.as_ptr().add(TILE), None);
                     } else {
-                        let ahead = Ahead {
-                            first: list.as_ptr().add(AHEAD),
-                        };
+                        let ahead = Ahead(list.as_ptr().add(ahead));
                         rows.run::<V, E>(list.as_ptr(), list.as_ptr().add(entries), Some(ahead));
                     }
                     from = to;
@@ -222,8 +221,8 @@ impl<E: Element> Kernel for Attend<'_, '_, '_, E> {
     }
 }
 
-/// How many entries ahead of the current one are fetched.
-const AHEAD: usize = 16;
+/// How many bytes ahead of the current ones are fetched.
+const AHEAD_BYTES: usize = 8192;
 
 /// The queries `from..to`, all of which see the first `seen` entries of a tile.
 struct Tile<'a> {
@@ -246,30 +245,26 @@ impl Tile<'_> {
         let weights = self.b.weights.between(self.from, self.to);
         // SAFETY: the caller's contract: `seen` addresses in both lists, and the list of keys goes on far enough for `ahead`.
         unsafe {
-            dot_tile::<V, E>(
-                self.b.queries.between(self.from, self.to),
+            V::call(Dot {
+                queries: self.b.queries.between(self.from, self.to),
                 keys,
-                self.seen,
-                self.head_dim,
-                weights.first,
-                weights.stride,
+                entries: self.seen,
+                head_dim: self.head_dim,
+                out: weights,
                 ahead,
-            );
+            });
             for q in self.from..self.to {
                 self.soften::<V>(q);
             }
-            let weigh = Weigh {
+            V::call(Weigh {
                 weights,
                 sums: self.b.sums.between(self.from, self.to),
                 factors: self.b.factors.add(self.from),
                 values,
                 entries: self.seen,
                 head_dim: self.head_dim,
-            };
-            let ahead = ahead.map(|ahead| Ahead {
-                first: ahead.first.add(values.offset_from(keys) as usize),
+                ahead: ahead.map(|ahead| Ahead(ahead.0.add(values.offset_from(keys) as usize))),
             });
-            weigh_tile::<V, E>(&weigh, ahead);
         }
     }
 

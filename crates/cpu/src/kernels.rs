@@ -10,7 +10,7 @@
 #![allow(clippy::needless_range_loop)] // indices into registers, unrolled: an iterator hides what the block computes
 
 use crate::element::Element;
-use crate::vector::Vector;
+use crate::vector::{Kernel, Vector};
 
 /// Entries of a tile: attention goes through the cache in tiles of this many, counted from entry 0.
 pub(crate) const TILE: usize = 64;
@@ -24,21 +24,19 @@ pub(crate) fn padded(head_dim: usize) -> usize {
     head_dim.next_multiple_of(16)
 }
 
-/// What to fetch while working: the entry whose address lies `distance` behind the current one in a list of addresses.
+/// Addresses of entries that will be read soon, in the order of reading: the `i`th is to be fetched while the `i`th at hand is read.
 #[derive(Clone, Copy)]
-pub(crate) struct Ahead<E> {
-    pub(crate) first: *const *const E,
-}
+pub(crate) struct Ahead<E>(pub(crate) *const *const E);
 
 impl<E: Element> Ahead<E> {
-    /// Fetches the elements `from..from + count` of the entry that lies ahead of the `index`th.
+    /// Fetches the elements `from..from + N * LANES` of the `index`th entry.
     #[inline(always)]
-    pub(crate) unsafe fn fetch<V: Vector>(self, index: usize, from: usize, count: usize) {
-        // SAFETY: the caller's list is long enough; a prefetch itself touches nothing.
+    unsafe fn fetch<V: Vector, const N: usize>(self, index: usize, from: usize) {
+        // SAFETY: the list is long enough; a prefetch itself touches nothing.
         unsafe {
-            let entry = (*self.first.add(index)).wrapping_add(from).cast::<u8>();
+            let entry = (*self.0.add(index)).wrapping_add(from).cast::<u8>();
             let mut byte = 0;
-            while byte < count * E::SIZE {
+            while byte < N * V::LANES * E::SIZE {
                 V::prefetch(entry.wrapping_add(byte));
                 byte += CACHE_LINE;
             }
@@ -85,118 +83,6 @@ pub(crate) unsafe fn load_row<V: Vector, E: Element>(from: *const E, head_dim: u
     }
 }
 
-/// Dot products of Q queries (padded rows, `query_stride` apart) with four keys: `out[q * out_stride + e]`.
-#[inline(always)]
-unsafe fn dot_block<V: Vector, E: Element, const Q: usize>(
-    queries: *const f32,
-    query_stride: usize,
-    keys: [*const E; 4],
-    head_dim: usize,
-    out: *mut f32,
-    out_stride: usize,
-) {
-    let full = head_dim / V::LANES * V::LANES;
-    // SAFETY: every key has `head_dim` elements, which end at a full or half register; queries are padded.
-    unsafe {
-        let mut sums = [[V::zero(); 4]; Q];
-        let mut d = 0;
-        while d < full {
-            for e in 0..4 {
-                let key = E::load::<V>(keys[e].add(d));
-                for q in 0..Q {
-                    sums[q][e] = V::load(queries.add(q * query_stride + d)).mul_add(key, sums[q][e]);
-                }
-            }
-            d += V::LANES;
-        }
-        if d < head_dim {
-            for e in 0..4 {
-                let key = E::load_half::<V>(keys[e].add(d));
-                for q in 0..Q {
-                    sums[q][e] = V::load(queries.add(q * query_stride + d)).mul_add(key, sums[q][e]);
-                }
-            }
-        }
-        for q in 0..Q {
-            V::sum_four(sums[q], out.add(q * out_stride));
-        }
-    }
-}
-
-/// Dot products of `count` queries with the `entries` keys at `keys`: `out[q * out_stride + e]`, of which up to three numbers behind
-/// the last of a row are overwritten as well. `key_major` goes through all queries with each four keys (keys read once), else through
-/// all keys with each block of queries.
-#[inline(always)]
-pub(crate) unsafe fn dot_tile<V: Vector, E: Element>(
-    queries: Rows,
-    keys: *const *const E,
-    entries: usize,
-    head_dim: usize,
-    out: *mut f32,
-    out_stride: usize,
-    ahead: Option<Ahead<E>>,
-) {
-    // SAFETY: the caller's contract; the last block repeats the last key so that no other memory is read.
-    unsafe {
-        let four = |e: usize| -> [*const E; 4] {
-            let last = entries - 1;
-            [
-                *keys.add(e),
-                *keys.add((e + 1).min(last)),
-                *keys.add((e + 2).min(last)),
-                *keys.add((e + 3).min(last)),
-            ]
-        };
-        let key_major = queries.count <= 2 * V::QUERIES;
-        if key_major {
-            let mut e = 0;
-            while e < entries {
-                if let Some(ahead) = ahead {
-                    for i in 0..4 {
-                        ahead.fetch::<V>(e + i, 0, head_dim);
-                    }
-                }
-                let keys = four(e);
-                let mut q = 0;
-                while q < queries.count {
-                    let block = block::<V>(queries.count - q);
-                    dot_blocks::<V, E>(
-                        block,
-                        queries.row(q),
-                        queries.stride,
-                        keys,
-                        head_dim,
-                        out.add(q * out_stride + e),
-                        out_stride,
-                    );
-                    q += block;
-                }
-                e += 4;
-            }
-        } else {
-            let mut q = 0;
-            while q < queries.count {
-                let block = block::<V>(queries.count - q);
-                let mut e = 0;
-                while e < entries {
-                    let keys = four(e);
-                    dot_blocks::<V, E>(
-                        block,
-                        queries.row(q),
-                        queries.stride,
-                        keys,
-                        head_dim,
-                        out.add(q * out_stride + e),
-                        out_stride,
-                    );
-                    e += 4;
-                }
-                q += block;
-            }
-        }
-    }
-}
-
 /// Rows of `f32` scratch.
 #[derive(Clone, Copy)]
 pub(crate) struct Rows {
@@ -228,139 +114,205 @@ fn block<V: Vector>(left: usize) -> usize {
     left.div_ceil(left.div_ceil(V::QUERIES))
 }
 
-/// [`dot_block`] for a number of queries known at run time, at most `V::QUERIES`.
-#[inline(always)]
-unsafe fn dot_blocks<V: Vector, E: Element>(
-    count: usize,
-    queries: *const f32,
-    query_stride: usize,
-    keys: [*const E; 4],
-    head_dim: usize,
-    out: *mut f32,
-    out_stride: usize,
-) {
-    // SAFETY: the caller's contract.
-    unsafe {
-        match count {
-            1 => dot_block::<V, E, 1>(queries, query_stride, keys, head_dim, out, out_stride),
-            2 => dot_block::<V, E, 2>(queries, query_stride, keys, head_dim, out, out_stride),
-            3 if V::QUERIES >= 3 => {
-                dot_block::<V, E, 3>(queries, query_stride, keys, head_dim, out, out_stride)
-            }
-            4 if V::QUERIES >= 4 => {
-                dot_block::<V, E, 4>(queries, query_stride, keys, head_dim, out, out_stride)
-            }
-            5 if V::QUERIES >= 5 => {
-                dot_block::<V, E, 5>(queries, query_stride, keys, head_dim, out, out_stride)
-            }
-            6 if V::QUERIES >= 6 => {
-                dot_block::<V, E, 6>(queries, query_stride, keys, head_dim, out, out_stride)
-            }
-            _ => {}
-        }
-    }
+/// Dot products of all queries (padded rows) with the keys of a tile: `out.row(q)[e]`. Up to three numbers behind the last of a row are
+/// overwritten as well.
+pub(crate) struct Dot<E> {
+    pub(crate) queries: Rows,
+    pub(crate) keys: *const *const E,
+    pub(crate) entries: usize,
+    pub(crate) head_dim: usize,
+    pub(crate) out: Rows,
+    pub(crate) ahead: Option<Ahead<E>>,
 }
 
-/// `sums[q][d] = sums[q][d] * factors[q] + sum over e of weights[q * TILE + e] * value e [d]`, for Q queries and the dimensions
-/// `from..from + N * LANES` (with N = 1 and `half`: the last half register).
-#[inline(always)]
-unsafe fn weigh_block<V: Vector, E: Element, const Q: usize, const N: usize>(
-    w: &Weigh<E>,
-    q: usize,
-    from: usize,
-    half: bool,
-    ahead: Option<Ahead<E>>,
-) {
-    // SAFETY: values have `head_dim` elements, weights are rows of `TILE`, sums are padded rows.
-    unsafe {
-        let mut acc = [[V::zero(); N]; Q];
-        let weights = w.weights.row(q);
-        for e in 0..w.entries {
-            if let Some(ahead) = ahead {
-                ahead.fetch::<V>(e, from, if half { V::LANES / 2 } else { N * V::LANES });
-            }
-            let value = (*w.values.add(e)).add(from);
-            for n in 0..N {
-                let v = if half {
-                    E::load_half::<V>(value)
-                } else {
-                    E::load::<V>(value.add(n * V::LANES))
-                };
-                for i in 0..Q {
-                    acc[i][n] = V::splat(*weights.add(i * w.weights.stride + e)).mul_add(v, acc[i][n]);
+impl<E: Element> Kernel for Dot<E> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<V: Vector>(self) {
+        // SAFETY: the caller's contract.
+        unsafe {
+            // Two blocks of queries share the keys while these are in the first-level cache.
+            let blocks = self.queries.count.div_ceil(V::QUERIES);
+            let span = if blocks == 2 { 16 } else { TILE };
+            let mut first = 0;
+            while first < self.entries {
+                let end = (first + span).min(self.entries);
+                let mut q = 0;
+                while q < self.queries.count {
+                    let block = block::<V>(self.queries.count - q);
+                    match block {
+                        1 => self.block::<V, 1>(q, first, end),
+                        2 => self.block::<V, 2>(q, first, end),
+                        3 if V::QUERIES >= 3 => self.block::<V, 3>(q, first, end),
+                        4 if V::QUERIES >= 4 => self.block::<V, 4>(q, first, end),
+                        5 if V::QUERIES >= 5 => self.block::<V, 5>(q, first, end),
+                        6 if V::QUERIES >= 6 => self.block::<V, 6>(q, first, end),
+                        _ => {}
+                    }
+                    q += block;
                 }
-            }
-        }
-        for i in 0..Q {
-            let factor = V::splat(*w.factors.add(q + i));
-            for n in 0..N {
-                let at = w.sums.row(q + i).add(from + n * V::LANES);
-                V::load(at).mul_add(factor, acc[i][n]).store(at);
+                first = end;
             }
         }
     }
 }
 
-/// Arguments of [`weigh_tile`].
+impl<E: Element> Dot<E> {
+    /// Q queries from `q` on with the entries `first..end`.
+    #[inline(always)]
+    unsafe fn block<V: Vector, const Q: usize>(&self, q: usize, first: usize, end: usize) {
+        let full = self.head_dim / V::LANES * V::LANES;
+        // SAFETY: every key has `head_dim` elements, which end at a full or half register; queries are padded; the last four repeat the
+        // last key rather than read another.
+        unsafe {
+            let queries = self.queries.row(q);
+            let out = self.out.row(q);
+            let ahead = if q == 0 { self.ahead } else { None };
+            let last = end - 1;
+            let mut e = first;
+            while e < end {
+                let keys = [
+                    *self.keys.add(e),
+                    *self.keys.add((e + 1).min(last)),
+                    *self.keys.add((e + 2).min(last)),
+                    *self.keys.add((e + 3).min(last)),
+                ];
+                let mut sums = [[V::zero(); 4]; Q];
+                let mut d = 0;
+                while d < full {
+                    for i in 0..4 {
+                        if let Some(ahead) = ahead {
+                            ahead.fetch::<V, 1>(e + i, d);
+                        }
+                        let key = E::load::<V>(keys[i].add(d));
+                        for j in 0..Q {
+                            sums[j][i] =
+                                V::load(queries.add(j * self.queries.stride + d)).mul_add(key, sums[j][i]);
+                        }
+                    }
+                    d += V::LANES;
+                }
+                if d < self.head_dim {
+                    for i in 0..4 {
+                        let key = E::load_half::<V>(keys[i].add(d));
+                        for j in 0..Q {
+                            sums[j][i] =
+                                V::load(queries.add(j * self.queries.stride + d)).mul_add(key, sums[j][i]);
+                        }
+                    }
+                }
+                let mut j = 0;
+                while j + 1 < Q {
+                    let to = out.add(j * self.out.stride + e);
+                    V::sum_eight(sums[j], sums[j + 1], to, to.add(self.out.stride));
+                    j += 2;
+                }
+                if j < Q {
+                    V::sum_four(sums[j], out.add(j * self.out.stride + e));
+                }
+                e += 4;
+            }
+        }
+    }
+}
+
+/// Adds a tile's weighted values to the running sums: `sums.row(q)[d] = sums.row(q)[d] * factors[q] + sum over e of
+/// weights.row(q)[e] * value e [d]`.
 pub(crate) struct Weigh<E> {
     /// Weights of the entries, one row per query.
     pub(crate) weights: Rows,
     /// The running sums, one padded row per query.
     pub(crate) sums: Rows,
-    /// What each running sum is multiplied by first.
     pub(crate) factors: *const f32,
     pub(crate) values: *const *const E,
     pub(crate) entries: usize,
     pub(crate) head_dim: usize,
+    pub(crate) ahead: Option<Ahead<E>>,
 }
 
-/// Adds a tile's weighted values to the running sums of all queries.
-#[inline(always)]
-pub(crate) unsafe fn weigh_tile<V: Vector, E: Element>(w: &Weigh<E>, ahead: Option<Ahead<E>>) {
-    // SAFETY: the caller's contract.
-    unsafe {
-        let mut q = 0;
-        while q < w.weights.count {
-            let block = block::<V>(w.weights.count - q);
-            let ahead = if q == 0 { ahead } else { None };
-            match block {
-                1 => weigh_queries::<V, E, 1>(w, q, ahead),
-                2 => weigh_queries::<V, E, 2>(w, q, ahead),
-                3 if V::QUERIES >= 3 => weigh_queries::<V, E, 3>(w, q, ahead),
-                4 if V::QUERIES >= 4 => weigh_queries::<V, E, 4>(w, q, ahead),
-                5 if V::QUERIES >= 5 => weigh_queries::<V, E, 5>(w, q, ahead),
-                6 if V::QUERIES >= 6 => weigh_queries::<V, E, 6>(w, q, ahead),
-                _ => {}
+impl<E: Element> Kernel for Weigh<E> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<V: Vector>(self) {
+        // SAFETY: the caller's contract.
+        unsafe {
+            let mut q = 0;
+            while q < self.weights.count {
+                let block = block::<V>(self.weights.count - q);
+                match block {
+                    1 => self.queries::<V, 1>(q),
+                    2 => self.queries::<V, 2>(q),
+                    3 if V::QUERIES >= 3 => self.queries::<V, 3>(q),
+                    4 if V::QUERIES >= 4 => self.queries::<V, 4>(q),
+                    5 if V::QUERIES >= 5 => self.queries::<V, 5>(q),
+                    6 if V::QUERIES >= 6 => self.queries::<V, 6>(q),
+                    _ => {}
+                }
+                q += block;
             }
-            q += block;
         }
     }
 }
 
-/// All dimensions for Q queries, four registers at a time.
-#[inline(always)]
-unsafe fn weigh_queries<V: Vector, E: Element, const Q: usize>(
-    w: &Weigh<E>,
-    q: usize,
-    ahead: Option<Ahead<E>>,
-) {
-    // SAFETY: the caller's contract.
-    unsafe {
-        let mut d = 0;
-        while d + 4 * V::LANES <= w.head_dim {
-            weigh_block::<V, E, Q, 4>(w, q, d, false, ahead);
-            d += 4 * V::LANES;
+impl<E: Element> Weigh<E> {
+    /// All dimensions for Q queries from `q` on, four registers at a time.
+    #[inline(always)]
+    unsafe fn queries<V: Vector, const Q: usize>(&self, q: usize) {
+        // SAFETY: the caller's contract.
+        unsafe {
+            let mut d = 0;
+            while d + 4 * V::LANES <= self.head_dim {
+                self.block::<V, Q, 4>(q, d, false);
+                d += 4 * V::LANES;
+            }
+            if d + 2 * V::LANES <= self.head_dim {
+                self.block::<V, Q, 2>(q, d, false);
+                d += 2 * V::LANES;
+            }
+            if d + V::LANES <= self.head_dim {
+                self.block::<V, Q, 1>(q, d, false);
+                d += V::LANES;
+            }
+            if d < self.head_dim {
+                self.block::<V, Q, 1>(q, d, true);
+            }
         }
-        if d + 2 * V::LANES <= w.head_dim {
-            weigh_block::<V, E, Q, 2>(w, q, d, false, ahead);
-            d += 2 * V::LANES;
-        }
-        if d + V::LANES <= w.head_dim {
-            weigh_block::<V, E, Q, 1>(w, q, d, false, ahead);
-            d += V::LANES;
-        }
-        if d < w.head_dim {
-            weigh_block::<V, E, Q, 1>(w, q, d, true, ahead);
+    }
+
+    /// The dimensions `from..from + N * LANES` (N = 1 and `half`: the last half register) for Q queries from `q` on.
+    #[inline(always)]
+    unsafe fn block<V: Vector, const Q: usize, const N: usize>(&self, q: usize, from: usize, half: bool) {
+        // SAFETY: values have `head_dim` elements, weights are rows of `TILE`, sums are padded rows.
+        unsafe {
+            let mut sums = [[V::zero(); N]; Q];
+            let weights = self.weights.row(q);
+            let ahead = if q == 0 { self.ahead } else { None };
+            for e in 0..self.entries {
+                if let Some(ahead) = ahead {
+                    ahead.fetch::<V, N>(e, from);
+                }
+                let value = (*self.values.add(e)).add(from);
+                for n in 0..N {
+                    let v = if half {
+                        E::load_half::<V>(value)
+                    } else {
+                        E::load::<V>(value.add(n * V::LANES))
+                    };
+                    for i in 0..Q {
+                        sums[i][n] =
+                            V::splat(*weights.add(i * self.weights.stride + e)).mul_add(v, sums[i][n]);
+                    }
+                }
+            }
+            for i in 0..Q {
+                let factor = V::splat(*self.factors.add(q + i));
+                for n in 0..N {
+                    let at = self.sums.row(q + i).add(from + n * V::LANES);
+                    V::load(at).mul_add(factor, sums[i][n]).store(at);
+                }
+            }
         }
     }
 }

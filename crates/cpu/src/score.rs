@@ -1,6 +1,6 @@
 use crate::element::Element;
 use crate::error::{Error, at_least, exactly, plus, times};
-use crate::kernels::{Rows, TILE, dot_tile, load_row, padded};
+use crate::kernels::{Dot, Rows, TILE, load_row, padded};
 use crate::pages::KvPages;
 use crate::scratch::{Parts, Scratch};
 use crate::simd::Simd;
@@ -161,7 +161,18 @@ impl<E: Element> Kernel for Score<'_, '_, E> {
                     for (e, &key) in list[..entries].iter().enumerate() {
                         load_row::<V, E>(key, head_dim, b.keys.add(e * b.queries.stride));
                     }
-                    dot_tile::<V, f32>(queries, converted.as_ptr(), entries, head_dim, out, stride, None);
+                    V::call(Dot {
+                        queries,
+                        keys: converted.as_ptr(),
+                        entries,
+                        head_dim,
+                        out: Rows {
+                            first: out,
+                            stride,
+                            count,
+                        },
+                        ahead: None,
+                    });
                     first += entries;
                 }
                 for q in 0..count {

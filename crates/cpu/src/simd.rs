@@ -120,14 +120,16 @@ impl Simd {
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn run_avx2<K: Kernel>(kernel: K) -> K::Output {
+#[inline(never)]
+pub(crate) unsafe fn run_avx2<K: Kernel>(kernel: K) -> K::Output {
     // SAFETY: as for `Simd::run`; this function's features are those of the vector.
     unsafe { kernel.run::<crate::vector::Avx2>() }
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq")]
-unsafe fn run_avx512<K: Kernel>(kernel: K) -> K::Output {
+#[inline(never)]
+pub(crate) unsafe fn run_avx512<K: Kernel>(kernel: K) -> K::Output {
     // SAFETY: as for `Simd::run`; this function's features are those of the vector.
     unsafe { kernel.run::<crate::vector::Avx512>() }
 }

@@ -111,7 +111,8 @@ impl Sequence {
             .map(|_| TextStream::with_special(options.ignore_eos));
         let stops = StopStrings::new(&options.stop)?;
         let room = self.room();
-        let limit = options.max_tokens.unwrap_or(room);
+        // Without a limit of its own the answer ends with the context.
+        let limit = options.max_tokens.unwrap_or(usize::MAX);
         self.reserve(limit.min(room).max(1))?;
         Ok(Generation {
             prefill: self.pending(),
@@ -140,6 +141,9 @@ impl Generation<'_> {
         if self.reason.is_none() {
             if self.generated == self.limit {
                 self.reason = Some(StopReason::Length);
+            } else if self.sequence.room() == 0 {
+                // Before the step: the last token of a context is never run.
+                self.reason = Some(StopReason::Context);
             } else if self.sequence.logits().is_none() {
                 let prefilling = self.prefill > 0 && self.generated == 0;
                 let shared = std::sync::Arc::clone(&self.sequence.shared);
@@ -154,7 +158,6 @@ impl Generation<'_> {
         }
         match self.reason {
             Some(reason) => self.end(reason).map(Some),
-            None if self.sequence.room() == 0 => self.end(StopReason::Context).map(Some),
             None => self.next_token().map(Some),
         }
     }

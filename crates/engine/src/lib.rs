@@ -34,6 +34,8 @@ mod runner;
 pub mod runtime;
 pub mod sampling;
 mod sequence;
+#[cfg(test)]
+mod tests;
 pub mod text;
 
 pub use cache::CacheType;

@@ -1,10 +1,10 @@
-use super::Vector;
+use super::{Kernel, Vector};
 use half::f16;
 use std::arch::x86_64::*;
 
 /// Eight numbers in a `ymm` register.
 #[derive(Clone, Copy)]
-pub struct Avx2(__m256);
+pub struct Avx2(pub(super) __m256);
 
 /// 65504, the largest finite `f16`.
 const MOST: f32 = 65504.0;
@@ -178,6 +178,32 @@ impl Vector for Avx2 {
     }
 
     #[inline(always)]
+    unsafe fn sum_eight(first: [Self; 4], second: [Self; 4], to_first: *mut f32, to_second: *mut f32) {
+        // SAFETY: see above.
+        unsafe {
+            // Lane i with i + 4: the first's in the lower half, the second's in the upper.
+            let pair = |i: usize| {
+                let (a, b) = (first[i].0, second[i].0);
+                _mm256_add_ps(
+                    _mm256_permute2f128_ps::<0x21>(a, b),
+                    _mm256_blend_ps::<0xf0>(a, b),
+                )
+            };
+            let [a, b, c, d] = [pair(0), pair(1), pair(2), pair(3)];
+            // Lane i with i + 2.
+            let ab = _mm256_add_ps(_mm256_shuffle_ps::<0x44>(a, b), _mm256_shuffle_ps::<0xee>(a, b));
+            let cd = _mm256_add_ps(_mm256_shuffle_ps::<0x44>(c, d), _mm256_shuffle_ps::<0xee>(c, d));
+            // Lane i with i + 1.
+            let sums = _mm256_add_ps(
+                _mm256_shuffle_ps::<0x88>(ab, cd),
+                _mm256_shuffle_ps::<0xdd>(ab, cd),
+            );
+            _mm_storeu_ps(to_first, _mm256_castps256_ps128(sums));
+            _mm_storeu_ps(to_second, _mm256_extractf128_ps::<1>(sums));
+        }
+    }
+
+    #[inline(always)]
     unsafe fn largest(self) -> f32 {
         // SAFETY: see above.
         unsafe {
@@ -190,7 +216,13 @@ impl Vector for Avx2 {
     #[inline(always)]
     unsafe fn prefetch(at: *const u8) {
         // SAFETY: a prefetch never faults.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) }
+    }
+
+    #[inline(always)]
+    unsafe fn call<K: Kernel>(kernel: K) -> K::Output {
+        // SAFETY: see above.
+        unsafe { crate::simd::run_avx2(kernel) }
     }
 }
 

@@ -1,4 +1,4 @@
-use super::Vector;
+use super::{Avx2, Kernel, Vector};
 use half::f16;
 use std::arch::x86_64::*;
 
@@ -156,28 +156,37 @@ impl Vector for Avx512 {
 
     #[inline(always)]
     unsafe fn sum_four(four: [Self; 4], to: *mut f32) {
-        // SAFETY: see above.
+        // SAFETY: see above; AVX-512 includes AVX2.
         unsafe {
-            let [a, b, c, d] = [four[0].0, four[1].0, four[2].0, four[3].0];
-            // Lane i with i + 8: halves of a and b side by side, of c and d side by side.
-            let ab = _mm512_add_ps(
-                _mm512_shuffle_f32x4::<0x4e>(a, b),
-                _mm512_mask_blend_ps(0xff00, a, b),
-            );
-            let cd = _mm512_add_ps(
-                _mm512_shuffle_f32x4::<0x4e>(c, d),
-                _mm512_mask_blend_ps(0xff00, c, d),
-            );
-            // Lane i with i + 4: quarters in the order a, b, c, d.
-            let abcd = _mm512_add_ps(
-                _mm512_shuffle_f32x4::<0x88>(ab, cd),
-                _mm512_shuffle_f32x4::<0xdd>(ab, cd),
-            );
-            // Lane i with i + 2, then with i + 1.
-            let two = _mm512_add_ps(abcd, _mm512_permute_ps::<0x4e>(abcd));
-            let one = _mm512_add_ps(two, _mm512_permute_ps::<0xb1>(two));
-            let picked = _mm512_maskz_compress_ps(0x1111, one);
-            _mm_storeu_ps(to, _mm512_castps512_ps128(picked));
+            Avx2::sum_four(
+                [
+                    four[0].folded(),
+                    four[1].folded(),
+                    four[2].folded(),
+                    four[3].folded(),
+                ],
+                to,
+            )
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn sum_eight(first: [Self; 4], second: [Self; 4], to_first: *mut f32, to_second: *mut f32) {
+        // SAFETY: see above; AVX-512 includes AVX2.
+        unsafe {
+            let [a, b, c, d] = [
+                first[0].folded(),
+                first[1].folded(),
+                first[2].folded(),
+                first[3].folded(),
+            ];
+            let [e, f, g, h] = [
+                second[0].folded(),
+                second[1].folded(),
+                second[2].folded(),
+                second[3].folded(),
+            ];
+            Avx2::sum_eight([a, b, c, d], [e, f, g, h], to_first, to_second);
         }
     }
 
@@ -198,11 +207,29 @@ impl Vector for Avx512 {
     #[inline(always)]
     unsafe fn prefetch(at: *const u8) {
         // SAFETY: a prefetch never faults.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) }
+    }
+
+    #[inline(always)]
+    unsafe fn call<K: Kernel>(kernel: K) -> K::Output {
+        // SAFETY: see above.
+        unsafe { crate::simd::run_avx512(kernel) }
     }
 }
 
 impl Avx512 {
+    /// Lane i plus lane i + 8.
+    #[inline(always)]
+    unsafe fn folded(self) -> Avx2 {
+        // SAFETY: see above.
+        Avx2(unsafe {
+            _mm256_add_ps(
+                _mm512_castps512_ps256(self.0),
+                _mm512_extractf32x8_ps::<1>(self.0),
+            )
+        })
+    }
+
     /// Saturating conversion. `min` and `max` give their second operand when either is NaN, so NaN passes.
     #[inline(always)]
     unsafe fn to_f16(self) -> __m256i {

@@ -62,8 +62,13 @@ pub trait Vector: Copy {
     unsafe fn sum(self) -> f32;
     /// Sums of four registers into four consecutive numbers, each as `sum` does it.
     unsafe fn sum_four(four: [Self; 4], to: *mut f32);
+    /// [`Vector::sum_four`] twice, at less cost.
+    unsafe fn sum_eight(first: [Self; 4], second: [Self; 4], to_first: *mut f32, to_second: *mut f32);
     unsafe fn largest(self) -> f32;
+    /// Fetches a cache line into the second level: the first has too few misses in flight to keep the memory busy.
     unsafe fn prefetch(at: *const u8);
+    /// Runs a kernel as a function of its own, for kernels that several others use.
+    unsafe fn call<K: Kernel>(kernel: K) -> K::Output;
 
     /// e^x for x <= 0, to 2 units in the last place; exactly 1 at 0 and exactly 0 below -87.3 (where `f32` would go denormal).
     ///

@@ -1,4 +1,4 @@
-use super::Vector;
+use super::{Kernel, Vector};
 use crate::element::{Element, f16_to_f32};
 use half::f16;
 
@@ -171,6 +171,15 @@ impl Vector for Portable {
     }
 
     #[inline(always)]
+    unsafe fn sum_eight(first: [Self; 4], second: [Self; 4], to_first: *mut f32, to_second: *mut f32) {
+        // SAFETY: the caller's contract.
+        unsafe {
+            Self::sum_four(first, to_first);
+            Self::sum_four(second, to_second);
+        }
+    }
+
+    #[inline(always)]
     unsafe fn largest(self) -> f32 {
         self.0
             .into_iter()
@@ -179,4 +188,10 @@ impl Vector for Portable {
 
     #[inline(always)]
     unsafe fn prefetch(_at: *const u8) {}
+
+    #[inline(never)]
+    unsafe fn call<K: Kernel>(kernel: K) -> K::Output {
+        // SAFETY: the caller's contract.
+        unsafe { kernel.run::<Self>() }
+    }
 }

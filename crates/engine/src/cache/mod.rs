@@ -377,6 +377,25 @@ impl SequenceCache {
         unsafe { head.positions[page].add(offset).read() }
     }
 
+    /// The key and the value of a valid entry, as float32.
+    #[cfg(test)]
+    pub(crate) fn entry_f32(&self, layer: usize, kv_head: usize, entry: usize) -> (Vec<f32>, Vec<f32>) {
+        let head = self.head(layer, kv_head);
+        assert!(entry < head.len && self.element == CacheType::F32);
+        let (page, at) = (
+            entry / self.page_entries(),
+            entry % self.page_entries() * self.shape.head_dim,
+        );
+        let read = |pages: &[NonNull<u8>]| {
+            let page = pages[page].cast::<f32>();
+            // SAFETY: the entry is valid, so its page has been written there.
+            (0..self.shape.head_dim)
+                .map(|i| unsafe { page.add(at + i).read() })
+                .collect()
+        };
+        (read(&head.keys), read(&head.values))
+    }
+
     /// Entries of a KV head whose original position is below `position`. Entries are in the order
     /// of their positions.
     pub(crate) fn entries_before(&self, layer: usize, kv_head: usize, position: u32) -> usize {

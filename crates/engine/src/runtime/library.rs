@@ -36,8 +36,12 @@ pub fn load(path: Option<&Path>) -> Result<Environment> {
         return Ok(loaded.environment.clone());
     }
     let wanted = find(path)?;
-    let wanted = std::fs::canonicalize(&wanted)
-        .map_err(|error| Error::Runtime(format!("{}: {error}", wanted.display())))?;
+    let wanted = std::fs::canonicalize(&wanted).map_err(|error| {
+        Error::Runtime(format!(
+            "expected its library at {}, found none: {error}",
+            wanted.display()
+        ))
+    })?;
     if let Some(loaded) = &*loaded {
         if loaded.path == wanted {
             return Ok(loaded.environment.clone());

@@ -1,5 +1,7 @@
 //! From logits to the tokens that are kept, without sorting the vocabulary.
 
+use std::cmp::Ordering;
+
 use super::SamplingOptions;
 use super::exp::exp;
 use crate::error::{Error, Result};
@@ -365,8 +367,10 @@ impl Scratch {
     }
 
     fn sort(&mut self) {
+        // There is no NaN; the two zeros are equal.
+        let falling = |a: &Candidate, b: &Candidate| b.score.partial_cmp(&a.score).unwrap_or(Ordering::Equal);
         self.kept
-            .sort_unstable_by(|a, b| b.score.total_cmp(&a.score).then(a.id.cmp(&b.id)));
+            .sort_unstable_by(|a, b| falling(a, b).then(a.id.cmp(&b.id)));
     }
 
     fn total(&self) -> f64 {

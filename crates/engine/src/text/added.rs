@@ -2,8 +2,10 @@
 //! on top: in a rendered chat, a control token that touches a guarded place is ordinary text.
 
 use std::ops::Range;
+use std::sync::LazyLock;
 
 use tokenizers::tokenizer::normalizer::Range as Referential;
+use tokenizers::utils::SysRegex;
 use tokenizers::{NormalizedString, Token};
 
 /// Which added tokens count.
@@ -230,6 +232,14 @@ impl Matcher {
     }
 }
 
+/// What regular expressions call `\w`: marks such as accents are letters, too.
 fn is_word(c: char) -> bool {
-    c.is_alphanumeric() || c == '_'
+    static WORD: LazyLock<Option<SysRegex>> = LazyLock::new(|| SysRegex::new(r"\w").ok());
+    if c.is_ascii() {
+        return c.is_ascii_alphanumeric() || c == '_';
+    }
+    match &*WORD {
+        Some(word) => word.find_iter(c.encode_utf8(&mut [0; 4])).next().is_some(),
+        None => c.is_alphanumeric(),
+    }
 }

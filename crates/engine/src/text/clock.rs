@@ -101,3 +101,35 @@ fn month_length(year: u64, month: usize) -> u64 {
         _ => 31,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::strftime;
+
+    #[test]
+    fn dates_of_known_moments() {
+        let all = "%Y-%m-%d %H:%M:%S %A %j %B %b %a %e %y %I%p %F %T %z %%";
+        for (seconds, expected) in [
+            (
+                0,
+                "1970-01-01 00:00:00 Thursday 001 January Jan Thu  1 70 12AM 1970-01-01 00:00:00 +0000 %",
+            ),
+            (
+                951_827_696,
+                "2000-02-29 12:34:56 Tuesday 060 February Feb Tue 29 00 12PM 2000-02-29 12:34:56 +0000 %",
+            ),
+            (
+                1_798_761_599,
+                "2026-12-31 23:59:59 Thursday 365 December Dec Thu 31 26 11PM 2026-12-31 23:59:59 +0000 %",
+            ),
+            (
+                4_107_542_400,
+                "2100-03-01 00:00:00 Monday 060 March Mar Mon  1 00 12AM 2100-03-01 00:00:00 +0000 %",
+            ),
+        ] {
+            assert_eq!(strftime(all, seconds).as_deref(), Some(expected));
+        }
+        assert_eq!(strftime("%Q", 0), None);
+        assert_eq!(strftime("%", 0), None);
+    }
+}

@@ -98,11 +98,13 @@ impl Decoder {
         })
     }
 
-    /// Appends the bytes of a token that reads `token` in the vocabulary.
-    pub(super) fn append(&self, token: &str, bytes: &mut Vec<u8>) {
+    /// Appends the bytes of a token that reads `token` in the vocabulary. An added token's text is no byte-level one:
+    /// it is found in texts as it stands. (The library decodes it as byte-level where it can, and so breaks `é`.)
+    fn append(&self, token: &str, added: bool, bytes: &mut Vec<u8>) {
         let mut text = std::borrow::Cow::Borrowed(token);
         for step in &self.steps {
             match step {
+                Step::ByteLevel if added => {}
                 Step::ByteLevel => {
                     let begin = bytes.len();
                     for c in text.chars() {
@@ -176,6 +178,8 @@ pub(super) enum Kind {
     /// Nothing: a gap in the vocabulary.
     Gap,
     Ordinary,
+    /// An added token that is not special.
+    Added,
     Special,
 }
 
@@ -189,7 +193,7 @@ impl Pieces {
         };
         for (text, kind) in tokens {
             if kind != Kind::Gap {
-                decoder.append(text, &mut pieces.bytes);
+                decoder.append(text, kind != Kind::Ordinary, &mut pieces.bytes);
             }
             let end = u32::try_from(pieces.bytes.len()).map_err(|_| {
                 Error::Model(

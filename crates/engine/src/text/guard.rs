@@ -1,36 +1,72 @@
 //! Marks in message contents that keep control tokens from arising there.
 //!
-//! A template may do anything with a content before it writes it: strip it, split it, cut it. So the places to guard
-//! are marked inside the content itself, by a noncharacter that no text of the conversation holds, and found again in
-//! what the template wrote. A mark always follows a character of the content; hence a control token whose span holds a
-//! mark, or ends at one, took a character from a content, and one that the template wrote by itself never does.
+//! A template may do anything with a content before it writes it: strip it, split it, take words out of it. So the
+//! places to guard are marked inside the content itself, by a noncharacter that no text of the conversation holds, and
+//! found again in what the template wrote. A mark always follows a character of the content; hence a control token
+//! whose span holds a mark, or ends at one, took a character from a content, and one that the template wrote by itself
+//! never does.
+//!
+//! Marked is, after its first character, each control token's text; each lone first character such as `<`, because
+//! what follows may be taken out or changed until it reads like a control token; and what could continue a control
+//! token, or be continued to one, across the content's borders. Tags that the template itself mentions, such as
+//! `</think>`, stay unmarked, for the template may look for them.
+
+use std::collections::HashSet;
 
 use super::added::Trie;
 use crate::error::{Error, Result};
+
+/// A tag is not longer than this many bytes.
+const LONGEST_TAG: usize = 64;
 
 /// The texts of a tokenizer's control tokens.
 pub(super) struct Controls {
     trie: Trie,
     texts: Vec<String>,
-    /// Every proper suffix of a control token's text, sorted.
-    suffixes: Vec<String>,
+    /// Every proper suffix of a control token's text.
+    suffixes: HashSet<String>,
     longest: usize,
+}
+
+/// The tags that a template's source mentions: `<...>` and `[...]`.
+#[derive(Clone, Debug)]
+pub(super) struct Tags(HashSet<String>);
+
+impl Tags {
+    pub(super) fn new(source: &str) -> Self {
+        let places = source.char_indices().map(|(at, _)| at);
+        Self(
+            places
+                .filter_map(|at| tag(&source[at..]))
+                .map(str::to_owned)
+                .collect(),
+        )
+    }
+}
+
+/// The tag that `text` begins with.
+fn tag(text: &str) -> Option<&str> {
+    let close = match text.as_bytes().first()? {
+        b'<' => b'>',
+        b'[' => b']',
+        _ => return None,
+    };
+    let end = text.bytes().take(LONGEST_TAG).position(|byte| byte == close)?;
+    text.get(..=end)
 }
 
 impl Controls {
     pub(super) fn new<'a>(texts: impl Iterator<Item = &'a str>) -> Self {
         let texts: Vec<String> = texts.map(str::to_owned).collect();
-        let mut suffixes: Vec<String> = texts
-            .iter()
-            .flat_map(|text| text.char_indices().skip(1).map(|(at, _)| text[at..].to_owned()))
-            .collect();
-        suffixes.sort_unstable();
-        suffixes.dedup();
+        let suffixes = |text: &String| -> Vec<String> {
+            let places = text.char_indices().skip(1);
+            places.map(|(at, _)| text[at..].to_owned()).collect()
+        };
         Self {
             trie: Trie::new(texts.iter().map(String::as_str)),
+            suffixes: texts.iter().flat_map(suffixes).collect(),
             longest: texts.iter().map(String::len).max().unwrap_or(0),
             texts,
-            suffixes,
         }
     }
 
@@ -46,12 +82,22 @@ impl Controls {
             })
     }
 
-    /// A message's content, marked inside every control token's text, inside what could be a control token's end or
-    /// beginning at its borders, and where it could be the middle of one.
-    pub(super) fn guard_content(&self, content: &str, mark: char) -> String {
+    /// A message's content with its marks, for a template that mentions these tags.
+    pub(super) fn guard_content(&self, content: &str, tags: &Tags, mark: char) -> String {
         let trimmed = content.trim();
         let start = content.len() - content.trim_start().len();
-        let mut places = self.occurrences(content, Some(start + trimmed.len()));
+        let ends = [start + trimmed.len(), content.len()];
+        let mut places: Vec<usize> = content
+            .char_indices()
+            .filter(|&(at, first)| {
+                let text = &content[at..];
+                let (whole, begun, cut) = self.beginning(text, ends.map(|end| end.wrapping_sub(at)));
+                let lone =
+                    begun && !first.is_alphanumeric() && !tag(text).is_some_and(|tag| tags.0.contains(tag));
+                whole || cut || lone
+            })
+            .map(|(at, first)| at + first.len_utf8())
+            .collect();
         for (at, text) in [(0, content), (start, trimmed)] {
             if self.ends_some(text) || self.lies_in_some(text) {
                 places.extend(text.chars().next().map(|first| at + first.len_utf8()));
@@ -62,27 +108,23 @@ impl Controls {
 
     /// Another text of the caller's, marked inside every control token's text only: the template may compare it.
     pub(super) fn guard_variable(&self, text: &str, mark: char) -> String {
-        insert(text, self.occurrences(text, None), mark)
+        let places = text.char_indices();
+        let places = places.filter(|(at, _)| self.beginning(&text[*at..], [0, 0]).0);
+        let places = places.map(|(at, first)| at + first.len_utf8()).collect();
+        insert(text, places, mark)
     }
 
-    /// The byte after the first character of each control token's text in `text`; with `trimmed_end`, also of each
-    /// beginning of one that is cut off there or at the text's end.
-    fn occurrences(&self, text: &str, trimmed_end: Option<usize>) -> Vec<usize> {
-        let mut places = Vec::new();
-        for (at, first) in text.char_indices() {
-            let mut found = false;
-            self.trie
-                .walk(&text.as_bytes()[at..], |length, goes_on, pattern| {
-                    let end = at + length;
-                    let cut = trimmed_end.is_some_and(|trimmed| end == trimmed || end == text.len());
-                    found = pattern.is_some() || (cut && goes_on);
-                    !found
-                });
-            if found {
-                places.push(at + first.len_utf8());
-            }
-        }
-        places
+    /// Whether `text` begins with a control token's text, with the first byte of one, and with a part of one that
+    /// reaches to one of these ends.
+    fn beginning(&self, text: &str, ends: [usize; 2]) -> (bool, bool, bool) {
+        let (mut whole, mut begun, mut cut) = (false, false, false);
+        self.trie.walk(text.as_bytes(), |length, goes_on, pattern| {
+            whole |= pattern.is_some();
+            begun = true;
+            cut |= goes_on && ends.contains(&length);
+            true
+        });
+        (whole, begun, cut)
     }
 
     /// Whether `text` begins with the end of some control token.
@@ -90,11 +132,7 @@ impl Controls {
         text.char_indices()
             .map(|(at, c)| at + c.len_utf8())
             .take_while(|&end| end <= self.longest)
-            .any(|end| {
-                self.suffixes
-                    .binary_search_by(|suffix| suffix.as_str().cmp(&text[..end]))
-                    .is_ok()
-            })
+            .any(|end| self.suffixes.contains(&text[..end]))
     }
 
     /// Whether the whole of `text` occurs inside some control token.

@@ -8,23 +8,25 @@ use minijinja_contrib::pycompat::unknown_method_callback;
 use serde::{Deserialize, Serialize};
 use serde_json::Map;
 
-use super::guard::{Controls, take_marks};
+use super::guard::{Controls, Tags, take_marks};
 use super::json::Limited;
 use super::tokenizer::Tokenizer;
 use super::{clock, json};
 use crate::error::{Error, Result, panic_text};
 
-/// The largest template, in bytes: ten times the largest known.
-const MAX_SOURCE: usize = 256 << 10;
+/// The largest template, in bytes: three times the largest known.
+const MAX_SOURCE: usize = 64 << 10;
 /// The longest rendering, in bytes.
 const MAX_OUTPUT: usize = 64 << 20;
-/// Steps of the template's machine: so many, and so many for each message. Known templates need about a hundred for a
-/// message; this many take well under a second.
-const FUEL: u64 = 200_000;
-const FUEL_PER_MESSAGE: u64 = 2_000;
+/// Steps of the template's machine: so many, and so many for each message, up to a limit. Known templates need about a
+/// hundred for a message; a million steps of the usual kind take about a tenth of a second.
+const FUEL: u64 = 100_000;
+const FUEL_PER_MESSAGE: u64 = 1_000;
+const MOST_FUEL: u64 = 1_000_000;
 /// Calls and includes within each other.
 const MAX_DEPTH: usize = 100;
-/// Values nested as deeply as the fuel allows are walked and freed by recursion.
+/// Values nested as deeply as the fuel allows, a level for every four steps, are walked and freed by recursion, at up
+/// to 700 bytes a level. Only what is used of the stack takes memory.
 const STACK: usize = 256 << 20;
 /// The widest padding that a format string may ask for has this many digits.
 const MAX_WIDTH_DIGITS: usize = 4;
@@ -63,8 +65,8 @@ pub struct ChatOptions {
 /// A conversation as text, and the places in it that are guarded: no control token may reach over one. So the control
 /// tokens in the text are those that the template wrote, never those that a message's content spells.
 ///
-/// The template is trusted to write contents out as they are or cut. One that changes their letters (`lower`,
-/// `replace`) could spell a control token that nobody guarded.
+/// A template may strip, split, shorten and re-join a content, and take words out of it. Only one that puts together
+/// a control token from letters of its own would make one of a content.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rendered {
     text: String,
@@ -91,6 +93,7 @@ impl Rendered {
 #[derive(Clone, Debug)]
 pub struct ChatTemplate {
     source: String,
+    tags: Tags,
     bos_token: Option<String>,
     eos_token: Option<String>,
 }
@@ -106,6 +109,7 @@ impl ChatTemplate {
         }
         let template = Self {
             source: without_generation_tags(source),
+            tags: Tags::new(source),
             bos_token: bos_token.map(str::to_owned),
             eos_token: eos_token.map(str::to_owned),
         };
@@ -165,7 +169,12 @@ impl ChatTemplate {
     ) -> Result<Value> {
         let messages: Vec<Message> = messages
             .iter()
-            .map(|message| Message::new(&message.role, controls.guard_content(&message.content, mark)))
+            .map(|message| {
+                Message::new(
+                    &message.role,
+                    controls.guard_content(&message.content, &self.tags, mark),
+                )
+            })
             .collect();
         let text = |token: &Option<String>| token.as_deref().map_or(Value::UNDEFINED, Value::from);
         let mut context = vec![
@@ -258,7 +267,10 @@ fn environment<'source>(messages: usize) -> Environment<'source> {
     let mut environment = Environment::new();
     environment.set_trim_blocks(true);
     environment.set_lstrip_blocks(true);
-    environment.set_fuel(Some(FUEL + FUEL_PER_MESSAGE * messages as u64));
+    let fuel = FUEL_PER_MESSAGE
+        .saturating_mul(messages as u64)
+        .saturating_add(FUEL);
+    environment.set_fuel(Some(fuel.min(MOST_FUEL)));
     environment.set_recursion_limit(MAX_DEPTH);
     environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
     environment.set_unknown_method_callback(method);

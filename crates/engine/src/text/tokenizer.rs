@@ -90,9 +90,11 @@ impl Tokenizer {
                 .iter()
                 .map(|(id, token)| (*id, token.content.as_str())),
         )?;
-        let kinds = texts.iter().map(|text| match *text {
+        let is_added = |id| added.get_added_tokens_decoder().contains_key(&id);
+        let kinds = (0..).zip(&texts).map(|(id, text)| match *text {
             None => ("", Kind::Gap),
             Some(text) if added.is_special_token(text) => (text, Kind::Special),
+            Some(text) if is_added(id) => (text, Kind::Added),
             Some(text) => (text, Kind::Ordinary),
         });
         let pieces = Pieces::new(&decoder, kinds)?;

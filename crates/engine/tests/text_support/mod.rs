@@ -69,7 +69,11 @@ pub fn golden() -> PathBuf {
 
 fn root(variable: &str, otherwise: &str) -> PathBuf {
     std::env::var_os(variable).map_or_else(
-        || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../..").join(otherwise),
+        || {
+            PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+                .join("../..")
+                .join(otherwise)
+        },
         PathBuf::from,
     )
 }
@@ -148,15 +152,29 @@ pub fn byte_level_json(tokens: Vec<Value>) -> Value {
     let mut merges = Vec::new();
     // The last two make pieces of characters: of "é", and of the emoji at U+1F600.
     for (left, right) in [
-        ("h", "e"), ("l", "l"), ("he", "ll"), ("hell", "o"), ("Ġ", "hello"), ("Ġ", "Ġ"), ("<", "|"), ("|", ">"),
-        ("i", "m"), ("e", "n"), ("en", "d"), ("Ã", "©"), ("ð", "Ł"),
+        ("h", "e"),
+        ("l", "l"),
+        ("he", "ll"),
+        ("hell", "o"),
+        ("Ġ", "hello"),
+        ("Ġ", "Ġ"),
+        ("<", "|"),
+        ("|", ">"),
+        ("i", "m"),
+        ("e", "n"),
+        ("en", "d"),
+        ("Ã", "©"),
+        ("ð", "Ł"),
     ] {
         vocabulary.push(format!("{left}{right}"));
         merges.push(format!("{left} {right}"));
     }
     let added = number(tokens, vocabulary.len());
-    let vocabulary: serde_json::Map<String, Value> =
-        vocabulary.into_iter().enumerate().map(|(id, text)| (text, id.into())).collect();
+    let vocabulary: serde_json::Map<String, Value> = vocabulary
+        .into_iter()
+        .enumerate()
+        .map(|(id, text)| (text, id.into()))
+        .collect();
     json!({
         "version": "1.0", "truncation": null, "padding": null, "added_tokens": added,
         "normalizer": {"type": "NFC"},
@@ -177,13 +195,24 @@ pub fn llama_json(tokens: Vec<Value>, pre_tokenizer: Value, normalizer: Value, d
     vocabulary.extend((0..=255).map(|byte| format!("<0x{byte:02X}>")));
     vocabulary.extend("▁abcdefghilmnopst<>|_/é".chars().map(String::from));
     let mut merges = Vec::new();
-    for (left, right) in [("h", "e"), ("l", "l"), ("he", "ll"), ("hell", "o"), ("▁", "hello"), ("▁", "▁"), ("▁", "a")] {
+    for (left, right) in [
+        ("h", "e"),
+        ("l", "l"),
+        ("he", "ll"),
+        ("hell", "o"),
+        ("▁", "hello"),
+        ("▁", "▁"),
+        ("▁", "a"),
+    ] {
         vocabulary.push(format!("{left}{right}"));
         merges.push(format!("{left} {right}"));
     }
     let added = number(tokens, vocabulary.len());
-    let vocabulary: serde_json::Map<String, Value> =
-        vocabulary.into_iter().enumerate().map(|(id, text)| (text, id.into())).collect();
+    let vocabulary: serde_json::Map<String, Value> = vocabulary
+        .into_iter()
+        .enumerate()
+        .map(|(id, text)| (text, id.into()))
+        .collect();
     json!({
         "version": "1.0", "truncation": null, "padding": null, "added_tokens": added,
         "normalizer": normalizer, "pre_tokenizer": pre_tokenizer, "post_processor": null, "decoder": decoder,
@@ -207,15 +236,39 @@ pub fn all_kinds() -> Vec<(&'static str, Value)> {
         {"type": "Prepend", "prepend": "▁"},
         {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
     ]});
-    let metaspace = |scheme: &str| json!({
-        "type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": true
-    });
+    let metaspace = |scheme: &str| {
+        json!({
+            "type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": true
+        })
+    };
     vec![
         ("byte level", byte_level_json(usual_tokens())),
-        ("legacy llama", llama_json(usual_tokens(), Value::Null, legacy, sequence.clone())),
-        ("metaspace first", llama_json(usual_tokens(), metaspace("first"), Value::Null, sequence)),
-        ("metaspace always", llama_json(usual_tokens(), metaspace("always"), Value::Null, metaspace("always"))),
-        ("metaspace never", llama_json(usual_tokens(), metaspace("never"), Value::Null, metaspace("never"))),
+        (
+            "legacy llama",
+            llama_json(usual_tokens(), Value::Null, legacy, sequence.clone()),
+        ),
+        (
+            "metaspace first",
+            llama_json(usual_tokens(), metaspace("first"), Value::Null, sequence),
+        ),
+        (
+            "metaspace always",
+            llama_json(
+                usual_tokens(),
+                metaspace("always"),
+                Value::Null,
+                metaspace("always"),
+            ),
+        ),
+        (
+            "metaspace never",
+            llama_json(
+                usual_tokens(),
+                metaspace("never"),
+                Value::Null,
+                metaspace("never"),
+            ),
+        ),
     ]
 }
 
@@ -232,8 +285,48 @@ pub fn byte_level() -> Tokenizer {
 /// Pieces that random texts are made of: what is hard to tokenise or to decode, and the usual tokens whole and in
 /// parts.
 pub const FRAGMENTS: &[&str] = &[
-    "hello", " hello", " ", "  ", "\n", "\t", "a", "word", "words", " word ", "é", "e\u{301}", "Café", "Cafe\u{301}",
-    "😀", "👨\u{200D}👩\u{200D}👧", "世界", "日本", "\u{FFFD}", "\0", "▁", "<", "|", ">", "<|", "|>", "<|im", "_start|>",
-    "im_end", "<|im_start|>", "<|im_end|>", "<|im_<|im_end|>end|>", "<｜User｜>", "<think>", "</think>", "※", "<sep>",
-    "<left>", "<norm>", "<no", "rm>", "|im_end|>", "user", "system",
+    "hello",
+    " hello",
+    " ",
+    "  ",
+    "\n",
+    "\t",
+    "a",
+    "word",
+    "words",
+    " word ",
+    "é",
+    "e\u{301}",
+    "Café",
+    "Cafe\u{301}",
+    "😀",
+    "👨\u{200D}👩\u{200D}👧",
+    "世界",
+    "日本",
+    "\u{FFFD}",
+    "\0",
+    "▁",
+    "<",
+    "|",
+    ">",
+    "<|",
+    "|>",
+    "<|im",
+    "_start|>",
+    "im_end",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|im_<|im_end|>end|>",
+    "<｜User｜>",
+    "<think>",
+    "</think>",
+    "※",
+    "<sep>",
+    "<left>",
+    "<norm>",
+    "<no",
+    "rm>",
+    "|im_end|>",
+    "user",
+    "system",
 ];

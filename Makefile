@@ -1,0 +1,98 @@
+# make demo    a real model writes 800 tokens through the C library, its cache compressed on the way
+# make test    every test
+# make build   target/release/{reasoning-rpc,libreasoning_rpc.so}, .venv/bin/reasoning-rpc-export
+# make install PREFIX=/usr/local
+
+PYTHON ?= python3
+PREFIX ?= /usr/local
+VENV := .venv
+PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
+EXPORT := $(VENV)/bin/reasoning-rpc-export
+GGUF := models/SmolLM2-135M-Instruct.Q4_1.gguf
+GOLDEN_MODELS := qwen2_p32 llama_p48_c8 qwen2_group_p64_c2
+
+export RRPC_ONNXRUNTIME ?= $(CURDIR)/third_party/onnxruntime/libonnxruntime.so
+export RRPC_SMOLLM2_GGUF ?= $(CURDIR)/$(GGUF)
+
+.PHONY: build demo test lint install test-models test-rust test-export test-abi test-cli rust runtime clean
+
+build: rust runtime $(VENV)/installed
+
+rust:
+	cargo build --release --locked -p reasoning-rpc-capi -p reasoning-rpc-cli
+
+runtime: third_party/onnxruntime/version
+
+third_party/onnxruntime/version: scripts/fetch-onnxruntime
+	scripts/fetch-onnxruntime $(PYTHON)
+	touch $@
+
+# Beside the program and the library, where both look first.
+target/release/libonnxruntime.so: third_party/onnxruntime/version
+	mkdir -p target/release
+	ln -sf ../../third_party/onnxruntime/libonnxruntime.so $@
+
+build: target/release/libonnxruntime.so
+
+$(VENV)/requirements: onnx-export/requirements.lock
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet --require-hashes -r onnx-export/requirements.lock
+	touch $@
+
+$(VENV)/installed: $(VENV)/requirements onnx-export/pyproject.toml $(wildcard onnx-export/reasoning_rpc_export/*.py)
+	$(PIP) install --quiet --no-deps --no-build-isolation --force-reinstall ./onnx-export
+	touch $@
+
+$(GGUF): scripts/fetch-smollm2
+	scripts/fetch-smollm2 $(PYTHON)
+	touch $@
+
+models/smollm2-%/manifest.json: $(GGUF) $(VENV)/installed
+	$(EXPORT) $(GGUF) models/smollm2-$* --weights $*
+
+# The same weights, come as floats.
+models/smollm2-hf-int4/manifest.json: $(GGUF) $(VENV)/installed scripts/dequantize-gguf
+	rm -rf models/smollm2-hf
+	$(VENV)/bin/python scripts/dequantize-gguf $(GGUF) models/smollm2-hf
+	$(EXPORT) models/smollm2-hf models/smollm2-hf-int4 --weights int4
+	rm -rf models/smollm2-hf
+
+models/golden/%-cached/manifest.json: $(VENV)/installed
+	$(EXPORT) tests/golden/generation/$* models/golden/$*-cached --weights fp32 --flavour cached
+
+models/golden/%-portable/manifest.json: $(VENV)/installed
+	$(EXPORT) tests/golden/generation/$* models/golden/$*-portable --weights fp32 --flavour portable
+
+test-models: $(foreach m,$(GOLDEN_MODELS),models/golden/$(m)-cached/manifest.json models/golden/$(m)-portable/manifest.json) \
+	$(foreach w,fp32 int8 int4 hf-int4,models/smollm2-$(w)/manifest.json)
+
+demo: build models/smollm2-int4/manifest.json target/example
+	LD_LIBRARY_PATH=target/release target/example models/smollm2-int4
+
+target/example: bindings/c/example.c include/reasoning_rpc.h rust
+	$(CC) -std=c99 -O2 -Wall -Wextra -Wpedantic -Werror -Iinclude $< -o $@ -Ltarget/release -lreasoning_rpc
+
+test: build test-models lint test-export test-rust test-abi test-cli
+
+lint:
+	cargo fmt --all --check
+	cargo clippy --release --locked --workspace --all-targets -- -D warnings
+
+test-export: $(VENV)/installed $(GGUF)
+	cd onnx-export && ../$(VENV)/bin/python -m pytest -q tests
+
+# Release: the real model decodes thousands of tokens.
+test-rust: runtime test-models
+	cargo test --release --locked --workspace
+
+test-abi: build test-models
+	tests/abi/run
+
+test-cli: build test-models
+	$(VENV)/bin/python -m pytest -q tests/cli
+
+install: build
+	scripts/install $(PREFIX)
+
+clean:
+	rm -rf target models third_party $(VENV)

@@ -1,0 +1,425 @@
+//! Sequences: one text each, with its cache, its policy and its sampler.
+
+use std::ptr;
+use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
+
+use reasoning_rpc_engine::core::{Aggregation, NoCompression, Policy, Pooling, Rpc, RpcOptions};
+use reasoning_rpc_engine::sampling::SamplingOptions;
+use reasoning_rpc_engine::text::Message;
+use reasoning_rpc_engine::{Engine, Error, Sequence, SequenceOptions};
+
+use std::ffi::c_char;
+
+use crate::args::{self, choice, flag};
+use crate::engine::{engine_of, rrpc_engine};
+use crate::error::{Failure, RRPC_ERROR_BUSY, RRPC_ERROR_POISONED, rrpc_error};
+use crate::guard::{guard, guard_free};
+use crate::handles::{Kind, Table};
+use crate::sized::{self, sized};
+use crate::text::rrpc_text;
+
+/// The cache is left whole.
+pub const RRPC_POLICY_NONE: u32 = 0;
+/// Reasoning path compression: after every `interval` generated tokens, the queries of the newest
+/// `window` score the generated tokens before them, and one in `ratio` of those stays. Text given by
+/// the caller is never dropped.
+pub const RRPC_POLICY_RPC: u32 = 1;
+
+/// Scores are averaged over all heads of a layer: one kept set for the layer.
+pub const RRPC_AGGREGATION_LAYER: u32 = 0;
+/// Scores are averaged over the query heads of each KV head: one kept set for each.
+pub const RRPC_AGGREGATION_KV_HEAD: u32 = 1;
+
+/// Neighbouring scores are averaged.
+pub const RRPC_POOLING_AVERAGE: u32 = 0;
+/// The highest of neighbouring scores counts.
+pub const RRPC_POOLING_MAX: u32 = 1;
+
+/// A text under generation: tokens, cache, compression policy and sampler. Used by one call at a time.
+/// A handle: never dereferenced, checked at every call.
+pub struct rrpc_sequence {
+    _private: [u8; 0],
+}
+
+/// Options of rrpc_sequence_create, to be filled by rrpc_sequence_options_init.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct rrpc_sequence_options {
+    /// sizeof(rrpc_sequence_options), set by rrpc_sequence_options_init.
+    pub struct_size: usize,
+    /// How the cache is compressed, one of RRPC_POLICY_. Default RRPC_POLICY_RPC.
+    pub policy: u32,
+    /// For RRPC_POLICY_RPC, as all fields down to `kernel`; they mean nothing without it. Generated
+    /// tokens between two compressions (P), a multiple of `ratio`. Default 4096.
+    pub interval: u32,
+    /// The newest generated tokens, which score the others and always stay (R): 1 or more, less than
+    /// `interval`. Default 32.
+    pub window: u32,
+    /// One of so many entries stays (c), 1 or more. Default 4.
+    pub ratio: u32,
+    /// One of RRPC_AGGREGATION_. Default RRPC_AGGREGATION_LAYER.
+    pub aggregation: u32,
+    /// One of RRPC_POOLING_. Default RRPC_POOLING_AVERAGE.
+    pub pooling: u32,
+    /// Width of the pooling, in scores: odd, 1 (none) to 65535. Default 7.
+    pub kernel: u32,
+    /// 1: the log of compressions names the kept positions, and so grows with the text. Default 0.
+    pub record_kept: u32,
+    /// Divides the logits; 0 is greedy. This and the next four: the model's own defaults, else 0.6.
+    pub temperature: f32,
+    /// Only the most probable tokens that together reach this probability, 0 to 1; 1 is off.
+    pub top_p: f32,
+    /// Only tokens at least this times as probable as the most probable one, 0 to 1; 0 is off.
+    pub min_p: f32,
+    /// Divides the positive and multiplies the negative logits of tokens that the text has; above 0; 1
+    /// is off.
+    pub repetition_penalty: f32,
+    /// Only so many of the most probable tokens; 0 is off.
+    pub top_k: u32,
+    /// 0.
+    pub reserved: u32,
+    /// The same seed gives the same text. Default 0.
+    pub seed: u64,
+}
+
+sized!(rrpc_sequence_options {
+    struct_size,
+    policy,
+    interval,
+    window,
+    ratio,
+    aggregation,
+    pooling,
+    kernel,
+    record_kept,
+    temperature,
+    top_p,
+    min_p,
+    repetition_penalty,
+    top_k,
+    reserved,
+    seed,
+});
+
+/// One message of a conversation. This struct never grows.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct rrpc_message {
+    /// "system", "user", "assistant", "tool" or "developer".
+    pub role: rrpc_text,
+    /// What was said. Ordinary text: what spells a control token in it does not become one.
+    pub content: rrpc_text,
+}
+
+/// What a sequence's handle names.
+pub(crate) struct Shared {
+    pub(crate) engine: Engine,
+    /// A panic under this lock poisons it, and so the sequence.
+    sequence: Mutex<Sequence>,
+}
+
+pub(crate) static SEQUENCES: Table<Shared> = Table::new(Kind::Sequence);
+
+impl Shared {
+    /// The sequence, for this call alone.
+    pub(crate) fn lock(&self) -> Result<MutexGuard<'_, Sequence>, Failure> {
+        self.sequence.try_lock().map_err(|error| match error {
+            TryLockError::WouldBlock => Failure::new(
+                RRPC_ERROR_BUSY,
+                "sequence: expected one that is not in use, found one that another call is using",
+            ),
+            TryLockError::Poisoned(_) => Failure::new(RRPC_ERROR_POISONED, Error::Poisoned.to_string()),
+        })
+    }
+}
+
+/// What a handle names.
+pub(crate) fn shared(sequence: *const rrpc_sequence) -> Result<Arc<Shared>, Failure> {
+    SEQUENCES.get("sequence", sequence.addr())
+}
+
+/// Runs `body` on the sequence that a handle names, for this call alone.
+pub(crate) fn with<T>(
+    sequence: *const rrpc_sequence,
+    body: impl FnOnce(&mut Sequence) -> Result<T, Failure>,
+) -> Result<T, Failure> {
+    let shared = shared(sequence)?;
+    let mut sequence = shared.lock()?;
+    body(&mut sequence)
+}
+
+fn defaults(engine: &Engine) -> rrpc_sequence_options {
+    let rpc = RpcOptions::default();
+    let sampling = engine.default_sampling();
+    rrpc_sequence_options {
+        struct_size: size_of::<rrpc_sequence_options>(),
+        policy: RRPC_POLICY_RPC,
+        interval: rpc.interval as u32,
+        window: rpc.window as u32,
+        ratio: rpc.ratio as u32,
+        aggregation: RRPC_AGGREGATION_LAYER,
+        pooling: RRPC_POOLING_AVERAGE,
+        kernel: rpc.kernel as u32,
+        record_kept: 0,
+        temperature: sampling.temperature,
+        top_p: sampling.top_p,
+        min_p: sampling.min_p,
+        repetition_penalty: sampling.repetition_penalty,
+        top_k: sampling.top_k,
+        reserved: 0,
+        seed: sampling.seed,
+    }
+}
+
+/// The caller's options, or the defaults for NULL.
+///
+/// # Safety
+/// `options` is NULL or valid for its struct_size.
+pub(crate) unsafe fn convert(
+    engine: &Engine,
+    options: *const rrpc_sequence_options,
+) -> Result<SequenceOptions, Failure> {
+    let mut given = defaults(engine);
+    if !options.is_null() {
+        // SAFETY: the caller's promise.
+        given = unsafe { sized::read("options", options, given) }?;
+    }
+    if given.reserved != 0 {
+        return Err(Failure::argument(format!("options.reserved: expected 0, found {}", given.reserved)));
+    }
+    let rpc = choice("options.policy", given.policy, &[(RRPC_POLICY_NONE, false), (RRPC_POLICY_RPC, true)])?;
+    let policy: Arc<dyn Policy> = match rpc {
+        false => Arc::new(NoCompression),
+        true => Arc::new(Rpc::new(rpc_options(&given)?).map_err(Error::from)?),
+    };
+    Ok(SequenceOptions {
+        policy,
+        sampling: SamplingOptions {
+            temperature: given.temperature,
+            top_k: given.top_k,
+            top_p: given.top_p,
+            min_p: given.min_p,
+            repetition_penalty: given.repetition_penalty,
+            seed: given.seed,
+        },
+        record_kept: flag("options.record_kept", given.record_kept)?,
+    })
+}
+
+fn rpc_options(given: &rrpc_sequence_options) -> Result<RpcOptions, Failure> {
+    Ok(RpcOptions {
+        interval: given.interval as usize,
+        window: given.window as usize,
+        ratio: given.ratio as usize,
+        aggregation: choice(
+            "options.aggregation",
+            given.aggregation,
+            &[
+                (RRPC_AGGREGATION_LAYER, Aggregation::Layer),
+                (RRPC_AGGREGATION_KV_HEAD, Aggregation::KvHead),
+            ],
+        )?,
+        pooling: choice(
+            "options.pooling",
+            given.pooling,
+            &[(RRPC_POOLING_AVERAGE, Pooling::Average), (RRPC_POOLING_MAX, Pooling::Max)],
+        )?,
+        kernel: given.kernel as usize,
+    })
+}
+
+/// Fills `options` with the defaults for sequences of `engine`: its sampling defaults are the model's.
+/// `size` is sizeof(rrpc_sequence_options).
+///
+/// # Safety
+/// `options` is NULL or points to `size` writable bytes.
+///
+/// Ownership: the struct is the caller's.
+/// Threads: any.
+/// Errors: NULL_POINTER, INVALID_HANDLE; INVALID_ARGUMENT for a size that is none.
+/// Since: 0.1
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn rrpc_sequence_options_init(
+    engine: *const rrpc_engine,
+    options: *mut rrpc_sequence_options,
+    size: usize,
+) -> *mut rrpc_error {
+    guard(|| {
+        let engine = engine_of(engine)?;
+        // SAFETY: the caller's promise.
+        unsafe { sized::init("options", options, size, &defaults(&engine)) }
+    })
+}
+
+/// Makes an empty sequence. `options` may be NULL for the defaults.
+///
+/// # Safety
+/// The pointers are NULL or valid, `options` for its struct_size.
+///
+/// Ownership: the sequence goes to `*sequence` (NULL after an error); the caller frees it with
+/// rrpc_sequence_free. It keeps the engine's model alive. `options` is read during the call only.
+/// Threads: any.
+/// Errors: NULL_POINTER, INVALID_HANDLE; INVALID_ARGUMENT for an option, such as an `interval` that is
+/// no multiple of `ratio` or a `window` that is not below `interval`.
+/// Since: 0.1
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn rrpc_sequence_create(
+    engine: *const rrpc_engine,
+    options: *const rrpc_sequence_options,
+    sequence: *mut *mut rrpc_sequence,
+) -> *mut rrpc_error {
+    guard(|| {
+        // SAFETY: the caller's promise.
+        unsafe { args::set("sequence", sequence, ptr::null_mut()) }?;
+        let engine = Engine::clone(&*engine_of(engine)?);
+        // SAFETY: the caller's promise.
+        let options = unsafe { convert(&engine, options) }?;
+        let state = Mutex::new(engine.sequence(options)?);
+        let handle = SEQUENCES.insert(Shared { engine, sequence: state })?;
+        // SAFETY: the caller's promise.
+        unsafe { args::set("sequence", sequence, ptr::without_provenance_mut(handle)) }
+    })
+}
+
+/// Frees a sequence and its cache. NULL and handles that were freed before are accepted.
+///
+/// Ownership: takes the sequence's handle. Pointers to its logits are no longer valid.
+/// Threads: any. A call on the sequence that is under way in another thread, or that this one is made
+/// from, ends as if it were still there; then the memory is freed.
+/// Errors: none.
+/// Since: 0.1
+#[unsafe(no_mangle)]
+pub extern "C" fn rrpc_sequence_free(sequence: *mut rrpc_sequence) {
+    guard_free(|| drop(SEQUENCES.remove(sequence.addr())));
+}
+
+/// Appends raw text. Control tokens in it are parsed. Text that begins the sequence gets the
+/// beginning-of-text token if the model's tokenizer asks for one. Given text is protected: compression
+/// never drops any of it, whenever it is appended.
+///
+/// `text` is UTF-8 of `len` bytes, or NUL-terminated if `len` is RRPC_NUL_TERMINATED.
+///
+/// # Safety
+/// `text` is NULL or valid for `len`.
+///
+/// Ownership: `text` is read during the call only.
+/// Threads: any; one call at a time on a sequence.
+/// Errors: NULL_POINTER, INVALID_HANDLE, BUSY, POISONED; INVALID_ARGUMENT if `text` is not UTF-8; TEXT
+/// if the model has no tokenizer; CONTEXT if the text outgrows the context. Nothing is appended then.
+/// Since: 0.1
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn rrpc_sequence_append_text(
+    sequence: *mut rrpc_sequence,
+    text: *const c_char,
+    len: usize,
+) -> *mut rrpc_error {
+    guard(|| {
+        with(sequence, |sequence| {
+            // SAFETY: the caller's promise.
+            let text = unsafe { args::text("text", text, len) }?;
+            Ok(sequence.append_text(text)?)
+        })
+    })
+}
+
+/// Appends messages in the words of the model's chat template, up to where the assistant's answer
+/// begins. Control tokens are parsed in the template's text, never in a message's content.
+///
+/// # Safety
+/// `messages` is NULL or has `count` messages, whose texts are valid.
+///
+/// Ownership: `messages` and what it points to are read during the call only.
+/// Threads: any; one call at a time on a sequence.
+/// Errors: NULL_POINTER, INVALID_HANDLE, BUSY, POISONED; INVALID_ARGUMENT if a text is not UTF-8 or
+/// there are more than 65536 messages; TEMPLATE if the model has no chat template, or it refuses the
+/// messages; TEXT if the model has no tokenizer; CONTEXT if the text outgrows the context. Nothing is
+/// appended then.
+/// Since: 0.1
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn rrpc_sequence_append_chat(
+    sequence: *mut rrpc_sequence,
+    messages: *const rrpc_message,
+    count: usize,
+) -> *mut rrpc_error {
+    guard(|| {
+        with(sequence, |sequence| {
+            // SAFETY: the caller's promise.
+            let messages = unsafe { args::items("messages", messages, count, 1 << 16) }?;
+            let messages: Result<Vec<Message>, Failure> = messages
+                .iter()
+                .enumerate()
+                .map(|(index, message)| {
+                    let text = |part: &str, text: &rrpc_text| {
+                        // SAFETY: the caller's promise.
+                        let text = unsafe { args::text(&format!("messages[{index}].{part}"), text.data, text.len) };
+                        args::owned(text?)
+                    };
+                    Ok(Message::new(text("role", &message.role)?, text("content", &message.content)?))
+                })
+                .collect();
+            Ok(sequence.append_chat(&messages?)?)
+        })
+    })
+}
+
+/// Appends `count` token ids as given text: protected from compression.
+///
+/// # Safety
+/// `tokens` is NULL or has `count` ids.
+///
+/// Ownership: `tokens` is read during the call only.
+/// Threads: any; one call at a time on a sequence.
+/// Errors: NULL_POINTER, INVALID_HANDLE, BUSY, POISONED; INVALID_ARGUMENT if an id is not in the
+/// vocabulary; CONTEXT if the text outgrows the context. Nothing is appended then.
+/// Since: 0.1
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn rrpc_sequence_append_tokens(
+    sequence: *mut rrpc_sequence,
+    tokens: *const u32,
+    count: usize,
+) -> *mut rrpc_error {
+    guard(|| {
+        with(sequence, |sequence| {
+            if count > sequence.room() {
+                // Not read: so large a count may be a mistake.
+                let context = sequence.tokens().len() + sequence.room();
+                let needed = sequence.tokens().len().saturating_add(count);
+                return Err(Error::Context { needed, context }.into());
+            }
+            // SAFETY: the caller's promise.
+            let tokens = unsafe { args::items("tokens", tokens, count, count) }?;
+            Ok(sequence.append_tokens(tokens)?)
+        })
+    })
+}
+
+/// Promises the sequence the cache that it needs until `new_tokens` more tokens are generated, to the
+/// byte and with its compressions counted, so that no step on the way fails for want of budget. A
+/// later promise replaces this one; 0 with nothing pending gives back what is not in use. Not
+/// needed before rrpc_generate, which does it.
+///
+/// Ownership: nothing changes hands.
+/// Threads: any; one call at a time on a sequence.
+/// Errors: NULL_POINTER, INVALID_HANDLE, BUSY, POISONED; BUDGET if the budget cannot hold it beside
+/// what other sequences were promised; CONTEXT if the text would outgrow the context. The earlier
+/// promise stands then.
+/// Since: 0.1
+#[unsafe(no_mangle)]
+#[must_use]
+pub extern "C" fn rrpc_sequence_reserve(sequence: *mut rrpc_sequence, new_tokens: usize) -> *mut rrpc_error {
+    guard(|| {
+        with(sequence, |sequence| {
+            if new_tokens > sequence.room() {
+                let context = sequence.tokens().len() + sequence.room();
+                let needed = sequence.tokens().len().saturating_add(new_tokens);
+                return Err(Error::Context { needed, context }.into());
+            }
+            Ok(sequence.reserve(new_tokens)?)
+        })
+    })
+}

@@ -1,0 +1,315 @@
+//! `reasoning-rpc inspect`.
+
+use std::fmt::Write;
+use std::process::ExitCode;
+
+use reasoning_rpc_engine::core::{CacheShape, NoCompression, Policy, Rpc};
+use reasoning_rpc_engine::model::{Flavour, Manifest, Model};
+use reasoning_rpc_engine::sampling::SamplingOptions;
+use reasoning_rpc_engine::{CacheType, EngineOptions};
+use serde::Serialize;
+
+use crate::args::{Command, Given, Group, option, usage};
+use crate::compression::{self, cache_type_name};
+use crate::output::{self, human};
+
+const PROMPT_TOKENS: usize = 128;
+const MAX_TOKENS: usize = 4096;
+
+/// The command.
+pub const COMMAND: Command = Command {
+    name: "inspect",
+    summary: "Says what a model is and what its cache takes, before anything is run.",
+    usage: &["--model DIR [options]"],
+    groups: &[
+        Group {
+            title: "Options",
+            options: &[
+                option("model", "DIR", "the model folder"),
+                option("prompt-tokens", "N", "tokens of the prompt [128]"),
+                option(
+                    "max-tokens",
+                    "N",
+                    "tokens of the answer [4096, or what the context has room for]",
+                ),
+                option("output", "HOW", "text or json [text]"),
+            ],
+        },
+        compression::SIZE_GROUP,
+    ],
+    notes: "\
+The peak is exact: the most that the cache holds at any moment until the answer has its last token,
+the moment before each compression and the rounding to whole blocks included. Entries are those of
+each KV head of each layer. An answer that stops early needs no more.",
+    run,
+};
+
+#[derive(Serialize)]
+struct Inspection<'a> {
+    architecture: &'a str,
+    flavour: &'static str,
+    weights: &'a str,
+    parameters: u64,
+    file_bytes: u64,
+    num_layers: usize,
+    num_heads: usize,
+    num_kv_heads: usize,
+    head_dim: usize,
+    hidden_size: usize,
+    vocab_size: usize,
+    context: usize,
+    tokenizer: bool,
+    chat_template: bool,
+    stop_tokens: &'a [u32],
+    default_sampling: Sampling,
+    cache: Cache,
+    answer: Planned,
+}
+
+#[derive(Serialize)]
+struct Sampling {
+    temperature: f32,
+    top_k: u32,
+    top_p: f32,
+    min_p: f32,
+    repetition_penalty: f32,
+}
+
+#[derive(Serialize)]
+struct Cache {
+    dtype: &'static str,
+    /// Keys and values alone.
+    kv_bytes_per_token: usize,
+    /// With the original position of every entry.
+    bytes_per_token: usize,
+    block_entries: usize,
+    block_bytes: usize,
+    /// What the cache grows by once in `block_entries` tokens.
+    growth_bytes: usize,
+}
+
+#[derive(Serialize)]
+struct Planned {
+    prompt_tokens: usize,
+    max_tokens: usize,
+    interval: usize,
+    window: usize,
+    ratio: usize,
+    compressions: usize,
+    peak_compressed: Peak,
+    peak_uncompressed: Peak,
+}
+
+#[derive(Serialize)]
+struct Peak {
+    entries: usize,
+    bytes: usize,
+}
+
+fn run(given: &Given) -> anyhow::Result<ExitCode> {
+    let json = given
+        .choice("output", &[("text", false), ("json", true)])?
+        .unwrap_or(false);
+    let folder = given.model()?;
+    let count = |name| given.number(name, "a whole number, 1 or more", |count| *count > 0);
+    let (prompt_tokens, max_tokens) = (count("prompt-tokens")?, count("max-tokens")?);
+    let rpc = compression::rpc(given)?;
+    let cache_type = compression::cache_type(given)?;
+
+    let block_entries = EngineOptions::new(&folder).block_entries;
+    let model = Model::open(&folder, false)?;
+    let manifest = model.manifest();
+    let d = &manifest.dimensions;
+    let cache_type = match (manifest.flavour, cache_type) {
+        (Flavour::Portable, Some(CacheType::F16)) => {
+            anyhow::bail!("--cache-dtype: expected fp32 for a model of the portable flavour, found fp16")
+        }
+        (flavour, chosen) => chosen.unwrap_or_else(|| compression::default_cache_type(flavour)),
+    };
+    let shape = CacheShape {
+        layers: d.num_layers,
+        kv_heads: d.num_kv_heads,
+        head_dim: d.head_dim,
+        element_bytes: cache_type.bytes(),
+        block_entries,
+    };
+    let sampling = SamplingOptions::from_generation(&manifest.generation)?;
+    let inspection = Inspection {
+        architecture: &manifest.architecture,
+        flavour: match manifest.flavour {
+            Flavour::Cached => "cached",
+            Flavour::Portable => "portable",
+        },
+        weights: &manifest.weights,
+        parameters: d.parameters,
+        file_bytes: manifest.total_bytes(),
+        num_layers: d.num_layers,
+        num_heads: d.num_heads,
+        num_kv_heads: d.num_kv_heads,
+        head_dim: d.head_dim,
+        hidden_size: d.hidden_size,
+        vocab_size: d.vocab_size,
+        context: d.max_positions,
+        tokenizer: model.tokenizer().is_ok(),
+        chat_template: model.template().is_ok(),
+        stop_tokens: &manifest.tokens.stop,
+        default_sampling: Sampling {
+            temperature: sampling.temperature,
+            top_k: sampling.top_k,
+            top_p: sampling.top_p,
+            min_p: sampling.min_p,
+            repetition_penalty: sampling.repetition_penalty,
+        },
+        cache: Cache {
+            dtype: cache_type_name(cache_type),
+            kv_bytes_per_token: shape.layers * shape.kv_heads * 2 * shape.head_dim * shape.element_bytes,
+            bytes_per_token: shape.token_bytes(),
+            block_entries,
+            block_bytes: shape.block_bytes(),
+            growth_bytes: shape.bytes(1),
+        },
+        answer: plan(manifest, &shape, &rpc, prompt_tokens, max_tokens)?,
+    };
+    let text = if json {
+        serde_json::to_string(&inspection)? + "\n"
+    } else {
+        inspection.text()
+    };
+    output::print(&text)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What an answer of so many tokens will hold.
+fn plan(
+    manifest: &Manifest,
+    shape: &CacheShape,
+    rpc: &Rpc,
+    prompt_tokens: Option<usize>,
+    max_tokens: Option<usize>,
+) -> anyhow::Result<Planned> {
+    let context = manifest.dimensions.max_positions;
+    let prompt_tokens = prompt_tokens.unwrap_or_else(|| PROMPT_TOKENS.min(context - 1).max(1));
+    let room = context.saturating_sub(prompt_tokens);
+    let max_tokens = max_tokens.unwrap_or_else(|| MAX_TOKENS.min(room).max(1));
+    if max_tokens > room {
+        return usage(format!(
+            "--prompt-tokens and --max-tokens: expected at most {context} together, the model's context, found {prompt_tokens} and {max_tokens}"
+        ));
+    }
+    // The last token is never written to the cache.
+    let written = max_tokens - 1;
+    let peak = |policy: &dyn Policy| {
+        let entries = prompt_tokens + policy.peak_generated(written);
+        Peak {
+            entries,
+            bytes: shape.bytes(entries),
+        }
+    };
+    let schedule = rpc.schedule();
+    Ok(Planned {
+        prompt_tokens,
+        max_tokens,
+        interval: schedule.interval(),
+        window: schedule.window(),
+        ratio: schedule.ratio(),
+        compressions: schedule.compressions(written),
+        peak_compressed: peak(rpc),
+        peak_uncompressed: peak(&NoCompression),
+    })
+}
+
+impl Inspection<'_> {
+    fn text(&self) -> String {
+        let mut text = String::new();
+        let mut row = |name: &str, value: String| {
+            let _ = writeln!(text, "{name:<18}{value}");
+        };
+        let yes = |there| if there { "yes" } else { "no" };
+        row(
+            "architecture",
+            format!("{}, {} graph", self.architecture, self.flavour),
+        );
+        row(
+            "parameters",
+            format!(
+                "{}; weights {}, files {}",
+                self.parameters,
+                self.weights,
+                human(self.file_bytes)
+            ),
+        );
+        row("layers", self.num_layers.to_string());
+        row(
+            "heads",
+            format!(
+                "{} query, {} KV, {} elements each",
+                self.num_heads, self.num_kv_heads, self.head_dim
+            ),
+        );
+        row("hidden size", self.hidden_size.to_string());
+        row("vocabulary", format!("{} tokens", self.vocab_size));
+        row("context", format!("{} tokens", self.context));
+        row("tokenizer", yes(self.tokenizer).into());
+        row("chat template", yes(self.chat_template).into());
+        let stops: Vec<String> = self.stop_tokens.iter().map(u32::to_string).collect();
+        row(
+            "stop tokens",
+            if stops.is_empty() {
+                "none".into()
+            } else {
+                stops.join(", ")
+            },
+        );
+        let s = &self.default_sampling;
+        row(
+            "default sampling",
+            match s.temperature {
+                0.0 => format!("greedy, repetition penalty {}", s.repetition_penalty),
+                temperature => format!(
+                    "temperature {temperature}, top-k {}, top-p {}, min-p {}, repetition penalty {}",
+                    s.top_k, s.top_p, s.min_p, s.repetition_penalty
+                ),
+            },
+        );
+        let c = &self.cache;
+        row(
+            "cache per token",
+            format!(
+                "{} bytes in {}; {} with the entries' positions",
+                c.kv_bytes_per_token, c.dtype, c.bytes_per_token
+            ),
+        );
+        row(
+            "cache blocks",
+            format!(
+                "{} entries, {} bytes; the cache grows by {} bytes every {} tokens",
+                c.block_entries, c.block_bytes, c.growth_bytes, c.block_entries
+            ),
+        );
+        let a = &self.answer;
+        let _ = writeln!(
+            text,
+            "\npeak cache of {} prompt tokens and {} generated ones",
+            a.prompt_tokens, a.max_tokens
+        );
+        let peak = |peak: &Peak| {
+            format!(
+                "{} entries, {} bytes ({})",
+                peak.entries,
+                peak.bytes,
+                human(peak.bytes as u64)
+            )
+        };
+        let _ = writeln!(text, "  uncompressed    {}", peak(&a.peak_uncompressed));
+        let _ = writeln!(
+            text,
+            "  rpc             {}; P {}, R {}, c {}, {} compressions",
+            peak(&a.peak_compressed),
+            a.interval,
+            a.window,
+            a.ratio,
+            a.compressions
+        );
+        text
+    }
+}

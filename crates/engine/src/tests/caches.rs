@@ -1,0 +1,149 @@
+//! What a cache holds after prefill, compression, another turn.
+
+use reasoning_rpc_core::Aggregation;
+use reasoning_rpc_test_support::{Random, seed};
+
+use super::{none, prompt, rpc, run_pending, start, tiny, write};
+use crate::Sequence;
+
+/// Keys, values and positions of every layer and KV head, as bits.
+fn contents(sequence: &Sequence) -> Vec<(Vec<u32>, Vec<u32>, Vec<u32>)> {
+    let cache = sequence.cache.as_ref().unwrap();
+    let (layers, kv_heads, head_dim) = {
+        let shape = cache.shape();
+        (shape.layers, shape.kv_heads, shape.head_dim)
+    };
+    let mut all = Vec::new();
+    for (layer, kv_head) in (0..layers).flat_map(|l| (0..kv_heads).map(move |h| (l, h))) {
+        let len = cache.head(layer, kv_head).len();
+        let (mut keys, mut values) = (Vec::new(), Vec::new());
+        for entry in 0..len {
+            let (key, value) = cache.entry_f32(layer, kv_head, entry);
+            assert_eq!(key.len(), head_dim);
+            keys.extend(key.iter().map(|x| x.to_bits()));
+            values.extend(value.iter().map(|x| x.to_bits()));
+        }
+        let positions = (0..len)
+            .map(|entry| cache.position(layer, kv_head, entry))
+            .collect();
+        all.push((keys, values, positions));
+    }
+    all
+}
+
+#[test]
+fn prefill_in_chunks_of_any_size_gives_the_same_cache() {
+    let mut random = Random::new(seed());
+    let text = prompt(&mut random, 150);
+    let whole = tiny(|options| options.prefill_chunk = 4096);
+    let mut expected = start(&whole, none(), &text);
+    run_pending(&whole, &mut expected);
+    for chunk in [1, 2, 3, 7, 16, 31, 64, 149, 1 + random.below(149)] {
+        let engine = tiny(|options| options.prefill_chunk = chunk);
+        let mut sequence = start(&engine, none(), &text);
+        run_pending(&engine, &mut sequence);
+        assert_eq!(contents(&sequence), contents(&expected), "chunks of {chunk}");
+        let bits = |s: &Sequence| {
+            s.logits()
+                .unwrap()
+                .iter()
+                .map(|x| x.to_bits())
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(bits(&sequence), bits(&expected), "chunks of {chunk}");
+    }
+}
+
+/// Compressing moves entries and changes none: each one that is left is, bit for bit, the one of the
+/// same position in a cache that was never compressed, fed the same tokens up to the compression.
+#[test]
+fn a_compression_keeps_prompt_window_and_whole_entries() {
+    let mut random = Random::new(seed());
+    for aggregation in [Aggregation::Layer, Aggregation::KvHead] {
+        let engine = tiny(|_| {});
+        let text = prompt(&mut random, 21);
+        let mut compressed = start(&engine, rpc(32, 8, 4, aggregation), &text);
+        let mut full = start(&engine, none(), &text);
+        run_pending(&engine, &mut compressed);
+        for token in prompt(&mut random, 40) {
+            compressed.accept(token).unwrap();
+            full.accept(token).unwrap();
+        }
+        run_pending(&engine, &mut compressed);
+        run_pending(&engine, &mut full);
+        assert_eq!(compressed.stats().compressions, 1);
+        for ((keys, values, positions), (all_keys, all_values, _)) in
+            contents(&compressed).iter().zip(contents(&full))
+        {
+            assert_eq!(positions.len(), 21 + 8 + 8);
+            assert_eq!(
+                positions[..21],
+                (0..21).collect::<Vec<u32>>()[..],
+                "the prompt stays"
+            );
+            assert_eq!(
+                positions[29..],
+                (53..61).collect::<Vec<u32>>()[..],
+                "the window stays"
+            );
+            assert!(positions.is_sorted());
+            let size = 16;
+            for (entry, &position) in positions.iter().enumerate() {
+                let from = position as usize * size;
+                assert_eq!(keys[entry * size..][..size], all_keys[from..][..size]);
+                assert_eq!(values[entry * size..][..size], all_values[from..][..size]);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_second_turn_is_protected_and_only_generated_entries_go() {
+    let mut random = Random::new(seed());
+    for aggregation in [Aggregation::Layer, Aggregation::KvHead] {
+        let engine = tiny(|_| {});
+        let mut sequence = start(&engine, rpc(32, 8, 4, aggregation), &prompt(&mut random, 5));
+        write(&engine, &mut sequence, 50);
+        // 50 sampled, the last of them not run: it is run first, as a generated token.
+        let second = prompt(&mut random, 17);
+        sequence.append_tokens(&second).unwrap();
+        write(&engine, &mut sequence, 60);
+        run_pending(&engine, &mut sequence);
+        assert_eq!(sequence.stats().prefill_tokens, 22);
+        assert_eq!(sequence.stats().decode_tokens, 110);
+        assert_eq!(sequence.stats().compressions, 3);
+        for (_, _, positions) in contents(&sequence) {
+            let given: Vec<u32> = positions
+                .iter()
+                .copied()
+                .filter(|&p| p < 5 || (55..72).contains(&p))
+                .collect();
+            assert_eq!(given.len(), 22, "all given entries are there");
+            // 3 compressions: 3 * 32 / 4 kept, and what was generated since the third (at 104).
+            assert_eq!(positions.len(), 22 + 24 + 8 + (110 - 104));
+            assert!(positions.windows(2).all(|pair| pair[0] < pair[1]));
+        }
+        for record in sequence.compressions() {
+            for &position in record.kept.iter().flatten() {
+                assert!(
+                    position >= 5 && !(55..72).contains(&position),
+                    "{position} was given"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn a_ratio_of_one_changes_nothing() {
+    let mut random = Random::new(seed());
+    let engine = tiny(|_| {});
+    let text = prompt(&mut random, 9);
+    let mut full = start(&engine, none(), &text);
+    let mut kept = start(&engine, rpc(24, 6, 1, Aggregation::KvHead), &text);
+    assert_eq!(write(&engine, &mut full, 120), write(&engine, &mut kept, 120));
+    assert_eq!(kept.stats().compressions, 4);
+    run_pending(&engine, &mut full);
+    run_pending(&engine, &mut kept);
+    assert_eq!(contents(&full), contents(&kept));
+}
