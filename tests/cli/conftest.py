@@ -16,11 +16,10 @@ MODELS = Path(os.environ.get("RRPC_MODELS") or ROOT / "models")
 PROGRAM = Path(os.environ.get("RRPC_PROGRAM") or ROOT / "target/release/reasoning-rpc")
 TIMEOUT = 300
 
-ENVIRONMENT = {**os.environ, "RRPC_SIMD": ""}
-del ENVIRONMENT["RRPC_SIMD"]
-ENVIRONMENT.setdefault(
-    "RRPC_ONNXRUNTIME", str(ROOT / "third_party/onnxruntime/libonnxruntime.so")
-)
+ENVIRONMENT = {
+    "RRPC_ONNXRUNTIME": str(ROOT / "third_party/onnxruntime/libonnxruntime.so"),
+    **os.environ,
+}
 
 # 94 bytes that a tiny tokenizer has one token for: ASCII without 11 of its signs, and the bytes of é and 👍.
 ALPHABET = [b for b in b"\n" + bytes(range(32, 127)) if b not in b'"#$%&*@\\^`~'] + [

@@ -130,6 +130,16 @@ def test_ids_from_standard_input(tiny):
     assert answers[1]["prompt_ids"] == [7, 9, 83]
 
 
+def test_an_interval_beyond_the_context_never_compresses(tiny):
+    options = ["--prompt-ids", "7,9,83", "--temperature", 0, "--max-tokens", 20]
+    answers = [
+        generate(tiny, *options, "--policy", "none"),
+        generate(tiny, *options, "--interval", 2**32 - 4, "--window", 2**32 - 5),
+    ]
+    assert answers[0]["tokens"] == answers[1]["tokens"]
+    assert answers[1]["compressions"] == []
+
+
 @pytest.mark.parametrize("flavour", FLAVOURS)
 def test_the_context_ends_an_answer(flavour):
     model = find_model(f"golden/qwen2_p32-{flavour}")

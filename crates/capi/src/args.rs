@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::slice;
 
 use crate::error::{Failure, RRPC_ERROR_BUFFER_TOO_SMALL};
-use crate::text::RRPC_NUL_TERMINATED;
+use crate::sequence::RRPC_NUL_TERMINATED;
 
 /// A text longer than this is a mistake: 256 MiB.
 const LONGEST_TEXT: usize = 256 << 20;
@@ -28,7 +28,9 @@ pub(crate) unsafe fn items<'a, T>(
         return Err(Failure::null(argument));
     }
     if count > most {
-        return Err(Failure::argument(format!("{argument}: expected at most {most} items, found {count}")));
+        return Err(Failure::argument(format!(
+            "{argument}: expected at most {most} items, found {count}"
+        )));
     }
     if !data.is_aligned() {
         return Err(Failure::argument(format!(
@@ -66,7 +68,8 @@ pub(crate) unsafe fn text<'a>(argument: &str, data: *const c_char, len: usize) -
 /// A copy of a text. Its size is the caller's choice, so that there may be no memory for it.
 pub(crate) fn owned(text: &str) -> Result<String, Failure> {
     let mut copy = String::new();
-    copy.try_reserve_exact(text.len()).map_err(|_| Failure::out_of_memory())?;
+    copy.try_reserve_exact(text.len())
+        .map_err(|_| Failure::out_of_memory())?;
     copy.push_str(text);
     Ok(copy)
 }
@@ -79,7 +82,9 @@ pub(crate) unsafe fn path(argument: &str, data: *const c_char) -> Result<PathBuf
     // SAFETY: the caller's promise.
     let bytes = unsafe { c_string(argument, data) }?.to_bytes();
     if bytes.is_empty() {
-        return Err(Failure::argument(format!("{argument}: expected a path, found an empty string")));
+        return Err(Failure::argument(format!(
+            "{argument}: expected a path, found an empty string"
+        )));
     }
     Ok(PathBuf::from(OsStr::from_bytes(bytes)))
 }
@@ -99,16 +104,25 @@ pub(crate) fn flag(argument: &str, value: u32) -> Result<bool, Failure> {
     match value {
         0 => Ok(false),
         1 => Ok(true),
-        _ => Err(Failure::argument(format!("{argument}: expected 0 or 1, found {value}"))),
+        _ => Err(Failure::argument(format!(
+            "{argument}: expected 0 or 1, found {value}"
+        ))),
     }
 }
 
 /// A number that names one of several things.
 pub(crate) fn choice<T: Copy>(argument: &str, value: u32, choices: &[(u32, T)]) -> Result<T, Failure> {
-    choices.iter().find(|(number, _)| *number == value).map(|(_, choice)| *choice).ok_or_else(|| {
-        let numbers: Vec<String> = choices.iter().map(|(number, _)| number.to_string()).collect();
-        Failure::argument(format!("{argument}: expected one of {}, found {value}", numbers.join(", ")))
-    })
+    choices
+        .iter()
+        .find(|(number, _)| *number == value)
+        .map(|(_, choice)| *choice)
+        .ok_or_else(|| {
+            let numbers: Vec<String> = choices.iter().map(|(number, _)| number.to_string()).collect();
+            Failure::argument(format!(
+                "{argument}: expected one of {}, found {value}",
+                numbers.join(", ")
+            ))
+        })
 }
 
 /// Sets an output.
@@ -147,13 +161,17 @@ pub(crate) unsafe fn copy_out<T: Copy>(
     if values.len() > capacity {
         return Err(Failure::new(
             RRPC_ERROR_BUFFER_TOO_SMALL,
-            format!("out: expected room for {}, found room for {capacity}", values.len()),
+            format!(
+                "out: expected room for {}, found room for {capacity}",
+                values.len()
+            ),
         ));
     }
     // SAFETY: `out` has room for `capacity` values, at least as many as there are; copied as bytes, so
     // that no alignment is needed.
     unsafe {
-        out.cast::<u8>().copy_from_nonoverlapping(values.as_ptr().cast(), size_of_val(values));
+        out.cast::<u8>()
+            .copy_from_nonoverlapping(values.as_ptr().cast(), size_of_val(values));
     }
     Ok(())
 }
@@ -172,9 +190,24 @@ mod tests {
             assert_eq!(text("t", c"abc".as_ptr(), RRPC_NUL_TERMINATED).unwrap(), "abc");
             assert_eq!(text("t", ptr::null(), 0).unwrap(), "");
             assert!(text("t", ptr::null(), 1).unwrap_err().message.contains("NULL"));
-            assert!(text("t", ptr::null(), RRPC_NUL_TERMINATED).unwrap_err().message.contains("NULL"));
-            assert!(text("t", c"ab\xff".as_ptr(), 3).unwrap_err().message.contains("byte 2"));
-            assert!(text("t", c"ab".as_ptr(), LONGEST_TEXT + 1).unwrap_err().message.contains("at most"));
+            assert!(
+                text("t", ptr::null(), RRPC_NUL_TERMINATED)
+                    .unwrap_err()
+                    .message
+                    .contains("NULL")
+            );
+            assert!(
+                text("t", c"ab\xff".as_ptr(), 3)
+                    .unwrap_err()
+                    .message
+                    .contains("byte 2")
+            );
+            assert!(
+                text("t", c"ab".as_ptr(), LONGEST_TEXT + 1)
+                    .unwrap_err()
+                    .message
+                    .contains("at most")
+            );
         }
     }
 
@@ -187,7 +220,10 @@ mod tests {
             copy_out(&[1, 2, 3], ptr::null_mut(), 0, &raw mut count).unwrap();
             assert_eq!(count, 3);
             let refused = copy_out(&[1, 2, 3, 4], out.as_mut_ptr(), 3, &raw mut count).unwrap_err();
-            assert_eq!((refused.code, count, out), (RRPC_ERROR_BUFFER_TOO_SMALL, 4, [0; 3]));
+            assert_eq!(
+                (refused.code, count, out),
+                (RRPC_ERROR_BUFFER_TOO_SMALL, 4, [0; 3])
+            );
             copy_out(&[1, 2], out.as_mut_ptr(), 3, &raw mut count).unwrap();
             assert_eq!((count, out), (2, [1, 2, 0]));
             assert!(copy_out(&[1u32], ptr::null_mut(), 1, &raw mut count).is_err());

@@ -26,7 +26,14 @@ pub struct rrpc_compression {
     pub kept_sets: u32,
 }
 
-sized!(rrpc_compression { struct_size, at_token, len_before, len_after, layer, kept_sets });
+sized!(rrpc_compression {
+    struct_size,
+    at_token,
+    len_before,
+    len_after,
+    layer,
+    kept_sets
+});
 
 fn record(sequence: &Sequence, index: usize) -> Result<&CompressionRecord, Failure> {
     let log = sequence.compressions();
@@ -51,7 +58,11 @@ pub unsafe extern "C" fn rrpc_sequence_compression_count(
     count: *mut usize,
 ) -> *mut rrpc_error {
     // SAFETY: the caller's promise.
-    guard(|| with(sequence, |sequence| unsafe { args::set("count", count, sequence.compressions().len()) }))
+    guard(|| {
+        with(sequence, |sequence| unsafe {
+            args::set("count", count, sequence.compressions().len())
+        })
+    })
 }
 
 /// Reads entry `index` of the log of compressions.

@@ -8,10 +8,10 @@ use reasoning_rpc_engine::{CacheType, Engine, EngineOptions, Simd};
 
 use crate::args::{self, choice, flag};
 use crate::error::{Failure, rrpc_error};
+use crate::fork;
 use crate::guard::{guard, guard_free};
 use crate::handles::{Kind, Table};
 use crate::sized::{self, sized};
-use crate::fork;
 
 /// The element type that suits the model: fp16, or fp32 for a graph of the portable flavour, which
 /// takes no other.
@@ -227,7 +227,10 @@ unsafe fn convert(
     // SAFETY: the caller's promise.
     let options = unsafe { sized::read("options", options, DEFAULTS) }?;
     if options.reserved != 0 {
-        return Err(Failure::argument(format!("options.reserved: expected 0, found {}", options.reserved)));
+        return Err(Failure::argument(format!(
+            "options.reserved: expected 0, found {}",
+            options.reserved
+        )));
     }
     Ok(EngineOptions {
         onnxruntime: match options.onnxruntime.is_null() {

@@ -52,8 +52,11 @@ pub struct rrpc_error {
 unsafe impl Sync for rrpc_error {}
 
 /// Handed out when there is no memory for an error; never freed.
-static OUT_OF_MEMORY: rrpc_error =
-    rrpc_error { code: RRPC_ERROR_OUT_OF_MEMORY, message: c"out of memory".as_ptr().cast(), message_len: 14 };
+static OUT_OF_MEMORY: rrpc_error = rrpc_error {
+    code: RRPC_ERROR_OUT_OF_MEMORY,
+    message: c"out of memory".as_ptr().cast(),
+    message_len: 14,
+};
 
 /// The error's code, one of the RRPC_ERROR_ constants; RRPC_OK for NULL.
 ///
@@ -117,7 +120,10 @@ pub(crate) struct Failure {
 
 impl Failure {
     pub(crate) fn new(code: i32, message: impl Into<Cow<'static, str>>) -> Self {
-        Self { code, message: message.into() }
+        Self {
+            code,
+            message: message.into(),
+        }
     }
 
     pub(crate) fn argument(message: impl Into<Cow<'static, str>>) -> Self {
@@ -125,7 +131,10 @@ impl Failure {
     }
 
     pub(crate) fn null(argument: &str) -> Self {
-        Self::new(RRPC_ERROR_NULL_POINTER, format!("{argument}: expected a pointer, found NULL"))
+        Self::new(
+            RRPC_ERROR_NULL_POINTER,
+            format!("{argument}: expected a pointer, found NULL"),
+        )
     }
 
     pub(crate) fn out_of_memory() -> Self {
@@ -136,7 +145,10 @@ impl Failure {
     pub(crate) fn into_raw(self) -> *mut rrpc_error {
         let no_memory = (&raw const OUT_OF_MEMORY).cast_mut();
         // A NUL would end the message early.
-        let bytes = self.message.bytes().map(|byte| if byte == 0 { b' ' } else { byte });
+        let bytes = self
+            .message
+            .bytes()
+            .map(|byte| if byte == 0 { b' ' } else { byte });
         let message_len = self.message.len() + 1;
         let Ok(layout) = Layout::array::<u8>(message_len) else {
             return no_memory;
@@ -156,7 +168,11 @@ impl Failure {
                 alloc::dealloc(message, layout);
                 return no_memory;
             }
-            error.write(rrpc_error { code: self.code, message, message_len });
+            error.write(rrpc_error {
+                code: self.code,
+                message,
+                message_len,
+            });
             error
         }
     }
@@ -195,8 +211,20 @@ mod tests {
             (Error::Runtime(text()), RRPC_ERROR_RUNTIME),
             (Error::Template(text()), RRPC_ERROR_TEMPLATE),
             (Error::Text(text()), RRPC_ERROR_TEXT),
-            (Error::Budget { needed: 2, available: 1 }, RRPC_ERROR_BUDGET),
-            (Error::Context { needed: 2, context: 1 }, RRPC_ERROR_CONTEXT),
+            (
+                Error::Budget {
+                    needed: 2,
+                    available: 1,
+                },
+                RRPC_ERROR_BUDGET,
+            ),
+            (
+                Error::Context {
+                    needed: 2,
+                    context: 1,
+                },
+                RRPC_ERROR_CONTEXT,
+            ),
             (Error::Poisoned, RRPC_ERROR_POISONED),
             (Error::Internal(text()), RRPC_ERROR_INTERNAL),
         ];
@@ -226,7 +254,10 @@ mod tests {
             rrpc_error_free(ptr::null_mut());
             assert_eq!(rrpc_error_code(fixed), RRPC_ERROR_OUT_OF_MEMORY);
             assert_eq!(CStr::from_ptr(rrpc_error_message(fixed)), c"out of memory");
-            assert_eq!(CStr::from_ptr(rrpc_error_message(fixed)).count_bytes() + 1, OUT_OF_MEMORY.message_len);
+            assert_eq!(
+                CStr::from_ptr(rrpc_error_message(fixed)).count_bytes() + 1,
+                OUT_OF_MEMORY.message_len
+            );
             rrpc_error_free(fixed);
             rrpc_error_free(fixed);
         }

@@ -7,9 +7,8 @@ use reasoning_rpc_engine::{Event, GenerateOptions, StopReason};
 use crate::args::{self, flag};
 use crate::error::{Failure, rrpc_error};
 use crate::guard::guard;
-use crate::sequence::{rrpc_sequence, with};
+use crate::sequence::{rrpc_sequence, rrpc_text, with};
 use crate::sized::{self, sized};
-use crate::text::rrpc_text;
 
 /// As many tokens as the context has room for.
 pub const RRPC_TO_END_OF_CONTEXT: u64 = u64::MAX;
@@ -51,7 +50,14 @@ pub struct rrpc_generate_options {
     pub reserved: u32,
 }
 
-sized!(rrpc_generate_options { struct_size, max_tokens, stop, stop_count, ignore_eos, reserved });
+sized!(rrpc_generate_options {
+    struct_size,
+    max_tokens,
+    stop,
+    stop_count,
+    ignore_eos,
+    reserved
+});
 
 /// What rrpc_generate tells its callback. Fields that an event does not name are 0; `text` is never
 /// NULL.
@@ -102,7 +108,12 @@ pub struct rrpc_generate_result {
     pub reserved: u32,
 }
 
-sized!(rrpc_generate_result { struct_size, tokens, stop_reason, reserved });
+sized!(rrpc_generate_result {
+    struct_size,
+    tokens,
+    stop_reason,
+    reserved
+});
 
 const DEFAULTS: rrpc_generate_options = rrpc_generate_options {
     struct_size: size_of::<rrpc_generate_options>(),
@@ -122,7 +133,10 @@ unsafe fn convert(options: *const rrpc_generate_options) -> Result<GenerateOptio
     // SAFETY: the caller's promise.
     let options = unsafe { sized::read("options", options, DEFAULTS) }?;
     if options.reserved != 0 {
-        return Err(Failure::argument(format!("options.reserved: expected 0, found {}", options.reserved)));
+        return Err(Failure::argument(format!(
+            "options.reserved: expected 0, found {}",
+            options.reserved
+        )));
     }
     // SAFETY: the caller's promise.
     let stop = unsafe { args::items("options.stop", options.stop, options.stop_count, 1024) }?;
@@ -271,7 +285,11 @@ pub unsafe extern "C" fn rrpc_generate(
             unsafe { sized::output_size("result", result) }?;
         }
         let (reason, tokens) = with(sequence, |sequence| {
-            let mut relay = Relay { callback, user_data, text: Vec::new() };
+            let mut relay = Relay {
+                callback,
+                user_data,
+                text: Vec::new(),
+            };
             let mut tokens = 0;
             let mut reason = StopReason::Cancelled;
             let mut answer = sequence.generate(&options)?;

@@ -54,8 +54,14 @@ struct Entry<T> {
 
 impl<T> Table<T> {
     pub(crate) const fn new(kind: Kind) -> Self {
-        let slots = Slots { entries: Vec::new(), free: Vec::new() };
-        Self { kind, slots: RwLock::new(slots) }
+        let slots = Slots {
+            entries: Vec::new(),
+            free: Vec::new(),
+        };
+        Self {
+            kind,
+            slots: RwLock::new(slots),
+        }
     }
 
     /// Stores a value and returns its handle.
@@ -64,7 +70,10 @@ impl<T> Table<T> {
         let index = match slots.free.pop() {
             Some(index) => index,
             None if slots.entries.len() < 1 << INDEX_BITS => {
-                slots.entries.push(Entry { generation: 1, value: None });
+                slots.entries.push(Entry {
+                    generation: 1,
+                    value: None,
+                });
                 (slots.entries.len() - 1) as u32
             }
             None => {
@@ -88,7 +97,10 @@ impl<T> Table<T> {
             Some(value) if entry.generation == generation(handle) => Ok(Arc::clone(value)),
             _ => Err(Failure::new(
                 RRPC_ERROR_INVALID_HANDLE,
-                format!("{argument}: expected {}, found one that was freed", self.kind.name()),
+                format!(
+                    "{argument}: expected {}, found one that was freed",
+                    self.kind.name()
+                ),
             )),
         }
     }
@@ -128,7 +140,10 @@ impl<T> Table<T> {
     fn unknown(&self, argument: &str) -> Failure {
         Failure::new(
             RRPC_ERROR_INVALID_HANDLE,
-            format!("{argument}: expected {}, found no handle of this library", self.kind.name()),
+            format!(
+                "{argument}: expected {}, found no handle of this library",
+                self.kind.name()
+            ),
         )
     }
 }

@@ -16,13 +16,15 @@ use crate::error::{Failure, RRPC_ERROR_BUSY, RRPC_ERROR_POISONED, rrpc_error};
 use crate::guard::{guard, guard_free};
 use crate::handles::{Kind, Table};
 use crate::sized::{self, sized};
-use crate::text::rrpc_text;
+
+/// In the place of a text's length: the text ends at its NUL.
+pub const RRPC_NUL_TERMINATED: usize = usize::MAX;
 
 /// The cache is left whole.
 pub const RRPC_POLICY_NONE: u32 = 0;
 /// Reasoning path compression: after every `interval` generated tokens, the queries of the newest
-/// `window` score the generated tokens before them, and one in `ratio` of those stays. Text given by
-/// the caller is never dropped.
+/// `window` score the generated ones before them, and the best stay: one in `ratio` of all intervals
+/// so far. Text given by the caller is never dropped.
 pub const RRPC_POLICY_RPC: u32 = 1;
 
 /// Scores are averaged over all heads of a layer: one kept set for the layer.
@@ -47,10 +49,10 @@ pub struct rrpc_sequence {
 pub struct rrpc_sequence_options {
     /// sizeof(rrpc_sequence_options), set by rrpc_sequence_options_init.
     pub struct_size: usize,
-    /// How the cache is compressed, one of RRPC_POLICY_. Default RRPC_POLICY_RPC.
+    /// How the cache is compressed, one of RRPC_POLICY_. The next six fields are read for
+    /// RRPC_POLICY_RPC only. Default RRPC_POLICY_RPC.
     pub policy: u32,
-    /// For RRPC_POLICY_RPC, as all fields down to `kernel`; they mean nothing without it. Generated
-    /// tokens between two compressions (P), a multiple of `ratio`. Default 4096.
+    /// Generated tokens between two compressions (P), a multiple of `ratio`. Default 4096.
     pub interval: u32,
     /// The newest generated tokens, which score the others and always stay (R): 1 or more, less than
     /// `interval`. Default 32.
@@ -65,7 +67,9 @@ pub struct rrpc_sequence_options {
     pub kernel: u32,
     /// 1: the log of compressions names the kept positions, and so grows with the text. Default 0.
     pub record_kept: u32,
-    /// Divides the logits; 0 is greedy. This and the next four: the model's own defaults, else 0.6.
+    /// Divides the logits; 0 is greedy: the highest logit, and of equal ones the lowest id. The
+    /// defaults of this and the next four fields are those of the model's authors; if they give none,
+    /// temperature 0.6, top_p 0.95 and the rest off.
     pub temperature: f32,
     /// Only the most probable tokens that together reach this probability, 0 to 1; 1 is off.
     pub top_p: f32,
@@ -100,6 +104,16 @@ sized!(rrpc_sequence_options {
     reserved,
     seed,
 });
+
+/// A text inside a struct or an array. This struct never grows.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct rrpc_text {
+    /// UTF-8; may be NULL if `len` is 0.
+    pub data: *const c_char,
+    /// Bytes, or RRPC_NUL_TERMINATED.
+    pub len: usize,
+}
 
 /// One message of a conversation. This struct never grows.
 #[repr(C)]
@@ -185,9 +199,16 @@ pub(crate) unsafe fn convert(
         given = unsafe { sized::read("options", options, given) }?;
     }
     if given.reserved != 0 {
-        return Err(Failure::argument(format!("options.reserved: expected 0, found {}", given.reserved)));
+        return Err(Failure::argument(format!(
+            "options.reserved: expected 0, found {}",
+            given.reserved
+        )));
     }
-    let rpc = choice("options.policy", given.policy, &[(RRPC_POLICY_NONE, false), (RRPC_POLICY_RPC, true)])?;
+    let rpc = choice(
+        "options.policy",
+        given.policy,
+        &[(RRPC_POLICY_NONE, false), (RRPC_POLICY_RPC, true)],
+    )?;
     let policy: Arc<dyn Policy> = match rpc {
         false => Arc::new(NoCompression),
         true => Arc::new(Rpc::new(rpc_options(&given)?).map_err(Error::from)?),
@@ -222,7 +243,10 @@ fn rpc_options(given: &rrpc_sequence_options) -> Result<RpcOptions, Failure> {
         pooling: choice(
             "options.pooling",
             given.pooling,
-            &[(RRPC_POOLING_AVERAGE, Pooling::Average), (RRPC_POOLING_MAX, Pooling::Max)],
+            &[
+                (RRPC_POOLING_AVERAGE, Pooling::Average),
+                (RRPC_POOLING_MAX, Pooling::Max),
+            ],
         )?,
         kernel: given.kernel as usize,
     })
@@ -277,7 +301,10 @@ pub unsafe extern "C" fn rrpc_sequence_create(
         // SAFETY: the caller's promise.
         let options = unsafe { convert(&engine, options) }?;
         let state = Mutex::new(engine.sequence(options)?);
-        let handle = SEQUENCES.insert(Shared { engine, sequence: state })?;
+        let handle = SEQUENCES.insert(Shared {
+            engine,
+            sequence: state,
+        })?;
         // SAFETY: the caller's promise.
         unsafe { args::set("sequence", sequence, ptr::without_provenance_mut(handle)) }
     })
@@ -355,10 +382,14 @@ pub unsafe extern "C" fn rrpc_sequence_append_chat(
                 .map(|(index, message)| {
                     let text = |part: &str, text: &rrpc_text| {
                         // SAFETY: the caller's promise.
-                        let text = unsafe { args::text(&format!("messages[{index}].{part}"), text.data, text.len) };
+                        let text =
+                            unsafe { args::text(&format!("messages[{index}].{part}"), text.data, text.len) };
                         args::owned(text?)
                     };
-                    Ok(Message::new(text("role", &message.role)?, text("content", &message.content)?))
+                    Ok(Message::new(
+                        text("role", &message.role)?,
+                        text("content", &message.content)?,
+                    ))
                 })
                 .collect();
             Ok(sequence.append_chat(&messages?)?)

@@ -50,7 +50,12 @@ pub(crate) const fn width<S, F>(_: fn(&S) -> &F) -> usize {
 
 /// Bytes of whole fields in the first `size` bytes.
 fn known<T: Growing>(size: usize) -> usize {
-    T::ENDS.iter().copied().take_while(|&end| end <= size).last().unwrap_or(0)
+    T::ENDS
+        .iter()
+        .copied()
+        .take_while(|&end| end <= size)
+        .last()
+        .unwrap_or(0)
 }
 
 fn check<T: Growing>(size: usize) -> Result<(), Failure> {
@@ -98,7 +103,12 @@ pub(crate) unsafe fn read<T: Growing>(argument: &str, from: *const T, defaults: 
 ///
 /// # Safety
 /// `to` is NULL or points to `size` writable bytes.
-pub(crate) unsafe fn init<T: Growing>(argument: &str, to: *mut T, size: usize, value: &T) -> Result<(), Failure> {
+pub(crate) unsafe fn init<T: Growing>(
+    argument: &str,
+    to: *mut T,
+    size: usize,
+    value: &T,
+) -> Result<(), Failure> {
     if to.is_null() {
         return Err(Failure::null(argument));
     }
@@ -108,7 +118,8 @@ pub(crate) unsafe fn init<T: Growing>(argument: &str, to: *mut T, size: usize, v
     // size goes first and needs no alignment.
     unsafe {
         to.cast::<u8>().write_bytes(0, size);
-        to.cast::<u8>().copy_from_nonoverlapping((&raw const *value).cast(), known);
+        to.cast::<u8>()
+            .copy_from_nonoverlapping((&raw const *value).cast(), known);
         to.cast::<usize>().write_unaligned(size);
     }
     Ok(())
@@ -161,10 +172,23 @@ mod tests {
         tail: u64,
     }
 
-    const DEFAULTS: sample = sample { struct_size: 24, a: 1, b: 2.0, c: 3 };
+    const DEFAULTS: sample = sample {
+        struct_size: 24,
+        a: 1,
+        b: 2.0,
+        c: 3,
+    };
 
     fn read_as(size: usize, tail: u64) -> Result<sample, Failure> {
-        let larger = Larger { known: sample { struct_size: size, a: 10, b: 20.0, c: 30 }, tail };
+        let larger = Larger {
+            known: sample {
+                struct_size: size,
+                a: 10,
+                b: 20.0,
+                c: 30,
+            },
+            tail,
+        };
         // SAFETY: no size in these tests is above that of `Larger`, or it is refused.
         unsafe { read("options", (&raw const larger).cast(), DEFAULTS) }
     }
@@ -176,37 +200,110 @@ mod tests {
 
     #[test]
     fn a_smaller_struct_keeps_the_defaults_of_what_it_lacks() {
-        assert_eq!(read_as(24, 0).unwrap(), sample { struct_size: 24, a: 10, b: 20.0, c: 30 });
-        assert_eq!(read_as(16, 0).unwrap(), sample { struct_size: 16, a: 10, b: 20.0, c: 3 });
-        assert_eq!(read_as(12, 0).unwrap(), sample { struct_size: 12, a: 10, b: 2.0, c: 3 });
+        assert_eq!(
+            read_as(24, 0).unwrap(),
+            sample {
+                struct_size: 24,
+                a: 10,
+                b: 20.0,
+                c: 30
+            }
+        );
+        assert_eq!(
+            read_as(16, 0).unwrap(),
+            sample {
+                struct_size: 16,
+                a: 10,
+                b: 20.0,
+                c: 3
+            }
+        );
+        assert_eq!(
+            read_as(12, 0).unwrap(),
+            sample {
+                struct_size: 12,
+                a: 10,
+                b: 2.0,
+                c: 3
+            }
+        );
         // A field cut in two is not there.
-        assert_eq!(read_as(14, 0).unwrap(), sample { struct_size: 14, a: 10, b: 2.0, c: 3 });
-        assert_eq!(read_as(8, 0).unwrap(), sample { struct_size: 8, ..DEFAULTS });
+        assert_eq!(
+            read_as(14, 0).unwrap(),
+            sample {
+                struct_size: 14,
+                a: 10,
+                b: 2.0,
+                c: 3
+            }
+        );
+        assert_eq!(
+            read_as(8, 0).unwrap(),
+            sample {
+                struct_size: 8,
+                ..DEFAULTS
+            }
+        );
     }
 
     #[test]
     fn a_larger_struct_is_accepted_while_its_tail_says_nothing() {
         assert_eq!(read_as(32, 0).unwrap().c, 30);
-        assert!(read_as(32, 1 << 56).unwrap_err().message.contains("does not know"));
+        assert!(
+            read_as(32, 1 << 56)
+                .unwrap_err()
+                .message
+                .contains("does not know")
+        );
     }
 
     #[test]
     fn sizes_that_are_none_are_refused() {
         for size in [0, 7, LARGEST + 1, usize::MAX] {
-            assert!(read_as(size, 0).unwrap_err().message.contains("24 bytes"), "{size}");
+            assert!(
+                read_as(size, 0).unwrap_err().message.contains("24 bytes"),
+                "{size}"
+            );
         }
     }
 
     #[test]
     fn outputs_get_what_fits() {
-        let mut larger = Larger { known: sample { struct_size: 32, a: 9, b: 9.0, c: 9 }, tail: 9 };
+        let mut larger = Larger {
+            known: sample {
+                struct_size: 32,
+                a: 9,
+                b: 9.0,
+                c: 9,
+            },
+            tail: 9,
+        };
         // SAFETY: 32 bytes are there.
         unsafe { write("out", (&raw mut larger).cast::<sample>(), &DEFAULTS).unwrap() };
-        assert_eq!(larger.known, sample { struct_size: 32, ..DEFAULTS });
+        assert_eq!(
+            larger.known,
+            sample {
+                struct_size: 32,
+                ..DEFAULTS
+            }
+        );
         assert_eq!(larger.tail, 0);
-        let mut smaller = sample { struct_size: 12, a: 9, b: 9.0, c: 9 };
+        let mut smaller = sample {
+            struct_size: 12,
+            a: 9,
+            b: 9.0,
+            c: 9,
+        };
         // SAFETY: 12 bytes are there.
         unsafe { write("out", &raw mut smaller, &DEFAULTS).unwrap() };
-        assert_eq!(smaller, sample { struct_size: 12, a: 1, b: 9.0, c: 9 });
+        assert_eq!(
+            smaller,
+            sample {
+                struct_size: 12,
+                a: 1,
+                b: 9.0,
+                c: 9
+            }
+        );
     }
 }

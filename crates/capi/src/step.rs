@@ -26,10 +26,7 @@ use crate::sequence::{rrpc_sequence, shared, with};
 /// Since: 0.1
 #[unsafe(no_mangle)]
 #[must_use]
-pub unsafe extern "C" fn rrpc_step(
-    sequences: *const *mut rrpc_sequence,
-    count: usize,
-) -> *mut rrpc_error {
+pub unsafe extern "C" fn rrpc_step(sequences: *const *mut rrpc_sequence, count: usize) -> *mut rrpc_error {
     guard(|| {
         // SAFETY: the caller's promise.
         let handles = unsafe { args::items("sequences", sequences, count, 1 << 16) }?;
@@ -39,7 +36,9 @@ pub unsafe extern "C" fn rrpc_step(
         let mut sorted: Vec<usize> = handles.iter().map(|handle| handle.addr()).collect();
         sorted.sort_unstable();
         if sorted.windows(2).any(|pair| pair[0] == pair[1] && pair[0] != 0) {
-            return Err(Failure::argument("sequences: expected each once, found one twice"));
+            return Err(Failure::argument(
+                "sequences: expected each once, found one twice",
+            ));
         }
         let mut all = Vec::with_capacity(count);
         for (index, &handle) in handles.iter().enumerate() {
@@ -74,7 +73,11 @@ pub unsafe extern "C" fn rrpc_sequence_pending(
     pending: *mut usize,
 ) -> *mut rrpc_error {
     // SAFETY: the caller's promise.
-    guard(|| with(sequence, |sequence| unsafe { args::set("pending", pending, sequence.pending()) }))
+    guard(|| {
+        with(sequence, |sequence| unsafe {
+            args::set("pending", pending, sequence.pending())
+        })
+    })
 }
 
 /// The logits after the last token: `*logits` points to `*count` floats, one for each token of the
@@ -170,5 +173,9 @@ pub unsafe extern "C" fn rrpc_sequence_tokens(
     count: *mut usize,
 ) -> *mut rrpc_error {
     // SAFETY: the caller's promise.
-    guard(|| with(sequence, |sequence| unsafe { args::copy_out(sequence.tokens(), out, capacity, count) }))
+    guard(|| {
+        with(sequence, |sequence| unsafe {
+            args::copy_out(sequence.tokens(), out, capacity, count)
+        })
+    })
 }

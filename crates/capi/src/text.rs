@@ -9,9 +9,6 @@ use crate::engine::{engine_of, rrpc_engine};
 use crate::error::rrpc_error;
 use crate::guard::guard;
 
-/// In the place of a text's length: the text ends at its NUL.
-pub const RRPC_NUL_TERMINATED: usize = usize::MAX;
-
 /// The text as such: what spells a control token in it is ordinary text, and nothing is added.
 pub const RRPC_TOKENIZE_PLAIN: u32 = 0;
 /// Control tokens in the text are parsed; nothing is added.
@@ -19,16 +16,6 @@ pub const RRPC_TOKENIZE_SPECIAL: u32 = 1;
 /// As rrpc_sequence_append_text reads the beginning of a sequence: control tokens in the text are
 /// parsed, and the beginning-of-text token goes first if the model's tokenizer asks for one.
 pub const RRPC_TOKENIZE_PROMPT: u32 = 2;
-
-/// A text inside a struct or an array. This struct never grows.
-#[repr(C)]
-#[derive(Debug, Clone, Copy)]
-pub struct rrpc_text {
-    /// UTF-8; may be NULL if `len` is 0.
-    pub data: *const c_char,
-    /// Bytes, or RRPC_NUL_TERMINATED.
-    pub len: usize,
-}
 
 /// The token ids of a text.
 ///

@@ -1,26 +1,248 @@
-//! include/reasoning_rpc.h is what the sources say. `UPDATE_HEADER=1 cargo test -p reasoning-rpc-capi
-//! --test header` writes it.
+//! include/reasoning_rpc.h is what the sources say: cbindgen writes a section from each module, and
+//! this file puts them together. `UPDATE_HEADER=1 cargo test -p reasoning-rpc-capi --test header`
+//! writes the header; without the variable the test compares.
 
+use std::collections::BTreeSet;
+use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The header's sections, from simple to advanced: title, introduction, module.
+/// The sections, from simple to advanced: title, introduction, module.
+const SECTIONS: [(&str, &str, &str); 9] = [
+    ("Versions", "", "version"),
+    ("Errors", "Codes are only ever added.", "error"),
+    ("Engines", "An engine is an open model.", "engine"),
+    (
+        "Sequences",
+        "A sequence is a text: given parts, generated parts, and their cache. It can be continued for as\n\
+         long as the context has room: append, generate, append the next turn, generate.",
+        "sequence",
+    ),
+    ("A whole answer", "", "generate"),
+    (
+        "Step by step",
+        "For programs that have a loop of their own, or advance many sequences together:\n\
+         \n\
+         append text; while tokens are pending: rrpc_step; then until the answer ends: read the logits,\n\
+         rrpc_sequence_sample (or rrpc_sequence_accept a token of one's own), rrpc_step.",
+        "step",
+    ),
+    ("What compressions did", "", "compression"),
+    ("Figures and planning", "", "stats"),
+    ("Tokens and text", "", "text"),
+];
+
+/// A constant that cbindgen cannot write: `usize::MAX`.
+const NUL_TERMINATED: &str = "/** In the place of a text's length: the text ends at its NUL. */
+#define RRPC_NUL_TERMINATED SIZE_MAX
+";
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).to_path_buf()
+}
+
+fn header_path() -> PathBuf {
+    root().join("../../include/reasoning_rpc.h")
+}
+
+fn section(module: &str) -> String {
+    let mut config = cbindgen::Config {
+        language: cbindgen::Language::C,
+        no_includes: true,
+        usize_is_size_t: true,
+        documentation_style: cbindgen::DocumentationStyle::Doxy,
+        style: cbindgen::Style::Both,
+        sort_by: cbindgen::SortKey::None,
+        line_length: 104,
+        tab_width: 4,
+        ..cbindgen::Config::default()
+    };
+    config.function.sort_by = Some(cbindgen::SortKey::None);
+    config.function.must_use = Some("RRPC_NODISCARD".into());
+    config.function.args = cbindgen::Layout::Auto;
+    config.export.include = vec!["rrpc_text".into()];
+    let mut out = Vec::new();
+    cbindgen::Builder::new()
+        .with_config(config)
+        .with_src(root().join(format!("src/{module}.rs")))
+        .generate()
+        .unwrap()
+        .write(&mut out);
+    tidy(&String::from_utf8(out).unwrap())
+}
+
+/// Rust's view taken out: safety sections (the opening comment and the parameters' text say it), and
+/// `struct` before names that have a typedef. One-line comments get one line.
+fn tidy(text: &str) -> String {
+    let mut lines: Vec<String> = Vec::new();
+    let mut in_safety = false;
+    for line in text.lines() {
+        let words = line.trim();
+        if words == "* # Safety" {
+            in_safety = true;
+        }
+        if in_safety {
+            in_safety = words != "*";
+            continue;
+        }
+        let line = match line.starts_with("typedef struct") {
+            true => line.to_string(),
+            false => line.replace("struct rrpc_", "rrpc_"),
+        };
+        if words == "*/"
+            && let [.., before, comment] = &lines[..]
+            && before.trim() == "/**"
+        {
+            let comment = comment.trim_start().trim_start_matches('*').trim();
+            let short = format!("{} {comment} */", before.trim_end());
+            if short.len() <= 108 {
+                lines.truncate(lines.len() - 2);
+                lines.push(short);
+                continue;
+            }
+        }
+        lines.push(line);
+    }
+    grouped(&lines).join("\n").trim().to_string()
+}
+
+/// Without the blank lines between constants that have their first words in common.
+fn grouped(lines: &[String]) -> Vec<String> {
+    let family = |line: &String| -> Option<String> {
+        let name = line.strip_prefix("#define ")?.split(' ').next()?;
+        Some(name.splitn(3, '_').take(2).collect::<Vec<_>>().join("_"))
+    };
+    let mut kept: Vec<String> = Vec::new();
+    for (index, line) in lines.iter().enumerate() {
+        let before = kept.last().and_then(family);
+        let after = lines.get(index + 2).and_then(family);
+        let one_line = lines.get(index + 1).is_some_and(|next| next.starts_with("/** "));
+        if line.is_empty() && one_line && before.is_some() && before == after {
+            continue;
+        }
+        kept.push(line.clone());
+    }
+    kept
+}
+
+fn header() -> String {
+    let version = env!("CARGO_PKG_VERSION");
+    let opening = fs::read_to_string(root().join("header/opening.h")).unwrap();
+    let mut text = format!(
+        "{opening}
+#ifndef REASONING_RPC_H
+#define REASONING_RPC_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+/** Version of this header as text. */
+#define RRPC_VERSION \"{version}\"
+
+/** On functions whose result must be looked at. */
+#if defined(__GNUC__)
+#define RRPC_NODISCARD __attribute__((__warn_unused_result__))
+#else
+#define RRPC_NODISCARD
+#endif
+
+#ifdef __cplusplus
+extern \"C\" {{
+#endif
+"
+    );
+    for (title, introduction, module) in SECTIONS {
+        text.push_str(&format!("\n/*\n * ==== {title} ====\n"));
+        if !introduction.is_empty() {
+            text.push_str(" *\n");
+            for line in introduction.lines() {
+                text.push_str(format!(" * {line}").trim_end());
+                text.push('\n');
+            }
+        }
+        text.push_str(" */\n\n");
+        if module == "sequence" {
+            text.push_str(NUL_TERMINATED);
+            text.push('\n');
+        }
+        text.push_str(&section(module));
+        text.push('\n');
+    }
+    text.push_str("\n#ifdef __cplusplus\n}\n#endif\n\n#endif\n");
+    text
+}
+
+/// The functions that a header declares, with the comment before each.
+fn functions(header: &str) -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    for block in header.split("/**").skip(1) {
+        let Some((comment, rest)) = block.split_once("*/") else {
+            continue;
+        };
+        let declaration: String = rest.split(';').next().unwrap_or("").into();
+        let is_function =
+            declaration.contains('(') && !declaration.contains("typedef") && !declaration.contains('#');
+        if is_function {
+            let name = declaration
+                .split('(')
+                .next()
+                .unwrap()
+                .rsplit([' ', '*', '\n'])
+                .next()
+                .unwrap();
+            found.push((name.to_string(), comment.to_string()));
+        }
+    }
+    found
+}
 
 #[test]
-fn raw() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    for module in ["version","error","text","engine","sequence","generate","step","compression","stats"] {
-        let mut config = cbindgen::Config::default();
-        config.language = cbindgen::Language::C;
-        config.no_includes = true;
-        config.usize_is_size_t = true;
-        config.documentation_style = cbindgen::DocumentationStyle::Doxy;
-        config.style = cbindgen::Style::Both;
-        config.sort_by = cbindgen::SortKey::None;
-        config.function.sort_by = Some(cbindgen::SortKey::None);
-        config.function.must_use = Some("RRPC_NODISCARD".into());
-        config.export.include = vec!["rrpc_text".into()];
-        let mut out = Vec::new();
-        cbindgen::Builder::new().with_config(config).with_src(root.join(format!("src/{module}.rs"))).generate().unwrap().write(&mut out);
-        println!("/* ==== {module} ==== */\n{}", String::from_utf8(out).unwrap());
+fn header_is_current() {
+    let generated = header();
+    if std::env::var_os("UPDATE_HEADER").is_some() {
+        fs::write(header_path(), &generated).unwrap();
     }
+    let committed = fs::read_to_string(header_path()).unwrap_or_default();
+    assert!(
+        generated == committed,
+        "include/reasoning_rpc.h is not what the sources say: UPDATE_HEADER=1 cargo test -p reasoning-rpc-capi --test header"
+    );
+}
+
+#[test]
+fn every_function_says_who_owns_who_calls_what_fails_and_since_when() {
+    let header = header();
+    for (name, comment) in functions(&header) {
+        let mut rest = comment.as_str();
+        for label in ["* Ownership: ", "* Threads: ", "* Errors: ", "* Since: "] {
+            let at = rest
+                .find(label)
+                .unwrap_or_else(|| panic!("{name}: no line `{label}` in its place"));
+            rest = &rest[at + label.len()..];
+        }
+    }
+}
+
+#[test]
+fn the_header_declares_what_the_sources_export() {
+    let mut exported = BTreeSet::new();
+    for file in fs::read_dir(root().join("src")).unwrap() {
+        let source = fs::read_to_string(file.unwrap().path()).unwrap();
+        for part in source.split("extern \"C\" fn rrpc_").skip(1) {
+            exported.insert(format!("rrpc_{}", part.split('(').next().unwrap()));
+        }
+    }
+    let declared: BTreeSet<String> = functions(&header()).into_iter().map(|(name, _)| name).collect();
+    assert_eq!(declared, exported);
+    assert!(declared.len() >= 30, "found only {}", declared.len());
+}
+
+#[test]
+fn the_constant_written_by_hand_is_the_sources() {
+    assert_eq!(reasoning_rpc::RRPC_NUL_TERMINATED, usize::MAX);
+    let source = fs::read_to_string(root().join("src/sequence.rs")).unwrap();
+    assert!(source.contains("/// In the place of a text's length: the text ends at its NUL.\n"));
+    assert!(
+        !section("sequence").contains("#define RRPC_NUL_TERMINATED"),
+        "cbindgen writes it now"
+    );
 }

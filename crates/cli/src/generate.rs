@@ -69,7 +69,8 @@ pub const COMMAND: Command = Command {
 Text goes to standard output as it comes, and a line end after it; statistics follow on standard
 error. A model without a tokenizer takes --prompt-ids and answers with ids. With --output json one
 object goes to standard output at the end: prompt_ids, tokens, text, stop_reason (eos, stop, length,
-context, cancelled), compressions and stats.
+context, cancelled), compressions and stats. Prefill and decode are the time of the model's steps;
+the time of compactions comes on top.
 
 Ctrl-C ends the answer: output and statistics are complete, and the exit code is 130.",
     run,

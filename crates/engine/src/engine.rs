@@ -201,7 +201,9 @@ impl Engine {
     /// # Errors
     /// [`Error::InvalidArgument`]: there is no sequence, one is of another engine, or one has
     /// nothing to run. [`Error::Budget`]: the pool has too few blocks ([`Sequence::reserve`]
-    /// promises them). Nothing has advanced then. [`Error::Internal`] poisons the sequences.
+    /// promises them). Nothing has advanced then. [`Error::Internal`]: a bug in the graph's step
+    /// poisons all of the sequences, one in a compression the sequence that it was for, and the others
+    /// have advanced.
     pub fn step(&self, sequences: &mut [&mut Sequence]) -> Result<()> {
         self.shared.step(sequences)
     }
@@ -270,16 +272,18 @@ impl EngineShared {
         for (sequence, chunk) in sequences.iter_mut().zip(&chunks) {
             sequence.commit(chunk, time)?;
         }
+        // One that fails must not keep the others from their compressions.
+        let mut result = Ok(());
         for sequence in &mut *sequences {
-            let result = catch_unwind(AssertUnwindSafe(|| sequence.compress_if_due()))
+            let compressed = catch_unwind(AssertUnwindSafe(|| sequence.compress_if_due()))
                 .unwrap_or_else(|payload| Err(Error::Internal(panic_text(&*payload))));
-            if let Err(error) = result {
+            if let Err(error) = compressed {
                 // Layers may differ in length now.
                 sequence.poisoned = true;
-                return Err(error);
+                result = Err(error);
             }
         }
-        Ok(())
+        result
     }
 
     /// Runs the graph; logits go to the sequences whose last chunk this was.

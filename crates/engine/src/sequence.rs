@@ -75,7 +75,12 @@ impl Sequence {
     pub(crate) fn new(shared: Arc<EngineShared>, options: SequenceOptions) -> Result<Self> {
         options.sampling.validate()?;
         let spec = options.policy.spec();
-        let cache = shared.new_cache(spec.window_queries());
+        let window = match spec.trigger {
+            // Never due in this context: nobody will ask for queries.
+            Trigger::Interval(schedule) if schedule.due_at(0) > shared.context() => 0,
+            _ => spec.window_queries(),
+        };
+        let cache = shared.new_cache(window);
         Ok(Self {
             slot: shared.slots.open(),
             cache: Some(Box::new(cache)),
@@ -290,7 +295,7 @@ impl Sequence {
         };
         end = end.min(start + limit);
         if generated && let Some(due) = self.due_at() {
-            end = end.min(start + (due - self.generated_written));
+            end = end.min(start + due.saturating_sub(self.generated_written));
         }
         Chunk {
             tokens: start..end,

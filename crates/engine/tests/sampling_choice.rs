@@ -48,7 +48,7 @@ fn plain(logits: &[f32], seen: &[u32], options: &SamplingOptions) -> Option<Vec<
         let mut before = 0.0;
         let mut kept = 0;
         for token in &tokens {
-            if (before / total - top_p).abs() < 1e-9 {
+            if (before / total - top_p).abs() < 4e-6 {
                 return None;
             }
             if kept > 0 && before / total >= top_p {

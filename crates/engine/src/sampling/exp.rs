@@ -41,9 +41,38 @@ pub(super) fn exp(x: f64) -> f64 {
     if x < LEAST { 0.0 } else { sum * scale }
 }
 
+/// The same in float32, within 2e-7 of the result for every unit of `x` and at least that; 0 below -87.
+#[inline(always)]
+pub(super) fn exp_f32(x: f32) -> f32 {
+    const ROUND: f32 = 12_582_912.0;
+    const LEAST: f32 = -87.0;
+    let bounded = if x < LEAST { LEAST } else { x };
+    let rounded = bounded * std::f32::consts::LOG2_E + ROUND;
+    let power = rounded - ROUND;
+    let r = (bounded - power * 0.693_359_4) + power * 2.121_944_4e-4;
+    let mut sum = 1.0 / 5_040.0;
+    for factorial in [720.0, 120.0, 24.0, 6.0, 2.0, 1.0, 1.0] {
+        sum = sum * r + 1.0 / factorial;
+    }
+    let scale = f32::from_bits((rounded.to_bits() << 23).wrapping_add(1.0f32.to_bits()));
+    if x < LEAST { 0.0 } else { sum * scale }
+}
+
 #[cfg(test)]
 mod tests {
-    use super::exp;
+    use super::{exp, exp_f32};
+
+    #[test]
+    fn in_float32_it_is_close() {
+        assert_eq!(exp_f32(0.0), 1.0);
+        assert_eq!(exp_f32(f32::NEG_INFINITY), 0.0);
+        for step in 0..870_000 {
+            let x = -(step as f32) * 1e-4;
+            let expected = f64::from(x).exp();
+            let error = (f64::from(exp_f32(x)) - expected).abs() / expected;
+            assert!(error <= 2e-7 * f64::from(x.abs()).max(1.0), "exp_f32({x}): {error}");
+        }
+    }
 
     #[test]
     fn agrees_with_the_library() {

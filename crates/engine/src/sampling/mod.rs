@@ -1,8 +1,9 @@
 //! Choosing the next token from logits.
 //!
 //! The steps and their order are Hugging Face's: repetition penalty, temperature, top-k, top-p, min-p, draw. What is
-//! added here is that a choice replays on every machine: probabilities are computed in float64 by plain arithmetic in
-//! a fixed order, and the draws are a fixed stream of bits.
+//! added here is that a choice replays on every machine: probabilities are computed by plain arithmetic in a fixed
+//! order, in float64 for the tokens kept, and the draws are a fixed stream of bits. Only the sum over the whole
+//! vocabulary, which top-p and plain temperature need, is computed in float32, to about six digits.
 
 mod exp;
 mod options;
@@ -108,7 +109,7 @@ impl Sampler {
         if self.options.temperature == 0.0 {
             return Ok(vec![best]);
         }
-        let total = self.scratch.keep(&logits, &self.options, best);
-        Ok(self.scratch.all(&logits, total))
+        self.scratch.keep(&logits, &self.options, best);
+        Ok(self.scratch.all(&logits))
     }
 }

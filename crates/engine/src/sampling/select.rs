@@ -3,7 +3,7 @@
 use std::cmp::Ordering;
 
 use super::SamplingOptions;
-use super::exp::exp;
+use super::exp::{exp, exp_f32};
 use crate::error::{Error, Result};
 
 /// Logits are read in pieces of this many.
@@ -12,9 +12,11 @@ const CHUNK: usize = 64;
 const FIRST_DEPTH: f64 = 4.0;
 /// No token this deep has a probability above 0.
 const LAST_DEPTH: f64 = 701.0;
+/// Into how many steps of the score weights are summed.
+const STEPS: usize = 256;
 
 /// A token that is kept.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Candidate {
     /// The token.
     pub id: u32,
@@ -172,16 +174,21 @@ impl Scale {
         (self.best - depth / self.inverse_temperature) as f32
     }
 
-    /// All weights of a piece, and their sum.
-    fn weigh(&self, chunk: &[f32], weights: &mut [f64; CHUNK]) -> f64 {
+    /// The sum of a piece's weights, to about six digits.
+    fn sum(&self, chunk: &[f32]) -> f64 {
+        let best = self.best as f32;
+        let inverse_temperature = (self.inverse_temperature as f32).min(f32::MAX);
+        let mut weights = [0.0; CHUNK];
         for (weight, score) in weights.iter_mut().zip(chunk) {
-            *weight = self.weight(*score);
+            *weight = exp_f32((score - best) * inverse_temperature);
         }
-        let mut lanes = [0.0; 4];
-        for (index, weight) in weights[..chunk.len()].iter().enumerate() {
-            lanes[index % 4] += weight;
+        let mut lanes = [0.0f32; 8];
+        for part in weights.chunks_exact(8) {
+            for (lane, weight) in lanes.iter_mut().zip(part) {
+                *lane += weight;
+            }
         }
-        (lanes[0] + lanes[1]) + (lanes[2] + lanes[3])
+        f64::from(lanes.iter().sum::<f32>())
     }
 }
 
@@ -189,13 +196,14 @@ impl Scale {
 #[derive(Debug)]
 pub(super) struct Scratch {
     scale: Scale,
-    /// The tokens kept, in the order of the draw, with weights in place of probabilities; unless all are.
+    best: u32,
+    /// The tokens kept, by id, with weights in place of probabilities; unless all are.
     kept: Vec<Candidate>,
     all_kept: bool,
     /// If all are kept, the weight of each piece.
     sums: Vec<f64>,
     scores: Vec<f32>,
-    best: u32,
+    order: Vec<Candidate>,
 }
 
 impl Default for Scratch {
@@ -205,11 +213,12 @@ impl Default for Scratch {
                 best: 0.0,
                 inverse_temperature: 1.0,
             },
+            best: 0,
             kept: Vec::new(),
             all_kept: false,
             sums: Vec::new(),
             scores: Vec::new(),
-            best: 0,
+            order: Vec::new(),
         }
     }
 }
@@ -238,35 +247,35 @@ impl Scratch {
         if (1..logits.values.len()).contains(&top_k) {
             let floor = self.kth(logits, top_k);
             self.gather(logits, floor);
-            self.sort();
             if top_p < 1.0 {
                 let total = self.total();
                 self.cut(top_p * total);
             }
-            self.kept.retain(|token| token.probability >= min_p);
         } else if top_p < 1.0 {
-            self.weigh_all(logits);
-            let target = top_p * self.sums.iter().sum::<f64>();
+            let mut total = 0.0;
+            logits.each(|_, chunk| total += self.scale.sum(chunk));
+            let target = top_p * total;
             let mut depth = FIRST_DEPTH;
             loop {
                 self.gather(logits, self.scale.floor(depth));
-                // The sum in another order may come out a little higher.
-                if self.total() > target * (1.0 + 1e-12) || depth > LAST_DEPTH {
+                if self.total() > target || depth > LAST_DEPTH {
                     break;
                 }
                 depth *= 2.0;
             }
-            self.sort();
             self.cut(target);
-            self.kept.retain(|token| token.probability >= min_p);
         } else if min_p > 0.0 {
             // A little deeper than needed; the exact bound is on the weights.
             self.gather(logits, self.scale.floor(1e-3 - min_p.ln()));
-            self.kept.retain(|token| token.probability >= min_p);
         } else {
             self.all_kept = true;
-            self.weigh_all(logits);
-            return self.sums.iter().sum();
+            let Self { sums, scale, .. } = self;
+            sums.clear();
+            logits.each(|_, chunk| sums.push(scale.sum(chunk)));
+            return sums.iter().sum();
+        }
+        if min_p > 0.0 {
+            self.kept.retain(|token| token.probability >= min_p);
         }
         self.total()
     }
@@ -284,34 +293,40 @@ impl Scratch {
         let mut room = [0.0; CHUNK];
         let mut weights = [0.0; CHUNK];
         for (index, weight) in self.sums.iter().enumerate() {
-            if sum + weight > target {
-                let chunk = logits.chunk(index, &mut room);
-                self.scale.weigh(chunk, &mut weights);
-                for (place, weight) in weights[..chunk.len()].iter().enumerate() {
-                    sum += weight;
-                    if sum > target {
-                        return (index * CHUNK + place) as u32;
-                    }
-                }
-                break;
+            if sum + weight <= target {
+                sum += weight;
+                continue;
             }
-            sum += weight;
+            let chunk = logits.chunk(index, &mut room);
+            for (weight, score) in weights.iter_mut().zip(chunk) {
+                *weight = self.scale.weight(*score);
+            }
+            let exact: f64 = weights[..chunk.len()].iter().sum();
+            let target = (target - sum) / weight * exact;
+            let mut sum = 0.0;
+            let at = weights[..chunk.len()].iter().position(|weight| {
+                sum += weight;
+                sum > target
+            });
+            return at.map_or(self.best, |place| (index * CHUNK + place) as u32);
         }
         // Rounding kept the sum from reaching the target.
         self.best
     }
 
-    /// Everything that was kept, in order, with probabilities.
-    pub(super) fn all(&mut self, logits: &Logits<'_>, total: f64) -> Vec<Candidate> {
+    /// Everything that was kept, the most probable first, with probabilities.
+    pub(super) fn all(&mut self, logits: &Logits<'_>) -> Vec<Candidate> {
         if self.all_kept {
             self.gather(logits, f32::NEG_INFINITY);
         }
-        self.sort();
+        let total = self.total();
         let probable = |token: &Candidate| Candidate {
             probability: token.probability / total,
             ..*token
         };
-        self.kept.iter().map(probable).collect()
+        let mut all: Vec<Candidate> = self.kept.iter().map(probable).collect();
+        all.sort_unstable_by(rank);
+        all
     }
 
     /// The `k`th highest score; minus infinity if fewer are above that.
@@ -346,48 +361,68 @@ impl Scratch {
         let Self { kept, scale, .. } = self;
         kept.clear();
         let below = floor.next_down();
+        let mut room = [Candidate::default(); CHUNK];
         logits.each(|base, chunk| {
             if !any_above(chunk, below) {
                 return;
             }
-            let above = (base..).zip(chunk).filter(|(_, score)| **score > below);
-            kept.extend(above.map(|(id, &score)| Candidate {
-                id,
-                score,
-                probability: scale.weight(score),
-            }));
+            // No branch: which scores are above is anybody's guess.
+            let mut count = 0;
+            for (id, &score) in (base..).zip(chunk) {
+                let probability = 0.0;
+                room[count] = Candidate { id, score, probability };
+                count += usize::from(score > below);
+            }
+            kept.extend_from_slice(&room[..count]);
         });
-    }
-
-    fn weigh_all(&mut self, logits: &Logits<'_>) {
-        let Self { sums, scale, .. } = self;
-        sums.clear();
-        let mut weights = [0.0; CHUNK];
-        logits.each(|_, chunk| sums.push(scale.weigh(chunk, &mut weights)));
-    }
-
-    fn sort(&mut self) {
-        // There is no NaN; the two zeros are equal.
-        let falling = |a: &Candidate, b: &Candidate| b.score.partial_cmp(&a.score).unwrap_or(Ordering::Equal);
-        self.kept
-            .sort_unstable_by(|a, b| falling(a, b).then(a.id.cmp(&b.id)));
+        for token in kept {
+            token.probability = scale.weight(token.score);
+        }
     }
 
     fn total(&self) -> f64 {
         self.kept.iter().map(|token| token.probability).sum()
     }
 
-    /// Of sorted tokens, keeps those before which the weights do not reach `target`; the first in any case.
+    /// Keeps the tokens before which, in order of probability, the weights do not reach `target`; the first in any case.
     fn cut(&mut self, target: f64) {
+        let Self { kept, order, scale, .. } = self;
+        // Weights by score in even steps; only the tokens of the step where the target is reached are sorted.
+        let drop = |token: &Candidate| scale.best - f64::from(token.score);
+        let widest = kept.iter().map(drop).fold(f64::MIN_POSITIVE, f64::max);
+        let per_step = (STEPS - 1) as f64 / widest;
+        let step = |token: &Candidate| ((drop(token) * per_step) as usize).min(STEPS - 1);
+        let mut steps = [0.0; STEPS];
+        for token in kept.iter() {
+            steps[step(token)] += token.probability;
+        }
         let mut before = 0.0;
-        let length = self.kept.iter().take_while(|token| {
-            let kept = before < target;
-            before += token.probability;
-            kept
+        let reached = steps.iter().position(|weight| {
+            let reached = before + weight >= target;
+            before += if reached { 0.0 } else { *weight };
+            reached
         });
-        let length = length.count().max(1);
-        self.kept.truncate(length);
+        let Some(reached) = reached else {
+            return;
+        };
+        order.clear();
+        order.extend(kept.iter().filter(|token| step(token) == reached));
+        order.sort_unstable_by(rank);
+        let over = |token: &&Candidate| {
+            before += token.probability;
+            before >= target
+        };
+        if let Some(last) = order.iter().find(over).or(order.last()) {
+            kept.retain(|token| rank(token, last).is_le());
+        }
     }
+}
+
+/// The most probable token first, and of equally probable ones the lowest id.
+fn rank(a: &Candidate, b: &Candidate) -> Ordering {
+    // There is no NaN; the two zeros are equal.
+    let falling = b.score.partial_cmp(&a.score).unwrap_or(Ordering::Equal);
+    falling.then(a.id.cmp(&b.id))
 }
 
 /// Whether some score is above `floor`.
