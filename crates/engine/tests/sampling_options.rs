@@ -1,6 +1,8 @@
 //! Sampling options, their defaults, and what is refused.
 
-use reasoning_rpc_engine::error::Error;
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)] // tests
+
+use reasoning_rpc_engine::Error;
 use reasoning_rpc_engine::sampling::{GenerationDefaults, Sampler, SamplingOptions};
 
 fn from(json: &str) -> Result<SamplingOptions, Error> {

@@ -1,10 +1,12 @@
 //! Streamed text and stop strings.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)] // tests
+
 mod text_support;
 
 use std::time::Instant;
 
-use reasoning_rpc_engine::error::Error;
+use reasoning_rpc_engine::Error;
 use reasoning_rpc_engine::text::{Special, StopStrings, TextStream, Tokenizer};
 use text_support::*;
 

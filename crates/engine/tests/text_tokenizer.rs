@@ -1,8 +1,10 @@
 //! Tokenizers: against golden data, and against the `tokenizers` crate's own encoding and decoding.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)] // tests
+
 mod text_support;
 
-use reasoning_rpc_engine::error::Error;
+use reasoning_rpc_engine::Error;
 use reasoning_rpc_engine::text::{Special, Tokenizer, encode_raw};
 use serde_json::{Value, json};
 use text_support::*;
@@ -14,23 +16,16 @@ fn library(json: &Value, plain: bool) -> tokenizers::Tokenizer {
     hub
 }
 
-fn ids(value: &Value) -> Vec<u32> {
-    serde_json::from_value(value.clone()).expect("ids")
-}
-
 #[test]
 fn golden_texts_encode_and_decode() {
-    let Some(bytes) = smollm2("tokenizer.json") else {
-        return;
-    };
-    let tokenizer = Tokenizer::from_json(&bytes).unwrap();
+    let tokenizer = Tokenizer::from_json(&smollm2("tokenizer.json")).unwrap();
     assert_eq!(tokenizer.vocab_size(), 49_152);
-    let golden = golden_json("smollm2/tokenizer_expected.json");
+    let golden = json(&golden("smollm2/tokenizer_expected.json"));
     let cases = golden["cases"].as_array().unwrap();
     assert_eq!(cases.len(), 40);
     for case in cases {
         let text = case["text"].as_str().unwrap();
-        let expected = ids(&case["ids"]);
+        let expected = integers(&case["ids"]);
         assert_eq!(
             tokenizer.encode(text, Special::Parse).unwrap(),
             expected,

@@ -70,7 +70,10 @@ mod tests {
             let x = -(step as f32) * 1e-4;
             let expected = f64::from(x).exp();
             let error = (f64::from(exp_f32(x)) - expected).abs() / expected;
-            assert!(error <= 2e-7 * f64::from(x.abs()).max(1.0), "exp_f32({x}): {error}");
+            assert!(
+                error <= 2e-7 * f64::from(x.abs()).max(1.0),
+                "exp_f32({x}): {error}"
+            );
         }
     }
 

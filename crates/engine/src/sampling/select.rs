@@ -164,14 +164,16 @@ struct Scale {
 }
 
 impl Scale {
-    #[inline(always)]
-    fn weight(&self, score: f32) -> f64 {
-        exp((f64::from(score) - self.best) * self.inverse_temperature)
-    }
-
     /// The lowest score that is worth `depth` or less below the best.
     fn floor(&self, depth: f64) -> f32 {
         (self.best - depth / self.inverse_temperature) as f32
+    }
+
+    /// The weights of a piece.
+    fn weigh(&self, scores: &[f32], weights: &mut [f64; CHUNK]) {
+        for (weight, score) in weights.iter_mut().zip(scores) {
+            *weight = exp((f64::from(*score) - self.best) * self.inverse_temperature);
+        }
     }
 
     /// The sum of a piece's weights, to about six digits.
@@ -298,9 +300,7 @@ impl Scratch {
                 continue;
             }
             let chunk = logits.chunk(index, &mut room);
-            for (weight, score) in weights.iter_mut().zip(chunk) {
-                *weight = self.scale.weight(*score);
-            }
+            self.scale.weigh(chunk, &mut weights);
             let exact: f64 = weights[..chunk.len()].iter().sum();
             let target = (target - sum) / weight * exact;
             let mut sum = 0.0;
@@ -370,13 +370,24 @@ impl Scratch {
             let mut count = 0;
             for (id, &score) in (base..).zip(chunk) {
                 let probability = 0.0;
-                room[count] = Candidate { id, score, probability };
+                room[count] = Candidate {
+                    id,
+                    score,
+                    probability,
+                };
                 count += usize::from(score > below);
             }
             kept.extend_from_slice(&room[..count]);
         });
-        for token in kept {
-            token.probability = scale.weight(token.score);
+        let (mut scores, mut weights) = ([0.0; CHUNK], [0.0; CHUNK]);
+        for tokens in kept.chunks_mut(CHUNK) {
+            for (score, token) in scores.iter_mut().zip(&*tokens) {
+                *score = token.score;
+            }
+            scale.weigh(&scores[..tokens.len()], &mut weights);
+            for (token, weight) in tokens.iter_mut().zip(&weights) {
+                token.probability = *weight;
+            }
         }
     }
 
@@ -386,7 +397,9 @@ impl Scratch {
 
     /// Keeps the tokens before which, in order of probability, the weights do not reach `target`; the first in any case.
     fn cut(&mut self, target: f64) {
-        let Self { kept, order, scale, .. } = self;
+        let Self {
+            kept, order, scale, ..
+        } = self;
         // Weights by score in even steps; only the tokens of the step where the target is reached are sorted.
         let drop = |token: &Candidate| scale.best - f64::from(token.score);
         let widest = kept.iter().map(drop).fold(f64::MIN_POSITIVE, f64::max);

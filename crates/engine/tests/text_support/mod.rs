@@ -1,44 +1,30 @@
 //! What the text and sampling tests share.
-#![allow(dead_code)]
-
-use std::path::PathBuf;
-use std::time::{SystemTime, UNIX_EPOCH};
+#![allow(dead_code, unused_imports)] // each test uses a part
 
 use reasoning_rpc_engine::text::Tokenizer;
+pub use reasoning_rpc_test_support::{golden, integers, json, model};
 use serde_json::{Value, json};
 
-/// SplitMix64. A failing run is replayed by setting `SEED` to the number that it printed.
-pub struct Random(u64);
+/// Random inputs, fresh each run; `SEED=` replays them.
+pub struct Random(reasoning_rpc_test_support::Random);
 
 impl Random {
-    /// A fresh stream, or that of `SEED`.
     pub fn new() -> Self {
-        let seed = match std::env::var("SEED") {
-            Ok(seed) => seed.parse().expect("SEED is a number"),
-            Err(_) => SystemTime::now()
-                .duration_since(UNIX_EPOCH)
-                .map_or(0, |since| since.as_nanos() as u64),
-        };
-        println!("SEED={seed}");
-        Self(seed)
+        Self(reasoning_rpc_test_support::Random::new(reasoning_rpc_test_support::seed()))
     }
 
-    pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ (z >> 31)
+    pub fn bits(&mut self) -> u64 {
+        self.0.bits()
     }
 
     /// A number below `end`.
     pub fn below(&mut self, end: usize) -> usize {
-        (self.next() % end as u64) as usize
+        self.0.below(end)
     }
 
     /// A number in [0, 1).
     pub fn unit(&mut self) -> f64 {
-        (self.next() >> 11) as f64 / (1u64 << 53) as f64
+        (self.bits() >> 11) as f64 / (1u64 << 53) as f64
     }
 
     /// A standard normal number.
@@ -57,44 +43,10 @@ impl Random {
     }
 }
 
-/// The folder of exported models.
-pub fn models() -> PathBuf {
-    root("RRPC_MODELS", "models")
-}
-
-/// The folder of golden data.
-pub fn golden() -> PathBuf {
-    root("RRPC_GOLDEN", "tests/golden")
-}
-
-fn root(variable: &str, otherwise: &str) -> PathBuf {
-    std::env::var_os(variable).map_or_else(
-        || {
-            PathBuf::from(env!("CARGO_MANIFEST_DIR"))
-                .join("../..")
-                .join(otherwise)
-        },
-        PathBuf::from,
-    )
-}
-
-/// A file of the exported SmolLM2; `None`, said aloud, where it has not been exported.
-pub fn smollm2(file: &str) -> Option<Vec<u8>> {
-    let path = models().join("smollm2-fp32").join(file);
-    match std::fs::read(&path) {
-        Ok(bytes) => Some(bytes),
-        Err(error) => {
-            println!("SKIPPED: {}: {error}", path.display());
-            None
-        }
-    }
-}
-
-/// A golden file as JSON.
-pub fn golden_json(file: &str) -> Value {
-    let path = golden().join(file);
-    let bytes = std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-    serde_json::from_slice(&bytes).expect("golden files are JSON")
+/// A file of the exported SmolLM2.
+pub fn smollm2(file: &str) -> Vec<u8> {
+    let path = model("smollm2-fp32").join(file);
+    std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
 /// An added token of a tokenizer.json, its id to be filled in.
