@@ -11,9 +11,10 @@ from .tensors import StoredTensor, row_bytes
 
 @dataclass(frozen=True)
 class Tokens:
-    """Token ids that generation needs; `stop` is ascending and without duplicates."""
+    """Token ids that generation needs; `stop` is ascending and without duplicates, `eos` is the one of chat templates."""
 
     bos: int | None = None
+    eos: int | None = None
     add_bos: bool = False
     stop: tuple[int, ...] = ()
 
@@ -66,6 +67,6 @@ def check_tensors(
 
 
 def check_tokens(tokens: Tokens, vocab_size: int) -> None:
-    for name, token in [("bos", tokens.bos), *(("stop", token) for token in tokens.stop)]:
+    for name, token in [("bos", tokens.bos), *(("stop", token) for token in tokens.stop), ("eos", tokens.eos)]:
         if token is not None and not 0 <= token < vocab_size:
             raise ExportError(f"{name} token {token} is outside the vocabulary of {vocab_size}")

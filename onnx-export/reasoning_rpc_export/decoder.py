@@ -21,7 +21,7 @@ from .quantize import BLOCK
 from .tensors import StoredTensor
 from .weights_file import WeightsFile
 
-# Bits per weight of linear layers; None is float32. Embedding and head have 8 bits in both quantised encodings.
+# Bits per weight of linear layers (but see Decoder.bits_of); None is float32. Embedding and head have 8 bits in both quantised encodings.
 WEIGHTS = {"fp32": None, "int8": 8, "int4": 4}
 HEAD_BITS = 8
 EMBEDDING, HEAD = "model.embed_tokens", "lm_head"
@@ -131,15 +131,31 @@ class Decoder:
         tensor = self.tensors[source + ".weight"]
         if self.bits is None:
             return self.float_linear(x, tensor, bias, source, name)
-        quants, scales, minimums = self.write_blocks(tensor, self.bits, source)
+        bits = self.bits_of(tensor, layer, projection)
+        quants, scales, minimums = self.write_blocks(tensor, bits, source)
         if minimums is None:
-            return self.block_product(x, quants, scales, bias, tensor.shape, self.bits, name)
-        product = self.block_product(x, quants, scales, bias, tensor.shape, self.bits, name + ".symmetric")
+            return self.block_product(x, quants, scales, bias, tensor.shape, bits, name)
+        product = self.block_product(x, quants, scales, bias, tensor.shape, bits, name + ".symmetric")
         sums = self.sum_blocks(x, tensor.width)
         if self.leading == 1:
             return self.graph.node("Gemm", [sums, minimums, product], name)
         offset = self.graph.node("MatMul", [sums, minimums], name + ".offset")
         return self.graph.node("Add", [product, offset], name)
+
+    def bits_of(self, tensor: StoredTensor, layer: int, projection: str) -> int:
+        """Bits per weight. Where rounding to 4 bits would lose most for the bytes that it saves, 8 are kept: k and v,
+        which grouped queries make small, and down in half of the layers, the outer ones and every third between.
+
+        SmolLM2-135M from float weights, NLL of a tutorial's text against float32: +8.0% with 4 bits throughout, +4.3%
+        like this, for 13% more bytes of linear layers. What a GGUF holds in 4-bit blocks stays as it is.
+        """
+        if self.bits != 4 or quantize.is_exact(tensor, 4):
+            return self.bits
+        layers = self.config.num_layers
+        outer = layers // 8
+        sensitive = layer < outer or layer >= layers - outer or (layer - outer) % 3 == 2
+        kept = projection in ("self_attn.k_proj", "self_attn.v_proj") or (projection == "mlp.down_proj" and sensitive)
+        return 8 if kept else 4
 
     def float_linear(self, x: str, tensor: StoredTensor, bias: str | None, source: str, name: str) -> str:
         """MatMul with the weight stored as [in, out], the order that the product reads."""

@@ -137,6 +137,7 @@ def read_rope(metadata: Settings, family: Family, head_dim: int, file: GgufFile)
 
 def read_tokens(metadata: Settings) -> Tokens:
     bos = metadata.token("tokenizer.ggml.bos_token_id")
-    ends = (metadata.token(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom"))
+    ends = [metadata.token(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
     add_bos = metadata.boolean("tokenizer.ggml.add_bos_token", default=adds_bos_by_default(metadata))
-    return Tokens(bos=bos, add_bos=add_bos and bos is not None, stop=tuple(sorted({e for e in ends if e is not None})))
+    stop = tuple(sorted({end for end in ends if end is not None}))
+    return Tokens(bos=bos, eos=ends[0], add_bos=add_bos and bos is not None, stop=stop)

@@ -199,15 +199,17 @@ def read_tokens(
 ) -> Tokens:
     stop = {*generation.tokens("eos_token_id"), *settings.tokens("eos_token_id")}
     bos = settings.token("bos_token_id")
+    eos = min(settings.tokens("eos_token_id"), default=None)
     add_bos = False
     if tokenizer is not None:
         ids = token_ids(tokenizer)
-        eos = special_token(tokenizer_config, "eos_token", ids)
-        stop |= {eos} if eos is not None else set()
+        named = special_token(tokenizer_config, "eos_token", ids)
+        stop |= {named} if named is not None else set()
+        eos = eos if named is None else named
         named = special_token(tokenizer_config, "bos_token", ids)
         bos = bos if named is None else named
         add_bos = tokenizer_config.boolean("add_bos_token", default=begins_with_token(tokenizer, bos, ids))
-    return Tokens(bos=bos, add_bos=add_bos and bos is not None, stop=tuple(sorted(stop)))
+    return Tokens(bos=bos, eos=eos, add_bos=add_bos and bos is not None, stop=tuple(sorted(stop)))
 
 
 def token_ids(tokenizer: Settings) -> dict[str, int]:

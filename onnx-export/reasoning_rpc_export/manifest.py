@@ -35,7 +35,7 @@ def write_manifest(folder: Path, checkpoint: Checkpoint, weights: str, flavour: 
             "max_positions": config.max_positions,
             "parameters": checkpoint.parameters,
         },
-        "tokens": {"bos": tokens.bos, "add_bos": tokens.add_bos, "stop": list(tokens.stop)},
+        "tokens": {"bos": tokens.bos, "eos": tokens.eos, "add_bos": tokens.add_bos, "stop": list(tokens.stop)},
         "generation": checkpoint.generation,
         "files": files,
     }

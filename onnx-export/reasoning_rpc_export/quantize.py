@@ -18,8 +18,9 @@ from .errors import ExportError
 from .tensors import StoredTensor
 
 BLOCK = 32
-# What a block's largest weight is scaled to; the best of these is chosen per block. Beyond 8 it is clipped a little.
-CANDIDATES = (8.0, 7.0, 7.4, 7.7, 8.35, 8.7, 9.1)
+# What a block's weight of largest magnitude is scaled to, sign turned; the best of these is chosen per block. Beyond the
+# range of -8 to 7 it is clipped a little.
+CANDIDATES = tuple(sign * step / 100 for sign in (1, -1) for step in range(640, 970, 30))
 # Blocks searched at once: 2 MB of float32, so that the candidates run from the processor's cache.
 SEARCH_BLOCKS = 16384
 
@@ -35,6 +36,11 @@ class Blocks:
 
 def has_minimums(tensor: StoredTensor, bits: int) -> bool:
     return tensor.encoding == "Q4_1" and bits == 4
+
+
+def is_exact(tensor: StoredTensor, bits: int) -> bool:
+    """Whether the tensor's own blocks are kept as they are."""
+    return (tensor.encoding, bits) in _REPACK
 
 
 def encode(tensor: StoredTensor, bits: int, start: int, stop: int) -> Blocks:
@@ -119,10 +125,12 @@ def round_to_8_bits(rows: np.ndarray) -> Blocks:
 
 
 def round_to_4_bits(rows: np.ndarray) -> Blocks:
-    """To nearest, with the scale per block, out of CANDIDATES, that leaves the smallest squared error.
+    """To nearest, with the scale per block, out of CANDIDATES, that leaves the smallest weighted squared error.
 
-    For given quants q the best scale is `x.q / q.q` and its error `x.x - (x.q)^2 / q.q`: the candidate with the largest
-    (x.q)^2 / q.q wins. The weight of largest magnitude goes to -8, so the scale is negative where that weight is not.
+    An error counts by the square root of its weight's magnitude: large weights matter more to the product than the
+    plain squared error says (on SmolLM2 a sixth of the loss). For given quants q and importances s the best scale is
+    `sxq / sqq` and its error `sxx - sxq^2 / sqq`: the candidate with the largest sxq^2 / sqq wins. The weight of
+    largest magnitude goes to about -8, so a scale is negative where that weight is positive; or to about 8, clipped.
     """
     shape = rows.shape[:-1]
     blocks = rows.reshape(-1, BLOCK)
@@ -136,16 +144,19 @@ def round_to_4_bits(rows: np.ndarray) -> Blocks:
 
 def _search_4_bits(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """x [n, 32] -> quants [n, 16], scales [n]."""
-    largest = np.take_along_axis(x, np.abs(x).argmax(axis=1)[:, None], axis=1)
-    inverse = np.divide(-1, largest, out=np.zeros_like(largest), where=largest != 0)
-    unit = x * inverse
+    magnitude = np.abs(x)
+    largest = np.take_along_axis(x, magnitude.argmax(axis=1)[:, None], axis=1)
+    unit = x * np.divide(-1, largest, out=np.zeros_like(largest), where=largest != 0)
+    importance = np.sqrt(magnitude)
+    weighted = importance * x
     best_gain = np.full(len(x), -1, np.float32)
     best_scale, best_target = np.zeros(len(x), np.float32), np.zeros(len(x), np.float32)
-    q = np.empty_like(x)
+    q, square = np.empty_like(x), np.empty_like(x)
     for target in CANDIDATES:
         np.multiply(unit, np.float32(target), out=q)
         np.clip(np.rint(q, out=q), -8, 7, out=q)
-        xq, qq = np.einsum("ij,ij->i", x, q), np.einsum("ij,ij->i", q, q)
+        xq = np.einsum("ij,ij->i", weighted, q)
+        qq = np.einsum("ij,ij->i", importance, np.multiply(q, q, out=square))
         scale = np.divide(xq, qq, out=np.zeros_like(xq), where=qq != 0)
         gain = xq * scale
         better = gain > best_gain

@@ -59,7 +59,7 @@ def test_smollm2_tokenizer_manifest_and_template(smollm2: Path, tmp_path: Path):
         "max_positions": 8192,
         "parameters": 134515008,
     }
-    assert manifest["tokens"] == {"bos": 1, "add_bos": False, "stop": [2]}
+    assert manifest["tokens"] == {"bos": 1, "eos": 2, "add_bos": False, "stop": [2]}
     template = (tmp_path / "out" / "chat_template.jinja").read_text(encoding="utf-8")
     assert template == golden("chat_template_expected.json")["chat_template"]
 
@@ -103,7 +103,7 @@ def test_tokenizer_of_each_pre_tokenizer(pre: str, rng: np.random.Generator, tmp
     write_gguf(make_model(rng, "qwen2"), tmp_path / "m.gguf", rng, metadata=tokenizer_metadata(pre))
     manifest = export_to(tmp_path / "m.gguf", tmp_path / "out")
     llama3 = pre in ("llama-bpe", "llama3")
-    assert manifest["tokens"] == {"bos": 3, "add_bos": llama3, "stop": [2, 4]}
+    assert manifest["tokens"] == {"bos": 3, "eos": 4, "add_bos": llama3, "stop": [2, 4]}
     tokenizer = json.loads((tmp_path / "out" / "tokenizer.json").read_text())
     assert [(entry["id"], entry["content"], entry["special"]) for entry in tokenizer["added_tokens"]] == [
         (3, "<s>", True),
@@ -136,7 +136,7 @@ def test_the_file_decides_about_bos(rng: np.random.Generator, tmp_path: Path):
 def test_without_a_tokenizer_the_model_takes_token_ids_only(rng: np.random.Generator, tmp_path: Path):
     write_gguf(make_model(rng, "llama"), tmp_path / "m.gguf", rng)
     manifest = export_to(tmp_path / "m.gguf", tmp_path / "out")
-    assert manifest["tokens"] == {"bos": None, "add_bos": False, "stop": []}
+    assert manifest["tokens"] == {"bos": None, "eos": None, "add_bos": False, "stop": []}
     assert set(manifest["files"]) == {"model.onnx", "model.onnx.data"}
 
 

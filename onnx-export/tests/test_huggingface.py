@@ -49,7 +49,7 @@ def test_a_bare_folder(source: Path, tmp_path: Path):
             "max_positions": 256,
             "parameters": sum(weight.size for weight in weights.values()),
         },
-        "tokens": {"bos": None, "add_bos": False, "stop": []},
+        "tokens": {"bos": None, "eos": None, "add_bos": False, "stop": []},
         "generation": {},
     }
     assert set(files) == {"model.onnx", "model.onnx.data"}
@@ -70,7 +70,7 @@ def test_tokenizer_template_and_generation(source: Path, tmp_path: Path):
     config = json.loads((source / "config.json").read_text())
     write_json(source / "config.json", config | {"eos_token_id": 2, "bos_token_id": 0})
     manifest = export_to(source, tmp_path / "out")
-    assert manifest["tokens"] == {"bos": 3, "add_bos": True, "stop": [2, 4, 5]}
+    assert manifest["tokens"] == {"bos": 3, "eos": 4, "add_bos": True, "stop": [2, 4, 5]}
     assert manifest["generation"] == generation
     assert (tmp_path / "out" / "tokenizer.json").read_bytes() == text
     assert (tmp_path / "out" / "chat_template.jinja").read_text(encoding="utf-8") == "{{ messages }}é"
@@ -109,7 +109,7 @@ def test_add_bos(processor: dict | None, add_bos_token: bool | None, expected: b
     write_json(source / "tokenizer.json", TOKENIZER | {"post_processor": processor})
     settings = {"bos_token": "<s>"} | ({} if add_bos_token is None else {"add_bos_token": add_bos_token})
     write_json(source / "tokenizer_config.json", settings)
-    assert export_to(source, tmp_path / "out")["tokens"] == {"bos": 3, "add_bos": expected, "stop": []}
+    assert export_to(source, tmp_path / "out")["tokens"] == {"bos": 3, "eos": None, "add_bos": expected, "stop": []}
 
 
 def test_rope_parameters_of_newer_configs(source: Path, tmp_path: Path):
