@@ -29,12 +29,16 @@ third_party/onnxruntime/version: scripts/fetch-onnxruntime
 	scripts/fetch-onnxruntime $(PYTHON)
 	touch $@
 
-# Beside the program and the library, where both look first.
+# ONNX Runtime beside the program and the library, where both look first; the library under its soname.
 target/release/libonnxruntime.so: third_party/onnxruntime/version
 	mkdir -p target/release
 	ln -sf ../../third_party/onnxruntime/libonnxruntime.so $@
 
-build: target/release/libonnxruntime.so
+target/release/libreasoning_rpc.so.0:
+	mkdir -p target/release
+	ln -sf libreasoning_rpc.so $@
+
+build: target/release/libonnxruntime.so target/release/libreasoning_rpc.so.0
 
 $(VENV)/requirements: onnx-export/requirements.lock
 	$(PYTHON) -m venv $(VENV)

@@ -57,10 +57,10 @@ pub unsafe extern "C" fn rrpc_sequence_compression_count(
     sequence: *const rrpc_sequence,
     count: *mut usize,
 ) -> *mut rrpc_error {
-    // SAFETY: the caller's promise.
     guard(|| {
-        with(sequence, |sequence| unsafe {
-            args::set("count", count, sequence.compressions().len())
+        with(sequence, |sequence| {
+            // SAFETY: the caller's promise.
+            unsafe { args::set("count", count, sequence.compressions().len()) }
         })
     })
 }

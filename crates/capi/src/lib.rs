@@ -4,11 +4,12 @@
 //! panics caught. The documentation of every item below is what C programmers read: the header is
 //! generated from it, one section per module, in the order of `tests/header.rs`.
 //!
-//! Every function runs inside [`guard::guard`]; handles are looked up in [`handles`]; structs that
-//! grow with the ABI are read and written by [`sized`] only.
+//! Every function runs inside `guard::guard`; handles are looked up in `handles`; structs that
+//! grow with the ABI are read and written by `sized` only.
 
 #![allow(unsafe_code)] // what C hands over is raw memory
 #![allow(non_camel_case_types)] // these are the names that C sees
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::panic))]
 
 mod args;
 mod compression;

@@ -454,3 +454,52 @@ pub extern "C" fn rrpc_sequence_reserve(sequence: *mut rrpc_sequence, new_tokens
         })
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use reasoning_rpc_engine::EngineOptions;
+    use reasoning_rpc_test_support::model;
+
+    use super::*;
+    use crate::error::{RRPC_ERROR_INTERNAL, RRPC_OK, rrpc_error_code, rrpc_error_free};
+
+    fn code_of(error: *mut rrpc_error) -> i32 {
+        // SAFETY: the error was just returned and is freed once.
+        unsafe {
+            let code = rrpc_error_code(error);
+            rrpc_error_free(error);
+            code
+        }
+    }
+
+    #[test]
+    fn a_panic_poisons_its_sequence_alone() {
+        let engine = Engine::open(&EngineOptions::new(model("golden/qwen2_p32-cached"))).unwrap();
+        let new = || {
+            // SAFETY: NULL options are the defaults.
+            let options = unsafe { convert(&engine, ptr::null()) }.unwrap();
+            let sequence = Mutex::new(engine.sequence(options).unwrap());
+            let handle = SEQUENCES
+                .insert(Shared {
+                    engine: engine.clone(),
+                    sequence,
+                })
+                .unwrap();
+            ptr::without_provenance_mut(handle)
+        };
+        let (hurt, well): (*mut rrpc_sequence, *mut rrpc_sequence) = (new(), new());
+        let append = |sequence| {
+            // SAFETY: the array has one id.
+            code_of(unsafe { rrpc_sequence_append_tokens(sequence, &raw const ID, 1) })
+        };
+        static ID: u32 = 1;
+        assert_eq!(append(hurt), RRPC_OK);
+        let panicking = guard(|| with(hurt, |_| -> Result<(), Failure> { panic!("on purpose") }));
+        assert_eq!(code_of(panicking), RRPC_ERROR_INTERNAL);
+        assert_eq!(append(hurt), RRPC_ERROR_POISONED);
+        assert_eq!(append(well), RRPC_OK);
+        rrpc_sequence_free(hurt);
+        assert_eq!(append(hurt), crate::error::RRPC_ERROR_INVALID_HANDLE);
+        rrpc_sequence_free(well);
+    }
+}

@@ -72,10 +72,10 @@ pub unsafe extern "C" fn rrpc_sequence_pending(
     sequence: *const rrpc_sequence,
     pending: *mut usize,
 ) -> *mut rrpc_error {
-    // SAFETY: the caller's promise.
     guard(|| {
-        with(sequence, |sequence| unsafe {
-            args::set("pending", pending, sequence.pending())
+        with(sequence, |sequence| {
+            // SAFETY: the caller's promise.
+            unsafe { args::set("pending", pending, sequence.pending()) }
         })
     })
 }
@@ -172,10 +172,10 @@ pub unsafe extern "C" fn rrpc_sequence_tokens(
     capacity: usize,
     count: *mut usize,
 ) -> *mut rrpc_error {
-    // SAFETY: the caller's promise.
     guard(|| {
-        with(sequence, |sequence| unsafe {
-            args::copy_out(sequence.tokens(), out, capacity, count)
+        with(sequence, |sequence| {
+            // SAFETY: the caller's promise.
+            unsafe { args::copy_out(sequence.tokens(), out, capacity, count) }
         })
     })
 }

@@ -2,6 +2,8 @@
 //! this file puts them together. `UPDATE_HEADER=1 cargo test -p reasoning-rpc-capi --test header`
 //! writes the header; without the variable the test compares.
 
+#![allow(clippy::unwrap_used, clippy::panic)] // tests
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,9 +1,11 @@
 //! How near attention, scoring and compaction come to the speed at which this machine reads memory.
 //!
 //! `cargo run --release -p reasoning-rpc-cpu --example bandwidth [-- FILTER]`; `RRPC_SIMD` picks the instruction set, FILTER a part of
-//! a line's name (`f16 D=64`). One thread. A cache of many layers, larger than the last-level cache, in blocks of 64 entries (keys,
-//! then values) that are handed out to the KV heads in turn; each repetition reads the same memory once plainly and once by the
-//! operation. Printed are medians of the repetitions: GB/s of keys and values, and the share of the plain reading beside it.
+//! a line's name (`f16 D=64`). One thread. A cache of many layers, several times the last-level cache, in blocks of 64 entries (keys,
+//! then values) that are handed out to the KV heads in turn. Some layers are read plainly, the next ones by attention, and so on in
+//! turn, so that both see the same machine. Printed are medians: GB/s of keys and values, the share of the plain reading, GFLOP/s
+//! (two per query head and element read), and what attention reaches on one small cache that stays in the second-level
+//! cache, where arithmetic is the limit.
 #![allow(clippy::print_stdout, clippy::unwrap_used)] // a program that prints a table
 #![allow(unsafe_code)] // raw pages and the plain reading loop
 
@@ -14,11 +16,15 @@ use std::ptr::NonNull;
 use std::time::Instant;
 
 /// Bytes that a line works on at least: several times the last-level cache.
-static WORKING_SET: std::sync::LazyLock<usize> =
-    std::sync::LazyLock::new(|| std::env::var("WS").map_or(256 << 20, |s| s.parse::<usize>().unwrap() << 10));
+const WORKING_SET: usize = 256 << 20;
+/// Bytes between two looks at the clock, at least.
+const CHUNK: usize = 2 << 20;
+/// Bytes of a cache for the limit of the arithmetic.
+const SMALL: usize = 128 << 10;
 const BLOCK: usize = 64;
 const REPETITIONS: usize = 15;
 
+#[derive(Clone, Copy)]
 struct Case {
     head_dim: usize,
     kv_heads: usize,
@@ -63,10 +69,13 @@ fn main() {
     }
 }
 
+/// Addresses of a head's pages: keys, values.
+type Head<E> = (Vec<NonNull<E>>, Vec<NonNull<E>>);
+
 /// Caches of `layers * kv_heads` heads in one allocation.
 struct Pool<E> {
     memory: Vec<E>,
-    heads: Vec<(Vec<NonNull<E>>, Vec<NonNull<E>>)>,
+    heads: Vec<Head<E>>,
     layout: Layout,
     len: usize,
 }
@@ -109,32 +118,33 @@ impl<E: Element> Pool<E> {
         unsafe { KvPages::new(keys, values, self.layout, self.len) }.unwrap()
     }
 
-    /// Seconds to read all of the memory once.
-    fn read(&self) -> f64 {
-        let start = Instant::now();
-        black_box(sum_lines(
-            self.memory.as_ptr().cast(),
-            size_of_val(&self.memory[..]) / 64,
-        ));
-        start.elapsed().as_secs_f64()
+    /// Part of the memory.
+    fn bytes(&self, range: std::ops::Range<usize>) -> &[u8] {
+        // SAFETY: elements are plain numbers.
+        let all = unsafe {
+            std::slice::from_raw_parts(self.memory.as_ptr().cast::<u8>(), size_of_val(&self.memory[..]))
+        };
+        &all[range]
+    }
+
+    /// Bytes of the entries of one head.
+    fn head_bytes(&self) -> usize {
+        2 * self.len * self.layout.head_dim * E::SIZE
     }
 }
 
 /// Reads every cache line, fetching ahead: as fast as one thread of this machine reads.
-fn sum_lines(memory: *const u8, lines: usize) -> u64 {
+fn sum_lines(memory: &[u8]) -> u64 {
     let mut sums = [0u64; 8];
-    for line in 0..lines {
-        let at = memory.wrapping_add(line * 64);
+    for line in memory.chunks_exact(64) {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: a prefetch never faults.
         unsafe {
             use std::arch::x86_64::*;
-            _mm_prefetch::<_MM_HINT_T1>(at.wrapping_add(4096).cast());
+            _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().wrapping_add(8192).cast());
         }
-        // SAFETY: within the memory that the caller owns.
-        let words = unsafe { at.cast::<[u64; 8]>().read_unaligned() };
-        for (sum, word) in sums.iter_mut().zip(words) {
-            *sum = sum.wrapping_add(word);
+        for (sum, word) in sums.iter_mut().zip(line.chunks_exact(8)) {
+            *sum = sum.wrapping_add(u64::from_le_bytes(word.try_into().unwrap()));
         }
     }
     sums.iter().fold(0, |a, &b| a.wrapping_add(b))
@@ -151,42 +161,72 @@ fn decode<E: Element>(simd: Simd, case: &Case, len: usize, filter: &str) {
     if !name.contains(filter) {
         return;
     }
-    let pool = Pool::<E>::new(case, len, *WORKING_SET);
     let queries = vec_of(case.group * case.head_dim);
     let mut out = vec![0.0; queries.len()];
     let mut scratch = Scratch::new();
     let scale = 1.0 / (case.head_dim as f32).sqrt();
     let width = queries.len();
-    let (mut reads, mut attends) = (Vec::new(), Vec::new());
-    for _ in 0..REPETITIONS {
-        reads.push(pool.read());
-        let start = Instant::now();
-        for head in 0..pool.heads.len() {
-            let heads = Heads::new(&queries, 1, case.group, case.head_dim, width).unwrap();
-            let mut to = HeadsMut::new(&mut out, 1, case.group, case.head_dim, width).unwrap();
-            attend(
-                simd,
-                &pool.pages(head),
-                len - 1,
-                heads,
-                &mut to,
-                scale,
-                &mut scratch,
-            )
-            .unwrap();
-        }
-        attends.push(start.elapsed().as_secs_f64());
+    let mut run = |pool: &Pool<E>, head: usize| {
+        let heads = Heads::new(&queries, 1, case.group, case.head_dim, width).unwrap();
+        let mut to = HeadsMut::new(&mut out, 1, case.group, case.head_dim, width).unwrap();
+        attend(
+            simd,
+            &pool.pages(head),
+            pool.len - 1,
+            heads,
+            &mut to,
+            scale,
+            &mut scratch,
+        )
+        .unwrap();
         black_box(&out);
+    };
+    let seconds = |mut work: Box<dyn FnMut() + '_>| {
+        let start = Instant::now();
+        work();
+        start.elapsed().as_secs_f64()
+    };
+
+    let small_len = (SMALL / (2 * case.head_dim * E::SIZE)).min(len);
+    let small = Pool::<E>::new(&Case { kv_heads: 1, ..*case }, small_len, 1);
+    let cached = median((0..200).map(|_| seconds(Box::new(|| run(&small, 0)))).collect());
+
+    let pool = Pool::<E>::new(case, len, WORKING_SET);
+    // Heads of a chunk: whole layers, because a layer's blocks alternate between its heads.
+    let layers = CHUNK.div_ceil(case.kv_heads * pool.head_bytes());
+    let heads = layers * case.kv_heads;
+    let chunks = pool.heads.len() / heads;
+    let bytes = heads * pool.head_bytes();
+    let (mut reads, mut attends) = (Vec::new(), Vec::new());
+    for chunk in (0..REPETITIONS * chunks).map(|i| i % (chunks / 2 * 2)) {
+        if chunk % 2 == 0 {
+            let memory = pool.bytes(chunk * bytes..(chunk + 1) * bytes);
+            reads.push(seconds(Box::new(|| {
+                black_box(sum_lines(memory));
+            })));
+        } else {
+            attends.push(seconds(Box::new(|| {
+                (chunk * heads..(chunk + 1) * heads).for_each(|head| run(&pool, head))
+            })));
+        }
     }
-    let gigabytes = size_of_val(&pool.memory[..]) as f64 / 1e9;
+    let gigabytes = bytes as f64 / 1e9;
     let (read, attend) = (median(reads), median(attends));
     println!(
-        "{name:40} {:6.2} GB/s, plain reading {:6.2} GB/s: {:3.0}%  ({:.1} us per head)",
+        "{name:36} {:5.1} GB/s of {:5.1}: {:3.0}%, {:5.1} GFLOP/s, {:7.1} us per head; in cache {:5.1} GB/s, {:5.1} GFLOP/s",
         gigabytes / attend,
         gigabytes / read,
         100.0 * read / attend,
-        1e6 * attend / pool.heads.len() as f64
+        gigabytes / attend * flops_per_byte::<E>(case),
+        1e6 * attend / heads as f64,
+        small.head_bytes() as f64 / 1e9 / cached,
+        small.head_bytes() as f64 / 1e9 / cached * flops_per_byte::<E>(case),
     );
+}
+
+/// Two operations for each query head and element.
+fn flops_per_byte<E: Element>(case: &Case) -> f64 {
+    2.0 * case.group as f64 / E::SIZE as f64
 }
 
 fn prefill<E: Element>(simd: Simd, case: &Case, filter: &str) {

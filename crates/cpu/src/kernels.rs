@@ -24,11 +24,12 @@ pub(crate) fn padded(head_dim: usize) -> usize {
     head_dim.next_multiple_of(16)
 }
 
-/// Addresses of entries that will be read soon, in the order of reading: the `i`th is to be fetched while the `i`th at hand is read.
+/// What to fetch while a tile is worked on: addresses of entries that will be read soon, the first of them while the tile's first is
+/// read, and so on.
 #[derive(Clone, Copy)]
-pub(crate) struct Ahead<E>(pub(crate) *const *const E);
+pub(crate) struct Ahead<S>(pub(crate) *const *const S);
 
-impl<E: Element> Ahead<E> {
+impl<S: Element> Ahead<S> {
     /// Fetches the elements `from..from + N * LANES` of the `index`th entry.
     #[inline(always)]
     unsafe fn fetch<V: Vector, const N: usize>(self, index: usize, from: usize) {
@@ -36,7 +37,7 @@ impl<E: Element> Ahead<E> {
         unsafe {
             let entry = (*self.0.add(index)).wrapping_add(from).cast::<u8>();
             let mut byte = 0;
-            while byte < N * V::LANES * E::SIZE {
+            while byte < N * V::LANES * S::SIZE {
                 V::prefetch(entry.wrapping_add(byte));
                 byte += CACHE_LINE;
             }
@@ -116,16 +117,17 @@ fn block<V: Vector>(left: usize) -> usize {
 
 /// Dot products of all queries (padded rows) with the keys of a tile: `out.row(q)[e]`. Up to three numbers behind the last of a row are
 /// overwritten as well.
-pub(crate) struct Dot<E> {
+pub(crate) struct Dot<E, S> {
     pub(crate) queries: Rows,
+    /// Up to the next multiple of four; logits of those behind the last mean nothing.
     pub(crate) keys: *const *const E,
     pub(crate) entries: usize,
     pub(crate) head_dim: usize,
     pub(crate) out: Rows,
-    pub(crate) ahead: Option<Ahead<E>>,
+    pub(crate) ahead: Option<Ahead<S>>,
 }
 
-impl<E: Element> Kernel for Dot<E> {
+impl<E: Element, S: Element> Kernel for Dot<E, S> {
     type Output = ();
 
     #[inline(always)]
@@ -158,47 +160,43 @@ impl<E: Element> Kernel for Dot<E> {
     }
 }
 
-impl<E: Element> Dot<E> {
+impl<E: Element, S: Element> Dot<E, S> {
     /// Q queries from `q` on with the entries `first..end`.
     #[inline(always)]
     unsafe fn block<V: Vector, const Q: usize>(&self, q: usize, first: usize, end: usize) {
         let full = self.head_dim / V::LANES * V::LANES;
-        // SAFETY: every key has `head_dim` elements, which end at a full or half register; queries are padded; the last four repeat the
-        // last key rather than read another.
+        // SAFETY: every key has `head_dim` elements, which end at a full or half register; queries are padded.
         unsafe {
-            let queries = self.queries.row(q);
             let out = self.out.row(q);
             let ahead = if q == 0 { self.ahead } else { None };
-            let last = end - 1;
             let mut e = first;
             while e < end {
-                let keys = [
-                    *self.keys.add(e),
-                    *self.keys.add((e + 1).min(last)),
-                    *self.keys.add((e + 2).min(last)),
-                    *self.keys.add((e + 3).min(last)),
-                ];
                 let mut sums = [[V::zero(); 4]; Q];
-                let mut d = 0;
-                while d < full {
+                if Q <= 2 {
+                    // Key by key: the order in which memory delivers best.
                     for i in 0..4 {
-                        if let Some(ahead) = ahead {
-                            ahead.fetch::<V, 1>(e + i, d);
-                        }
-                        let key = E::load::<V>(keys[i].add(d));
-                        for j in 0..Q {
-                            sums[j][i] =
-                                V::load(queries.add(j * self.queries.stride + d)).mul_add(key, sums[j][i]);
+                        let mut d = 0;
+                        while d < full {
+                            self.add::<V, Q>(&mut sums, q, (e, i), d, ahead);
+                            d += V::LANES;
                         }
                     }
-                    d += V::LANES;
+                } else {
+                    // Side by side: a query's register serves four keys.
+                    let mut d = 0;
+                    while d < full {
+                        for i in 0..4 {
+                            self.add::<V, Q>(&mut sums, q, (e, i), d, ahead);
+                        }
+                        d += V::LANES;
+                    }
                 }
-                if d < self.head_dim {
+                if full < self.head_dim {
                     for i in 0..4 {
-                        let key = E::load_half::<V>(keys[i].add(d));
+                        let key = E::load_half::<V>((*self.keys.add(e + i)).add(full));
                         for j in 0..Q {
-                            sums[j][i] =
-                                V::load(queries.add(j * self.queries.stride + d)).mul_add(key, sums[j][i]);
+                            let query = V::load(self.queries.row(q + j).add(full));
+                            sums[j][i] = query.mul_add(key, sums[j][i]);
                         }
                     }
                 }
@@ -215,11 +213,34 @@ impl<E: Element> Dot<E> {
             }
         }
     }
+
+    /// One register of the `i`th key behind entry e, into its Q sums.
+    #[inline(always)]
+    unsafe fn add<V: Vector, const Q: usize>(
+        &self,
+        sums: &mut [[V; 4]; Q],
+        q: usize,
+        (e, i): (usize, usize),
+        d: usize,
+        ahead: Option<Ahead<S>>,
+    ) {
+        // SAFETY: as in `block`.
+        unsafe {
+            if let Some(ahead) = ahead {
+                ahead.fetch::<V, 1>(e + i, d);
+            }
+            let key = E::load::<V>((*self.keys.add(e + i)).add(d));
+            for j in 0..Q {
+                let query = V::load(self.queries.row(q + j).add(d));
+                sums[j][i] = query.mul_add(key, sums[j][i]);
+            }
+        }
+    }
 }
 
 /// Adds a tile's weighted values to the running sums: `sums.row(q)[d] = sums.row(q)[d] * factors[q] + sum over e of
 /// weights.row(q)[e] * value e [d]`.
-pub(crate) struct Weigh<E> {
+pub(crate) struct Weigh<E, S> {
     /// Weights of the entries, one row per query.
     pub(crate) weights: Rows,
     /// The running sums, one padded row per query.
@@ -228,10 +249,10 @@ pub(crate) struct Weigh<E> {
     pub(crate) values: *const *const E,
     pub(crate) entries: usize,
     pub(crate) head_dim: usize,
-    pub(crate) ahead: Option<Ahead<E>>,
+    pub(crate) ahead: Option<Ahead<S>>,
 }
 
-impl<E: Element> Kernel for Weigh<E> {
+impl<E: Element, S: Element> Kernel for Weigh<E, S> {
     type Output = ();
 
     #[inline(always)]
@@ -256,7 +277,7 @@ impl<E: Element> Kernel for Weigh<E> {
     }
 }
 
-impl<E: Element> Weigh<E> {
+impl<E: Element, S: Element> Weigh<E, S> {
     /// All dimensions for Q queries from `q` on, four registers at a time.
     #[inline(always)]
     unsafe fn queries<V: Vector, const Q: usize>(&self, q: usize) {

@@ -173,11 +173,10 @@ impl<'a, E: Element> Tables<'a, E> {
     pub(crate) fn keys_into(&self, first: usize, to: &mut [*const E]) {
         let mut done = 0;
         while done < to.len() {
-            let (mut at, run) = self.key(first + done);
+            let (at, run) = self.key(first + done);
             let run = run.min(to.len() - done);
-            for slot in &mut to[done..done + run] {
-                *slot = at;
-                at = at.wrapping_add(self.layout.key_stride);
+            for (e, slot) in to[done..done + run].iter_mut().enumerate() {
+                *slot = at.wrapping_add(e * self.layout.key_stride);
             }
             done += run;
         }
@@ -188,11 +187,10 @@ impl<'a, E: Element> Tables<'a, E> {
     pub(crate) fn values_into(&self, first: usize, to: &mut [*const E]) {
         let mut done = 0;
         while done < to.len() {
-            let (mut at, run) = self.value(first + done);
+            let (at, run) = self.value(first + done);
             let run = run.min(to.len() - done);
-            for slot in &mut to[done..done + run] {
-                *slot = at;
-                at = at.wrapping_add(self.layout.value_stride);
+            for (e, slot) in to[done..done + run].iter_mut().enumerate() {
+                *slot = at.wrapping_add(e * self.layout.value_stride);
             }
             done += run;
         }

@@ -1,6 +1,6 @@
 use crate::element::Element;
 use crate::error::{Error, at_least, exactly, plus, times};
-use crate::kernels::{Dot, Rows, TILE, load_row, padded};
+use crate::kernels::{Ahead, Dot, Rows, TILE, load_row, padded};
 use crate::pages::KvPages;
 use crate::scratch::{Parts, Scratch};
 use crate::simd::Simd;
@@ -171,7 +171,7 @@ impl<E: Element> Kernel for Score<'_, '_, E> {
                             stride,
                             count,
                         },
-                        ahead: None,
+                        ahead: None::<Ahead<f32>>,
                     });
                     first += entries;
                 }

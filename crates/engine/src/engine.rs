@@ -181,7 +181,7 @@ impl Engine {
 
     /// The sampling that the model's authors recommend, or temperature 0.6 and top-p 0.95.
     pub fn default_sampling(&self) -> SamplingOptions {
-        self.shared.default_sampling.clone()
+        self.shared.default_sampling
     }
 
     /// A new, empty sequence.

@@ -10,8 +10,8 @@ use reasoning_rpc_engine::Error;
 use reasoning_rpc_engine::sampling::{Candidate, Sampler, SamplingOptions};
 use text_support::Random;
 
-/// Sorts all tokens and applies the options one after another. `None` if some decision was so close that rounding
-/// decides it.
+/// Sorts all tokens and applies the options one after another. `None` if some decision was so close that
+/// rounding decides it.
 fn plain(logits: &[f32], seen: &[u32], options: &SamplingOptions) -> Option<Vec<(u32, f64)>> {
     let mut scores: Vec<f64> = logits.iter().map(|logit| f64::from(*logit)).collect();
     let mut once = seen.to_vec();
@@ -149,8 +149,8 @@ fn the_tokens_kept_are_exactly_those_of_the_plain_implementation() {
     assert!(close < 300);
 }
 
-/// A false alarm has a probability below 1e-9 for each of the 8 sets of options: the statistic's cube root is about
-/// normal (Wilson and Hilferty), and 6.5 standard deviations are allowed.
+/// A false alarm has a probability below 1e-9 for each of the 8 sets of options: the statistic's cube
+/// root is about normal (Wilson and Hilferty), and 6.5 standard deviations are allowed.
 #[test]
 fn draws_have_the_right_frequencies() {
     let mut random = Random::new();
@@ -234,7 +234,8 @@ fn draws_have_the_right_frequencies() {
     }
 }
 
-/// ChaCha with 8 rounds, written out after its specification: word `2n` and `2n + 1` of the stream for a seed.
+/// ChaCha with 8 rounds, written out after its specification: word `2n` and `2n + 1` of the stream for a
+/// seed.
 fn chacha8(seed: u64, draw: u64) -> u64 {
     let mut input = [0u32; 16];
     input[..4].copy_from_slice(&[0x6170_7865, 0x3320_646e, 0x7962_2d32, 0x6b20_6574]);

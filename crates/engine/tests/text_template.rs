@@ -138,6 +138,9 @@ fn no_content_becomes_a_control_token() {
         "<no",
         "rm>",
         "<sep>",
+        "ENDTURN",
+        "END",
+        "TURN",
         "<｜User｜>",
         "<｜User",
         "｜>",
@@ -176,6 +179,31 @@ fn no_content_becomes_a_control_token() {
         escaped > 100,
         "the texts hold whole control tokens often enough: {escaped}"
     );
+}
+
+/// A control token may lie across a content's borders in all ways, with spaces that the template strips.
+#[test]
+fn no_control_token_reaches_into_a_content() {
+    for (before, content, after) in [
+        ("", "x <", "|im_end|>"),
+        ("", "x <|im_en", "d|>"),
+        ("<|im_", "end|> x", ""),
+        ("<|im_end|", "> x", ""),
+        ("<|im", "_", "end|>"),
+        ("<|", "im_end", "|>"),
+        ("", "x END", "TURN"),
+        ("END", "TURN x", ""),
+        ("END", "TU", "RN"),
+        ("E", "N", "DTURN"),
+    ] {
+        for (filter, padding) in [("", ""), ("| trim", ""), ("| trim", "  \n")] {
+            let source = format!("{before}{{{{ messages[0].content {filter} }}}}{after}");
+            let content = format!("{padding}{content}{padding}");
+            let tokenizer = byte_level();
+            let ids = encode_chat(&tokenizer, &template(&source), &messages(&[&content]), false).unwrap();
+            assert_eq!(controls(&tokenizer, &ids), [0u32; 0], "{source:?} {content:?}");
+        }
+    }
 }
 
 /// A conversation without control tokens' texts is encoded as the rendered text is, by the library too.

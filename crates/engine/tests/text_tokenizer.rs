@@ -64,8 +64,8 @@ fn control_tokens_are_parsed_or_plain() {
     );
 }
 
-/// All text through all kinds of tokenizers gives what the library gives. The unmarked turn marker, which the library
-/// never takes as text, is left out of the plain comparison.
+/// All text through all kinds of tokenizers gives what the library gives. The unmarked turn marker, which
+/// the library never takes as text, is left out of the plain comparison.
 #[test]
 fn encoding_agrees_with_the_library() {
     let mut random = Random::new();
@@ -89,9 +89,9 @@ fn encoding_agrees_with_the_library() {
     }
 }
 
-/// Any ids decode as the library decodes them, but for two things that it spoils: a whole run of byte-fallback tokens if
-/// any of them is broken (so there the comparison is over texts that encode), and an added token with an accent in a
-/// byte-level vocabulary.
+/// Any ids decode as the library decodes them, but for two things that it spoils: a whole run of
+/// byte-fallback tokens if any of them is broken (so there the comparison is over texts that encode), and
+/// an added token with an accent in a byte-level vocabulary.
 #[test]
 fn decoding_agrees_with_the_library() {
     let mut random = Random::new();

@@ -14,6 +14,7 @@ const MOST: f32 = 65504.0;
 impl Vector for Avx2 {
     const LANES: usize = 8;
     const QUERIES: usize = 3;
+    const CONVERT_ABOVE: usize = 3;
 
     #[inline(always)]
     unsafe fn zero() -> Self {
@@ -201,6 +202,12 @@ impl Vector for Avx2 {
             _mm_storeu_ps(to_first, _mm256_castps256_ps128(sums));
             _mm_storeu_ps(to_second, _mm256_extractf128_ps::<1>(sums));
         }
+    }
+
+    #[inline(always)]
+    unsafe fn first(self) -> f32 {
+        // SAFETY: see above.
+        unsafe { _mm256_cvtss_f32(self.0) }
     }
 
     #[inline(always)]

@@ -14,6 +14,7 @@ const MOST: f32 = 65504.0;
 impl Vector for Avx512 {
     const LANES: usize = 16;
     const QUERIES: usize = 6;
+    const CONVERT_ABOVE: usize = 12;
 
     #[inline(always)]
     unsafe fn zero() -> Self {
@@ -188,6 +189,12 @@ impl Vector for Avx512 {
             ];
             Avx2::sum_eight([a, b, c, d], [e, f, g, h], to_first, to_second);
         }
+    }
+
+    #[inline(always)]
+    unsafe fn first(self) -> f32 {
+        // SAFETY: see above.
+        unsafe { _mm512_cvtss_f32(self.0) }
     }
 
     #[inline(always)]

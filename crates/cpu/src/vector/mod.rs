@@ -30,6 +30,8 @@ pub trait Vector: Copy {
     const LANES: usize;
     /// Most queries that a register block of the kernels holds: with four accumulators each they must fit the register file.
     const QUERIES: usize;
+    /// With more queries than this a tile of a narrower element type is converted once, ahead of all of them.
+    const CONVERT_ABOVE: usize;
 
     unsafe fn zero() -> Self;
     unsafe fn splat(value: f32) -> Self;
@@ -64,6 +66,7 @@ pub trait Vector: Copy {
     unsafe fn sum_four(four: [Self; 4], to: *mut f32);
     /// [`Vector::sum_four`] twice, at less cost.
     unsafe fn sum_eight(first: [Self; 4], second: [Self; 4], to_first: *mut f32, to_second: *mut f32);
+    unsafe fn first(self) -> f32;
     unsafe fn largest(self) -> f32;
     /// Fetches a cache line into the second level: the first has too few misses in flight to keep the memory busy.
     unsafe fn prefetch(at: *const u8);

@@ -21,6 +21,7 @@ impl Portable {
 impl Vector for Portable {
     const LANES: usize = 8;
     const QUERIES: usize = 2;
+    const CONVERT_ABOVE: usize = 1;
 
     #[inline(always)]
     unsafe fn zero() -> Self {
@@ -177,6 +178,11 @@ impl Vector for Portable {
             Self::sum_four(first, to_first);
             Self::sum_four(second, to_second);
         }
+    }
+
+    #[inline(always)]
+    unsafe fn first(self) -> f32 {
+        self.0[0]
     }
 
     #[inline(always)]

@@ -38,12 +38,10 @@ impl<E: Element> Cache<E> {
             tables: Default::default(),
         };
         let (keys, values) = (cache.keys.as_mut_ptr(), cache.values.as_mut_ptr());
-        // SAFETY: within the allocations, which never move again.
         let at = |base: *mut E, starts: &[usize]| {
-            starts
-                .iter()
-                .map(|&s| NonNull::new(unsafe { base.add(s) }).unwrap())
-                .collect()
+            // SAFETY: within the allocations, which never move again.
+            let page = |&start: &usize| NonNull::new(unsafe { base.add(start) }).unwrap();
+            starts.iter().map(page).collect()
         };
         cache.tables = (at(keys, &cache.key_pages), at(values, &cache.value_pages));
         cache

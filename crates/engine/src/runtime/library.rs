@@ -4,12 +4,13 @@
 
 use std::ffi::{CStr, OsStr, c_void};
 use std::os::unix::ffi::OsStrExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use ort::environment::Environment;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, panic_text};
 
 /// The environment variable that names libonnxruntime; ignored in a set-user-id program.
 pub const LIBRARY_VARIABLE: &str = "RRPC_ONNXRUNTIME";
@@ -54,17 +55,36 @@ pub fn load(path: Option<&Path>) -> Result<Environment> {
     }
     // ONNX Runtime logs to stderr unless it is given a logger; a library is silent.
     let silent: ort::logging::LoggerFunction = Arc::new(|_, _, _, _, _| {});
-    let environment = ort::init_from(&wanted)
-        .map_err(|error| Error::Runtime(format!("{}: {error}", wanted.display())))?
-        .with_name("reasoning-rpc")
-        .with_telemetry(false)
-        .with_logger(silent)
-        .build()?;
+    // A library that answers GetApi with NULL makes `ort` panic.
+    let environment = catch_unwind(AssertUnwindSafe(|| -> Result<Environment> {
+        let environment = ort::init_from(&wanted)
+            .map_err(|error| Error::Runtime(format!("{}: {}", wanted.display(), describe(&error))))?
+            .with_name("reasoning-rpc")
+            .with_telemetry(false)
+            .with_logger(silent)
+            .build()?;
+        Ok(environment)
+    }))
+    .unwrap_or_else(|payload| {
+        let text = panic_text(&*payload);
+        Err(Error::Runtime(format!("{}: expected ONNX Runtime, found {text}", wanted.display())))
+    })?;
     *loaded = Some(Loaded {
         path: wanted,
         environment: environment.clone(),
     });
     Ok(environment)
+}
+
+fn describe(error: &ort::LoadDynamicError) -> String {
+    match error {
+        // Its own text ends before the loader's reason.
+        ort::LoadDynamicError::Dlopen { error, .. } => {
+            let reason = std::error::Error::source(error).map(ToString::to_string);
+            reason.unwrap_or_else(|| error.to_string())
+        }
+        other => other.to_string(),
+    }
 }
 
 fn find(path: Option<&Path>) -> Result<PathBuf> {

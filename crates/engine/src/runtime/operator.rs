@@ -95,6 +95,7 @@ impl AttentionState {
 }
 
 /// The operator domain of a session; its nodes work on `state`.
+#[allow(clippy::arc_with_non_send_sync)] // the session takes an Arc, and only the session holds it
 pub(crate) fn operator_domain(state: &Arc<AttentionState>) -> Result<Arc<OperatorDomain>> {
     let domain = OperatorDomain::new(DOMAIN)?.add(CachedAttention(Arc::clone(state)))?;
     Ok(Arc::new(domain))

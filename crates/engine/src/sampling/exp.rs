@@ -1,5 +1,5 @@
-//! The exponential function in plain arithmetic: the same bits on every machine, whatever its mathematics library, and
-//! free of branches, so that compilers vectorise it.
+//! The exponential function in plain arithmetic: the same bits on every machine, whatever its mathematics
+//! library, and free of branches, so that compilers vectorise it.
 
 const LOG2_E: f64 = std::f64::consts::LOG2_E;
 /// ln 2 in two parts; the upper one has so few digits that small multiples of it are exact.
@@ -41,7 +41,7 @@ pub(super) fn exp(x: f64) -> f64 {
     if x < LEAST { 0.0 } else { sum * scale }
 }
 
-/// The same in float32, within 2e-7 of the result for every unit of `x` and at least that; 0 below -87.
+/// The same in float32: its relative error is below 2e-7 times `max(1, -x)`; 0 below -87.
 #[inline(always)]
 pub(super) fn exp_f32(x: f32) -> f32 {
     const ROUND: f32 = 12_582_912.0;

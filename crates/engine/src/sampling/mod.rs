@@ -1,9 +1,10 @@
 //! Choosing the next token from logits.
 //!
-//! The steps and their order are Hugging Face's: repetition penalty, temperature, top-k, top-p, min-p, draw. What is
-//! added here is that a choice replays on every machine: probabilities are computed by plain arithmetic in a fixed
-//! order, in float64 for the tokens kept, and the draws are a fixed stream of bits. Only the sum over the whole
-//! vocabulary, which top-p and plain temperature need, is computed in float32, to about six digits.
+//! The steps and their order are Hugging Face's: repetition penalty, temperature, top-k, top-p, min-p,
+//! draw. What is added here is that a choice replays on every machine: probabilities are computed by
+//! plain arithmetic in a fixed order, in float64 for the tokens kept, and the draws are a fixed stream of
+//! bits. Only the sum over the whole vocabulary, which top-p and plain temperature need, is computed in
+//! float32, to about six digits.
 
 mod exp;
 mod options;
@@ -20,10 +21,10 @@ use select::{Logits, Scratch};
 
 /// Chooses tokens for one sequence. A clone goes on as the original would.
 ///
-/// Draw number `n` (from 0) is made from words `2n` and `2n + 1` of the ChaCha8 stream whose key is the seed, as 8 bytes
-/// little-endian, then 24 zero bytes, with stream number 0: the upper 53 bits of that little-endian 64-bit number, over
-/// 2^53. Each sampled token takes one draw, each greedy one none. With the tokens observed, the seed and the number of
-/// draws are all the state there is: [`Sampler::resume`].
+/// Draw number `n` (from 0) is made from words `2n` and `2n + 1` of the ChaCha8 stream whose key is the
+/// seed, as 8 bytes little-endian, then 24 zero bytes, with stream number 0: the upper 53 bits of that
+/// little-endian 64-bit number, over 2^53. Each sampled token takes one draw, each greedy one none. With
+/// the tokens observed, the seed and the number of draws are all the state there is: [`Sampler::resume`].
 #[derive(Clone, Debug)]
 pub struct Sampler {
     options: SamplingOptions,
@@ -66,8 +67,8 @@ impl Sampler {
         self.draws
     }
 
-    /// Takes note of a token of the text, prompt or answer, for the repetition penalty. [`Sampler::sample`] does not:
-    /// its caller says which token the text goes on with.
+    /// Takes note of a token of the text, prompt or answer, for the repetition penalty.
+    /// [`Sampler::sample`] does not: its caller says which token the text goes on with.
     pub fn observe(&mut self, id: u32) {
         if self.options.repetition_penalty != 1.0
             && let Err(place) = self.seen.binary_search(&id)
@@ -87,8 +88,8 @@ impl Sampler {
 
     /// The next token. Greedy if the temperature is 0: the highest logit, and of equal ones the lowest id.
     ///
-    /// A logit of minus infinity rules its token out. An error are: no logits, NaN or plus infinity among them (after
-    /// the penalty, too), and none above minus infinity.
+    /// A logit of minus infinity rules its token out. An error are: no logits, NaN or plus infinity among
+    /// them (after the penalty, too), and none above minus infinity.
     pub fn sample(&mut self, logits: &[f32]) -> Result<u32> {
         let logits = Logits::new(logits, self.options.repetition_penalty, &self.seen);
         let best = logits.best()?;
@@ -101,8 +102,9 @@ impl Sampler {
         Ok(self.scratch.choose(&logits, unit * total))
     }
 
-    /// What [`Sampler::sample`] would choose among: every token kept, with its probability, the most probable first and
-    /// of equally probable ones the lowest id. Draws nothing. Greedy sampling keeps one token.
+    /// What [`Sampler::sample`] would choose among: every token kept, with its probability, the most
+    /// probable first and of equally probable ones the lowest id. Draws nothing. Greedy sampling keeps
+    /// one token.
     pub fn candidates(&mut self, logits: &[f32]) -> Result<Vec<Candidate>> {
         let logits = Logits::new(logits, self.options.repetition_penalty, &self.seen);
         let best = logits.best()?;

@@ -11,8 +11,8 @@ pub struct SamplingOptions {
     pub temperature: f32,
     /// Only the `top_k` most probable tokens, and those as probable as the last of them; 0 is off.
     pub top_k: u32,
-    /// Only the most probable tokens that together just reach this probability, at least one; 1 is off. Of equally
-    /// probable tokens the lowest ids go first.
+    /// Only the most probable tokens that together just reach this probability, at least one; 1 is off.
+    /// Of equally probable tokens the lowest ids go first.
     pub top_p: f32,
     /// Only tokens at least this times as probable as the most probable one; 0 is off.
     pub min_p: f32,
@@ -37,8 +37,9 @@ impl SamplingOptions {
     ///
     /// - `do_sample: false` is greedy, with the repetition penalty that is given.
     /// - Nothing given at all: temperature 0.6 and top-p 0.95, the usual advice for models that reason.
-    /// - Otherwise what is given, and for the rest what Hugging Face takes: temperature 1, top-p 1, no min-p, no
-    ///   penalty. But a missing top-k is off (Hugging Face silently takes 50), and a missing `do_sample` samples.
+    /// - Otherwise what is given, and for the rest what Hugging Face takes: temperature 1, top-p 1, no
+    ///   min-p, no penalty. But a missing top-k is off (Hugging Face silently takes 50), and a missing
+    ///   `do_sample` samples.
     pub fn from_generation(given: &GenerationDefaults) -> Result<Self> {
         let nothing = *given == GenerationDefaults::default();
         let or = |value: Option<f32>, unset: f32, otherwise: f32| {

@@ -395,7 +395,8 @@ impl Scratch {
         self.kept.iter().map(|token| token.probability).sum()
     }
 
-    /// Keeps the tokens before which, in order of probability, the weights do not reach `target`; the first in any case.
+    /// Keeps the tokens before which, in order of probability, the weights do not reach `target`; the
+    /// first in any case.
     fn cut(&mut self, target: f64) {
         let Self {
             kept, order, scale, ..

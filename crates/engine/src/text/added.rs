@@ -1,5 +1,6 @@
-//! Finding added tokens (control tokens and user-defined ones) in text, as the `tokenizers` crate does, with one rule
-//! on top: in a rendered chat, a control token that touches a guarded place is ordinary text.
+//! Finding added tokens (control tokens and user-defined ones) in text, as the `tokenizers` crate does,
+//! with one rule on top: in a rendered chat, a control token that touches a guarded place is ordinary
+//! text.
 
 use std::ops::Range;
 use std::sync::LazyLock;
@@ -30,8 +31,8 @@ pub(super) struct AddedToken {
     pub(super) rstrip: bool,
 }
 
-/// Some models leave control tokens unmarked, DeepSeek's turn markers among them. What is written `<|...|>`, with
-/// ASCII or full-width bars, is never meant as a user's text.
+/// Some models leave control tokens unmarked, DeepSeek's turn markers among them. What is written
+/// `<|...|>`, with ASCII or full-width bars, is never meant as a user's text.
 pub(super) fn looks_like_control(content: &str) -> bool {
     content.chars().count() > 4
         && [("<|", "|>"), ("<｜", "｜>")]
@@ -54,7 +55,8 @@ struct Node {
 }
 
 impl Trie {
-    /// Strings are known by their place in the list. Of equal strings the first counts; empty ones match nothing.
+    /// Strings are known by their place in the list. Of equal strings the first counts; empty ones match
+    /// nothing.
     pub(super) fn new<'a>(patterns: impl Iterator<Item = &'a str>) -> Self {
         let mut nodes = vec![Node::default()];
         for (index, pattern) in patterns.enumerate() {
@@ -79,8 +81,9 @@ impl Trie {
         Self { nodes }
     }
 
-    /// Follows `text` from its first byte; `visit` hears the length of every prefix that some string shares, whether
-    /// the string goes on after it, and which string ends there. It returns false to stop.
+    /// Follows `text` from its first byte; `visit` hears the length of every prefix that some string
+    /// shares, whether the string goes on after it, and which string ends there. It returns false to
+    /// stop.
     pub(super) fn walk(&self, text: &[u8], mut visit: impl FnMut(usize, bool, Option<usize>) -> bool) {
         let mut at = 0;
         for (length, byte) in (1..).zip(text) {
@@ -186,8 +189,8 @@ impl Matcher {
         guarded.get(next).is_none_or(|&place| place > shift + origin.end)
     }
 
-    /// The tokens in `text`, leftmost first, the longest of those that begin at one place, with the spaces that they
-    /// take along.
+    /// The tokens in `text`, leftmost first, the longest of those that begin at one place, with the
+    /// spaces that they take along.
     fn find(
         &self,
         text: &str,

@@ -1,7 +1,7 @@
 //! What each token adds to the text, as bytes, worked out once from the tokenizer's decoder.
 //!
-//! Every decoder that is supported here joins what its tokens give, except at the very beginning of a text. So text
-//! is decoded token by token, at a cost that does not grow with the text.
+//! Every decoder that is supported here joins what its tokens give, except at the very beginning of a
+//! text. So text is decoded token by token, at a cost that does not grow with the text.
 
 use serde_json::Value;
 
@@ -98,8 +98,9 @@ impl Decoder {
         })
     }
 
-    /// Appends the bytes of a token that reads `token` in the vocabulary. An added token's text is no byte-level one:
-    /// it is found in texts as it stands. (The library decodes it as byte-level where it can, and so breaks `é`.)
+    /// Appends the bytes of a token that reads `token` in the vocabulary. An added token's text is no
+    /// byte-level one: it is found in texts as it stands. (The library decodes it as byte-level where it
+    /// can, and so breaks `é`.)
     fn append(&self, token: &str, added: bool, bytes: &mut Vec<u8>) {
         let mut text = std::borrow::Cow::Borrowed(token);
         for step in &self.steps {
@@ -151,7 +152,8 @@ fn fallback_byte(token: &str) -> Option<u8> {
         .flatten()
 }
 
-/// Byte-level vocabularies write printable bytes as themselves and the others as the characters from U+0100 on.
+/// Byte-level vocabularies write printable bytes as themselves and the others as the characters from
+/// U+0100 on.
 fn byte_alphabet() -> Vec<(char, u8)> {
     let mut spare = (0x100..).filter_map(char::from_u32);
     let mut alphabet: Vec<(char, u8)> = (0..=255u8)

@@ -1,15 +1,15 @@
 //! Marks in message contents that keep control tokens from arising there.
 //!
-//! A template may do anything with a content before it writes it: strip it, split it, take words out of it. So the
-//! places to guard are marked inside the content itself, by a noncharacter that no text of the conversation holds, and
-//! found again in what the template wrote. A mark always follows a character of the content; hence a control token
-//! whose span holds a mark, or ends at one, took a character from a content, and one that the template wrote by itself
-//! never does.
+//! A template may do anything with a content before it writes it: strip it, split it, take words out of
+//! it. So the places to guard are marked inside the content itself, by a noncharacter that no text of the
+//! conversation holds, and found again in what the template wrote. A mark always follows a character of
+//! the content; hence a control token whose span holds a mark, or ends at one, took a character from a
+//! content, and one that the template wrote by itself never does.
 //!
-//! Marked is, after its first character, each control token's text; each lone first character such as `<`, because
-//! what follows may be taken out or changed until it reads like a control token; and what could continue a control
-//! token, or be continued to one, across the content's borders. Tags that the template itself mentions, such as
-//! `</think>`, stay unmarked, for the template may look for them.
+//! Marked is, after its first character, each control token's text; each lone first character such as
+//! `<`, because what follows may be taken out or changed until it reads like a control token; and what
+//! could continue a control token, or be continued to one, across the content's borders. Tags that the
+//! template itself mentions, such as `</think>`, stay unmarked, for the template may look for them.
 
 use std::collections::HashSet;
 
@@ -106,7 +106,8 @@ impl Controls {
         insert(content, places, mark)
     }
 
-    /// Another text of the caller's, marked inside every control token's text only: the template may compare it.
+    /// Another text of the caller's, marked inside every control token's text only: the template may
+    /// compare it.
     pub(super) fn guard_variable(&self, text: &str, mark: char) -> String {
         let places = text.char_indices();
         let places = places.filter(|(at, _)| self.beginning(&text[*at..], [0, 0]).0);
@@ -114,8 +115,8 @@ impl Controls {
         insert(text, places, mark)
     }
 
-    /// Whether `text` begins with a control token's text, with the first byte of one, and with a part of one that
-    /// reaches to one of these ends.
+    /// Whether `text` begins with a control token's text, with the first byte of one, and with a part of
+    /// one that reaches to one of these ends.
     fn beginning(&self, text: &str, ends: [usize; 2]) -> (bool, bool, bool) {
         let (mut whole, mut begun, mut cut) = (false, false, false);
         self.trie.walk(text.as_bytes(), |length, goes_on, pattern| {

@@ -35,7 +35,8 @@ pub fn encode_chat(
     tokenizer.encode_rendered(&template.render(tokenizer, messages, &options)?)
 }
 
-/// The tokens of a raw prompt: control tokens in the text are parsed, and `bos` goes first unless it is there already.
+/// The tokens of a raw prompt: control tokens in the text are parsed, and `bos` goes first unless it is
+/// there already.
 pub fn encode_raw(tokenizer: &Tokenizer, text: &str, bos: Option<u32>) -> Result<Vec<u32>> {
     let mut ids = tokenizer.encode(text, Special::Parse)?;
     if let Some(bos) = bos {

@@ -4,8 +4,8 @@ use crate::error::{Error, Result};
 
 /// Holds text back while it could still become a stop string, and cuts the text off at the first one.
 ///
-/// The stop string that is complete first counts; of several that are complete at the same character, the longest. So
-/// the outcome does not depend on how the text was cut into pieces.
+/// The stop string that is complete first counts; of several that are complete at the same character, the
+/// longest. So the outcome does not depend on how the text was cut into pieces.
 #[derive(Clone, Debug)]
 pub struct StopStrings {
     stops: Vec<Stop>,
@@ -69,8 +69,8 @@ impl StopStrings {
         })
     }
 
-    /// Takes more text and appends to `out` what can no longer become a stop string. With a stop string complete, its
-    /// index; `out` then holds all text before it, and whatever comes after is dropped.
+    /// Takes more text and appends to `out` what can no longer become a stop string. With a stop string
+    /// complete, its index; `out` then holds all text before it, and whatever comes after is dropped.
     pub fn push(&mut self, text: &str, out: &mut String) -> Option<usize> {
         if self.matched.is_some() {
             return self.matched;

@@ -4,11 +4,12 @@ use super::decoder::{Kind, Start};
 use super::tokenizer::Tokenizer;
 use crate::error::Result;
 
-/// Turns tokens into text one by one. A character is released when its last byte is there; bytes that cannot become
-/// one are released as U+FFFD as soon as that is certain, so at most three bytes are ever held back.
+/// Turns tokens into text one by one. A character is released when its last byte is there; bytes that
+/// cannot become one are released as U+FFFD as soon as that is certain, so at most three bytes are ever
+/// held back.
 ///
-/// What `push` returned, put together, and then `finish`, is what [`Tokenizer::decode`] gives for all the tokens.
-/// The cost of a token depends on the token's length alone.
+/// What `push` returned, put together, and then `finish`, is what [`Tokenizer::decode`] gives for all the
+/// tokens. The cost of a token depends on the token's length alone.
 #[derive(Clone, Debug, Default)]
 pub struct TextStream {
     with_special: bool,
@@ -37,7 +38,8 @@ impl TextStream {
         }
     }
 
-    /// The text that `id` completes, often a word, sometimes nothing. After an error the stream is as it was before.
+    /// The text that `id` completes, often a word, sometimes nothing. After an error the stream is as it
+    /// was before.
     pub fn push(&mut self, tokenizer: &Tokenizer, id: u32) -> Result<&str> {
         self.text.clear();
         let (bytes, kind) = tokenizer.piece(id)?;

@@ -18,15 +18,15 @@ use crate::error::{Error, Result, panic_text};
 const MAX_SOURCE: usize = 64 << 10;
 /// The longest rendering, in bytes.
 const MAX_OUTPUT: usize = 64 << 20;
-/// Steps of the template's machine: so many, and so many for each message, up to a limit. Known templates need about a
-/// hundred for a message; a million steps of the usual kind take about a tenth of a second.
+/// Steps of the template's machine: so many, and so many for each message, up to a limit. Known templates
+/// need about a hundred for a message; a million steps of the usual kind take about a tenth of a second.
 const FUEL: u64 = 100_000;
 const FUEL_PER_MESSAGE: u64 = 1_000;
 const MOST_FUEL: u64 = 1_000_000;
 /// Calls and includes within each other.
 const MAX_DEPTH: usize = 100;
-/// Values nested as deeply as the fuel allows, a level for every four steps, are walked and freed by recursion, at up
-/// to 700 bytes a level. Only what is used of the stack takes memory.
+/// Values nested as deeply as the fuel allows, a level for every four steps, are walked and freed by
+/// recursion, at up to 700 bytes a level. Only what is used of the stack takes memory.
 const STACK: usize = 256 << 20;
 /// The widest padding that a format string may ask for has this many digits.
 const MAX_WIDTH_DIGITS: usize = 4;
@@ -57,16 +57,18 @@ impl Message {
 pub struct ChatOptions {
     /// Whether the text ends where the assistant's answer begins.
     pub add_generation_prompt: bool,
-    /// Further variables, such as `enable_thinking` or `tools`. The text of a control token in them is ordinary text,
-    /// as in a message's content. The names that every template has (`messages` and so on) are refused.
+    /// Further variables, such as `enable_thinking` or `tools`. The text of a control token in them is
+    /// ordinary text, as in a message's content. The names that every template has (`messages` and so on)
+    /// are refused.
     pub variables: Map<String, serde_json::Value>,
 }
 
-/// A conversation as text, and the places in it that are guarded: no control token may reach over one. So the control
-/// tokens in the text are those that the template wrote, never those that a message's content spells.
+/// A conversation as text, and the places in it that are guarded: no control token may reach over one. So
+/// the control tokens in the text are those that the template wrote, never those that a message's content
+/// spells.
 ///
-/// A template may strip, split, shorten and re-join a content, and take words out of it. Only one that puts together
-/// a control token from letters of its own would make one of a content.
+/// A template may strip, split, shorten and re-join a content, and take words out of it. Only one that
+/// puts together a control token from letters of its own would make one of a content.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rendered {
     text: String,
@@ -85,11 +87,12 @@ impl Rendered {
     }
 }
 
-/// A model's chat template: Jinja, as Hugging Face runs it (`trim_blocks`, `lstrip_blocks`, the methods of Python's
-/// strings and dictionaries, `raise_exception`, `strftime_now` in UTC, `tojson`).
+/// A model's chat template: Jinja, as Hugging Face runs it (`trim_blocks`, `lstrip_blocks`, the methods
+/// of Python's strings and dictionaries, `raise_exception`, `strftime_now` in UTC, `tojson`).
 ///
-/// It is code from a model folder, so its steps, its depth and its output are limited, and it reaches nothing outside.
-/// Not limited is the memory that it uses on the way there: a template made for it can exhaust that.
+/// It is code from a model folder, so its steps, its depth and its output are limited, and it reaches
+/// nothing outside. Not limited is the memory that it uses on the way there: a template made for it can
+/// exhaust that.
 #[derive(Clone, Debug)]
 pub struct ChatTemplate {
     source: String,
@@ -337,7 +340,8 @@ fn failed(error: minijinja::Error) -> Error {
     Error::Template(format!("{what}{error}{cause}"))
 }
 
-/// Runs `work` on a thread of its own whose stack holds the deepest recursion that a template can bring about.
+/// Runs `work` on a thread of its own whose stack holds the deepest recursion that a template can bring
+/// about.
 fn on_large_stack<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     thread::scope(|scope| {
         let thread = thread::Builder::new()

@@ -31,11 +31,13 @@ pub enum Special {
 
 /// A model's tokenizer, from its tokenizer.json. Cloning shares it.
 ///
-/// *Special* tokens are those that tokenizer.json marks so; decoding leaves them out on request. *Control* tokens are
-/// those, and also unmarked added tokens that are written `<|...|>` (with ASCII or full-width bars) as some models'
-/// turn markers are: [`Special::Plain`] and message contents never give one.
+/// *Special* tokens are those that tokenizer.json marks so; decoding leaves them out on request.
+/// *Control* tokens are those, and also unmarked added tokens that are written `<|...|>` (with ASCII or
+/// full-width bars) as some models' turn markers are: [`Special::Plain`] and message contents never give
+/// one.
 ///
-/// Encoding adds nothing of its own: post-processor, truncation and padding of tokenizer.json are not applied.
+/// Encoding adds nothing of its own: post-processor, truncation and padding of tokenizer.json are not
+/// applied.
 #[derive(Clone)]
 pub struct Tokenizer(Arc<Inner>);
 
@@ -59,8 +61,9 @@ impl fmt::Debug for Tokenizer {
 impl Tokenizer {
     /// From the bytes of a tokenizer.json.
     ///
-    /// Refused are decoders other than ByteLevel, Metaspace and the usual sequence of Replace, ByteFallback, Fuse and
-    /// Strip; merges with dropout, which would make encoding random; and ids that are used twice or out of all range.
+    /// Refused are decoders other than ByteLevel, Metaspace and the usual sequence of Replace,
+    /// ByteFallback, Fuse and Strip; merges with dropout, which would make encoding random; and ids that
+    /// are used twice or out of all range.
     pub fn from_json(bytes: &[u8]) -> Result<Self> {
         guarded("reading tokenizer.json", || Self::load(bytes), Error::Model)
     }
@@ -150,7 +153,8 @@ impl Tokenizer {
         )
     }
 
-    /// The ids of a rendered chat: control tokens where the template wrote them, never inside a message's content.
+    /// The ids of a rendered chat: control tokens where the template wrote them, never inside a message's
+    /// content.
     pub fn encode_rendered(&self, rendered: &Rendered) -> Result<Vec<u32>> {
         self.run(rendered.text(), Mode::Rendered(rendered.guarded()))
     }
@@ -183,7 +187,8 @@ impl Tokenizer {
         )
     }
 
-    /// The text of `ids`. Bytes that are no UTF-8 become U+FFFD, one for each longest beginning of a character.
+    /// The text of `ids`. Bytes that are no UTF-8 become U+FFFD, one for each longest beginning of a
+    /// character.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
         let mut stream = TextStream::with_special(!skip_special);
         let mut text = String::new();

@@ -10,7 +10,9 @@ pub struct Random(reasoning_rpc_test_support::Random);
 
 impl Random {
     pub fn new() -> Self {
-        Self(reasoning_rpc_test_support::Random::new(reasoning_rpc_test_support::seed()))
+        Self(reasoning_rpc_test_support::Random::new(
+            reasoning_rpc_test_support::seed(),
+        ))
     }
 
     pub fn bits(&mut self) -> u64 {
@@ -77,6 +79,7 @@ pub fn usual_tokens() -> Vec<Value> {
         with(added("word", false), "single_word", true),
         with(added("Café", false), "normalized", true),
         with(added("<norm>", true), "normalized", true),
+        added("ENDTURN", true),
     ]
 }
 
@@ -234,8 +237,8 @@ pub fn byte_level() -> Tokenizer {
     tokenizer(&byte_level_json(usual_tokens()))
 }
 
-/// Pieces that random texts are made of: what is hard to tokenise or to decode, and the usual tokens whole and in
-/// parts.
+/// Pieces that random texts are made of: what is hard to tokenise or to decode, and the usual tokens
+/// whole and in parts.
 pub const FRAGMENTS: &[&str] = &[
     "hello",
     " hello",
@@ -281,4 +284,7 @@ pub const FRAGMENTS: &[&str] = &[
     "|im_end|>",
     "user",
     "system",
+    "ENDTURN",
+    "END",
+    "TURN",
 ];

@@ -1,11 +1,14 @@
+mod tile;
+
 use crate::element::Element;
 use crate::error::{Error, at_most, exactly, plus};
 use crate::heads::{Heads, HeadsMut};
-use crate::kernels::{Ahead, Dot, Rows, TILE, Weigh, load_row, padded};
+use crate::kernels::{Rows, TILE, load_row, padded};
 use crate::pages::KvPages;
 use crate::scratch::{Parts, Scratch};
 use crate::simd::Simd;
 use crate::vector::{Kernel, Vector};
+use tile::{AHEAD_BYTES, Addresses, Tile};
 
 /// A good number of tokens for one call when a prefill is split for several threads: enough to reuse every key and value that was
 /// converted, few enough that the queries stay in the cache. A call takes any number.
@@ -149,12 +152,9 @@ impl<E: Element> Kernel for Attend<'_, '_, '_, E> {
                 *b.maxima.add(q) = f32::NEG_INFINITY;
                 *b.totals.add(q) = 0.0;
             }
-            // From this many queries on a tile is converted once, for all of them.
-            let convert = count > 2 * V::QUERIES;
-            let ahead = (AHEAD_BYTES / (head_dim * E::SIZE)).clamp(4, TILE);
-            let tables = self.pages.tables();
-            // Addresses in the order in which they are read: this tile's keys, its values, the next tile's keys.
-            let mut list = [std::ptr::null::<E>(); 4 * TILE];
+            let convert = E::SIZE < f32::SIZE && count > V::CONVERT_ABOVE;
+            let distance = (AHEAD_BYTES / (head_dim * E::SIZE)).clamp(4, TILE);
+            let mut addresses = Addresses::new(self.pages.tables(), end);
             let mut converted = [std::ptr::null::<f32>(); 2 * TILE];
             for e in 0..TILE {
                 converted[e] = b.keys.add(e * b.queries.stride);
@@ -163,21 +163,14 @@ impl<E: Element> Kernel for Attend<'_, '_, '_, E> {
             let mut first = 0;
             while first < end {
                 let entries = TILE.min(end - first);
-                tables.keys_into(first, &mut list[..entries]);
-                tables.values_into(first, &mut list[entries..2 * entries]);
-                let next = TILE.min(end - first - entries);
-                tables.keys_into(first + entries, &mut list[2 * entries..2 * entries + next]);
-                if next < TILE {
-                    let spare = list[0];
-                    list[2 * entries + next..].fill(spare);
-                }
+                addresses.advance();
                 // The first token that sees any of the tile, and the first that sees all of it.
                 let some = first.saturating_sub(self.before);
                 let all = (first + entries - 1).saturating_sub(self.before).max(some);
                 if convert {
                     for e in 0..entries {
-                        load_row::<V, E>(list[e], head_dim, b.keys.add(e * b.queries.stride));
-                        load_row::<V, E>(list[entries + e], head_dim, b.values.add(e * b.queries.stride));
+                        load_row::<V, E>(addresses.keys()[e], head_dim, converted[e].cast_mut());
+                        load_row::<V, E>(addresses.values()[e], head_dim, converted[TILE + e].cast_mut());
                     }
                 }
                 let mut from = some;
@@ -188,7 +181,7 @@ impl<E: Element> Kernel for Attend<'_, '_, '_, E> {
                     } else {
                         (tokens, entries)
                     };
-                    let rows = Tile {
+                    let tile = Tile {
                         b: &b,
                         from: from * group,
                         to: to * group,
@@ -197,10 +190,9 @@ impl<E: Element> Kernel for Attend<'_, '_, '_, E> {
                         scale: self.scale,
                     };
                     if convert {
-                        rows.run::<V, f32>(converted.as_ptr(), converted.as_ptr().add(TILE), None);
+                        tile.run::<V, f32, E>(&converted, addresses.ahead(2 * TILE));
                     } else {
-                        let ahead = Ahead(list.as_ptr().add(ahead));
-                        rows.run::<V, E>(list.as_ptr(), list.as_ptr().add(entries), Some(ahead));
+                        tile.run::<V, E, E>(addresses.tile(), addresses.ahead(distance));
                     }
                     from = to;
                 }
@@ -219,99 +211,4 @@ impl<E: Element> Kernel for Attend<'_, '_, '_, E> {
             }
         }
     }
-}
-
-/// How many bytes ahead of the current ones are fetched.
-const AHEAD_BYTES: usize = 8192;
-
-/// The queries `from..to`, all of which see the first `seen` entries of a tile.
-struct Tile<'a> {
-    b: &'a Buffers,
-    from: usize,
-    to: usize,
-    seen: usize,
-    head_dim: usize,
-    scale: f32,
-}
-
-impl Tile<'_> {
-    #[inline(always)]
-    unsafe fn run<V: Vector, E: Element>(
-        &self,
-        keys: *const *const E,
-        values: *const *const E,
-        ahead: Option<Ahead<E>>,
-    ) {
-        let weights = self.b.weights.between(self.from, self.to);
-        // SAFETY: the caller's contract: `seen` addresses in both lists, and the list of keys goes on far enough for `ahead`.
-        unsafe {
-            V::call(Dot {
-                queries: self.b.queries.between(self.from, self.to),
-                keys,
-                entries: self.seen,
-                head_dim: self.head_dim,
-                out: weights,
-                ahead,
-            });
-            for q in self.from..self.to {
-                self.soften::<V>(q);
-            }
-            V::call(Weigh {
-                weights,
-                sums: self.b.sums.between(self.from, self.to),
-                factors: self.b.factors.add(self.from),
-                values,
-                entries: self.seen,
-                head_dim: self.head_dim,
-                ahead: ahead.map(|ahead| Ahead(ahead.0.add(values.offset_from(keys) as usize))),
-            });
-        }
-    }
-
-    /// Turns a query's logits of the tile into weights relative to its new maximum, and updates maximum, total and factor.
-    #[inline(always)]
-    unsafe fn soften<V: Vector>(&self, q: usize) {
-        // SAFETY: a row of weights has `TILE` numbers, a multiple of LANES.
-        unsafe {
-            let row = self.b.weights.row(q);
-            let scale = V::splat(self.scale);
-            let mut largest = V::splat(f32::NEG_INFINITY);
-            let mut e = 0;
-            while e < self.seen {
-                let logits = V::load(row.add(e))
-                    .mul(scale)
-                    .first_or(self.seen - e, f32::NEG_INFINITY);
-                logits.store(row.add(e));
-                largest = largest.max(logits);
-                e += V::LANES;
-            }
-            let before = *self.b.maxima.add(q);
-            let tile = largest.largest();
-            let now = if tile > before { tile } else { before };
-            let mut sum = V::zero();
-            e = 0;
-            while e < self.seen {
-                let weights = V::load(row.add(e)).sub(V::splat(now)).exp();
-                weights.store(row.add(e));
-                sum = sum.add(weights);
-                e += V::LANES;
-            }
-            let factor = if now == before {
-                1.0
-            } else {
-                exp::<V>(before - now)
-            };
-            let total = self.b.totals.add(q);
-            *total = *total * factor + sum.sum();
-            *self.b.maxima.add(q) = now;
-            *self.b.factors.add(q) = factor;
-        }
-    }
-}
-
-/// e^x of one number.
-#[inline(always)]
-unsafe fn exp<V: Vector>(x: f32) -> f32 {
-    // SAFETY: vector operations only.
-    unsafe { V::splat(x).exp().largest() }
 }

@@ -1,0 +1,175 @@
+use super::Buffers;
+use crate::element::Element;
+use crate::kernels::{Ahead, Dot, TILE, Weigh};
+use crate::pages::Tables;
+use crate::vector::{Kernel, Vector};
+
+/// How many bytes ahead of the current ones are fetched. Measured: with less, memory is not kept busy; with more, nothing is gained.
+pub(super) const AHEAD_BYTES: usize = 16384;
+
+/// Addresses of the entries of a tile and of the next one, in the order in which they are read (keys, values, next keys, next values),
+/// so that what comes next can be fetched across the borders of pages and tensors.
+pub(super) struct Addresses<'a, E> {
+    list: [*const E; 4 * TILE],
+    tables: &'a Tables<'a, E>,
+    /// Entries whose addresses are in the list or have been.
+    listed: usize,
+    end: usize,
+}
+
+impl<'a, E: Element> Addresses<'a, E> {
+    /// Those of the entries `0..end`, at least one; before the first tile.
+    #[inline(always)]
+    pub(super) fn new(tables: &'a Tables<'a, E>, end: usize) -> Self {
+        // What is not an entry's address is one that may be fetched.
+        let any: *const E = tables.key(0).0;
+        let mut addresses = Addresses {
+            list: [any; 4 * TILE],
+            tables,
+            listed: 0,
+            end,
+        };
+        addresses.list_next();
+        addresses
+    }
+
+    /// Goes to the next tile. Behind the last one of all, the next tile is some earlier one.
+    #[inline(always)]
+    pub(super) fn advance(&mut self) {
+        self.list.copy_within(2 * TILE.., 0);
+        self.list_next();
+    }
+
+    #[inline(always)]
+    fn list_next(&mut self) {
+        let entries = TILE.min(self.end - self.listed);
+        let (keys, values) = self.list[2 * TILE..].split_at_mut(TILE);
+        self.tables.keys_into(self.listed, &mut keys[..entries]);
+        self.tables.values_into(self.listed, &mut values[..entries]);
+        self.listed += entries;
+    }
+
+    /// The tile's keys and values, as [`Tile::run`] wants them.
+    #[inline(always)]
+    pub(super) fn tile(&self) -> &[*const E] {
+        &self.list
+    }
+
+    #[inline(always)]
+    pub(super) fn keys(&self) -> &[*const E] {
+        &self.list[..TILE]
+    }
+
+    #[inline(always)]
+    pub(super) fn values(&self) -> &[*const E] {
+        &self.list[TILE..2 * TILE]
+    }
+
+    /// What lies `distance` entries ahead of the keys; at most `2 * TILE`.
+    #[inline(always)]
+    pub(super) fn ahead(&self, distance: usize) -> Ahead<E> {
+        Ahead(self.list[distance..].as_ptr())
+    }
+}
+
+/// The queries `from..to`, all of which see the first `seen` entries of a tile.
+pub(super) struct Tile<'a> {
+    pub(super) b: &'a Buffers,
+    pub(super) from: usize,
+    pub(super) to: usize,
+    pub(super) seen: usize,
+    pub(super) head_dim: usize,
+    pub(super) scale: f32,
+}
+
+impl Tile<'_> {
+    /// `tile` lists the keys' addresses, from `TILE` on the values'; up to the next multiple of four they are readable.
+    #[inline(always)]
+    pub(super) unsafe fn run<V: Vector, E: Element, S: Element>(&self, tile: &[*const E], ahead: Ahead<S>) {
+        let weights = self.b.weights.between(self.from, self.to);
+        // SAFETY: the caller's contract; `ahead` goes on for at least two tiles.
+        unsafe {
+            V::call(Dot {
+                queries: self.b.queries.between(self.from, self.to),
+                keys: tile.as_ptr(),
+                entries: self.seen,
+                head_dim: self.head_dim,
+                out: weights,
+                ahead: Some(ahead),
+            });
+            V::call(Soften(self));
+            V::call(Weigh {
+                weights,
+                sums: self.b.sums.between(self.from, self.to),
+                factors: self.b.factors.add(self.from),
+                values: tile[TILE..].as_ptr(),
+                entries: self.seen,
+                head_dim: self.head_dim,
+                ahead: Some(Ahead(ahead.0.add(TILE))),
+            });
+        }
+    }
+}
+
+/// Turns the queries' logits of a tile into weights relative to each query's new maximum, and updates maxima, totals and factors.
+struct Soften<'a>(&'a Tile<'a>);
+
+impl Kernel for Soften<'_> {
+    type Output = ();
+
+    /// In three passes, so that the steps of several queries overlap.
+    #[inline(always)]
+    unsafe fn run<V: Vector>(self) {
+        let Tile {
+            b,
+            from,
+            to,
+            seen,
+            scale,
+            ..
+        } = *self.0;
+        // SAFETY: a row of weights has `TILE` numbers, a multiple of LANES.
+        unsafe {
+            for q in from..to {
+                let row = b.weights.row(q);
+                let scale = V::splat(scale);
+                let mut largest = V::splat(f32::NEG_INFINITY);
+                let mut e = 0;
+                while e < seen {
+                    let logits = V::load(row.add(e))
+                        .mul(scale)
+                        .first_or(seen - e, f32::NEG_INFINITY);
+                    logits.store(row.add(e));
+                    largest = largest.max(logits);
+                    e += V::LANES;
+                }
+                let before = *b.maxima.add(q);
+                let tile = largest.largest();
+                let now = if tile > before { tile } else { before };
+                *b.maxima.add(q) = now;
+                *b.factors.add(q) = before - now;
+            }
+            for q in from..to {
+                let row = b.weights.row(q);
+                let now = V::splat(*b.maxima.add(q));
+                let mut sum = V::zero();
+                let mut e = 0;
+                while e < seen {
+                    let weights = V::load(row.add(e)).sub(now).exp();
+                    weights.store(row.add(e));
+                    sum = sum.add(weights);
+                    e += V::LANES;
+                }
+                let change = *b.factors.add(q);
+                let factor = if change == 0.0 {
+                    1.0
+                } else {
+                    V::splat(change).exp().first()
+                };
+                let total = b.totals.add(q);
+                *total = *total * factor + sum.sum();
+                *b.factors.add(q) = factor;
+            }
+        }
+    }
+}
