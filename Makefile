@@ -94,9 +94,10 @@ test-rust: runtime test-models
 
 test-abi: build test-models
 	tests/abi/run
+	$(VENV)/bin/python -m pytest -q -rs tests/abi
 
 test-cli: build test-models
-	$(VENV)/bin/python -m pytest -q tests/cli
+	$(VENV)/bin/python -m pytest -q -rs tests/cli
 
 install: build
 	scripts/install $(PREFIX)

@@ -75,6 +75,24 @@ static void engine_options_are_checked(void)
     rrpc_engine_free(engine);
 }
 
+static void instruction_sets_that_are_none_are_refused(void)
+{
+    const char *before = getenv("RRPC_SIMD");
+    char kept[32] = "";
+    if (before != NULL) snprintf(kept, sizeof kept, "%s", before);
+    rrpc_engine *engine = NULL;
+    setenv("RRPC_SIMD", "mmx", 1);
+    FAILS(INVALID_ARGUMENT, "mmx", rrpc_engine_open(MODEL, NULL, &engine));
+    setenv("RRPC_SIMD", "portable", 1);
+    OK(rrpc_engine_open(MODEL, NULL, &engine));
+    rrpc_engine_info info = {.struct_size = sizeof info};
+    OK(rrpc_engine_get_info(engine, &info));
+    CHECK(strcmp(info.simd, "portable") == 0);
+    rrpc_engine_free(engine);
+    if (before != NULL) setenv("RRPC_SIMD", kept, 1);
+    else unsetenv("RRPC_SIMD");
+}
+
 static void the_engine_is_described(void)
 {
     rrpc_engine *engine = open_engine(MODEL);
@@ -136,6 +154,7 @@ int main(void)
     RUN(models_that_cannot_be_opened);
     RUN(a_process_has_one_onnx_runtime);
     RUN(engine_options_are_checked);
+    RUN(instruction_sets_that_are_none_are_refused);
     RUN(the_engine_is_described);
     RUN(peaks_are_known_beforehand);
     return check_end("basics");

@@ -8,7 +8,8 @@ pub trait Element: sealed::Sealed + Copy + PartialEq + std::fmt::Debug + Send + 
     /// `f32` or `f16`.
     const NAME: &'static str;
     /// The nearest representable number, ties to even. For `f16`, what lies beyond its range (infinities included) becomes +-65504;
-    /// NaN stays NaN.
+    /// NaN stays NaN. (`half::f16` has a function of its own of that name, which does not saturate: name the trait where the type is
+    /// known.)
     fn from_f32(value: f32) -> Self;
     /// The same number as `f32`, exactly.
     fn to_f32(self) -> f32;

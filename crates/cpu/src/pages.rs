@@ -334,7 +334,7 @@ impl<'a, E: Element> KvPagesMut<'a, E> {
     }
 
     /// The valid entries, read-only.
-    pub fn as_ref(&self) -> KvPages<'_, E> {
+    pub fn view(&self) -> KvPages<'_, E> {
         KvPages {
             tables: self.tables,
             len: self.len,

@@ -496,3 +496,43 @@ fn heads_in_parallel() {
         assert_eq!(bits(&one_by_one), bits(&together));
     }
 }
+
+/// Runtimes set their threads to flush denormals; `f16` denormals are ordinary numbers in `f32` and must survive that.
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn flushing_denormals_changes_nothing() {
+    use half::f16;
+    use reasoning_rpc_cpu::append;
+    use std::arch::asm;
+
+    let rng = &mut Rng::new();
+    for simd in paths() {
+        let call = Call::of(rng, 64, 3, 4, 100);
+        let mut cache = Cache::<f16>::random(64, call.end(), rng);
+        let tiny = |rng: &mut Rng| -> Vec<f32> { rng.normals(64).iter().map(|x| x * 2e-5).collect() };
+        for e in 0..call.end() {
+            cache.write(e, &tiny(rng), &tiny(rng));
+        }
+        assert!(cache.value(0).iter().any(|v| !v.is_normal()));
+        let (key, value) = (tiny(rng), tiny(rng));
+        let run = |cache: &mut Cache<f16>| {
+            append(simd, &mut cache.pages_mut(), 7, &key, &value).unwrap();
+            (
+                bits(cache.key(7)),
+                bits(cache.value(7)),
+                bits(&call.run(simd, cache, || usize::MAX)),
+            )
+        };
+        let kept = run(&mut cache);
+        let mut before = 0u32;
+        // SAFETY: reads and writes the register that says how denormals are treated; put back below.
+        unsafe { asm!("stmxcsr [{}]", in(reg) &mut before) };
+        let flush = before | 0x8040;
+        // SAFETY: as above.
+        unsafe { asm!("ldmxcsr [{}]", in(reg) &flush) };
+        let flushed = run(&mut cache);
+        // SAFETY: as above.
+        unsafe { asm!("ldmxcsr [{}]", in(reg) &before) };
+        assert_eq!(kept, flushed, "{}", simd.name());
+    }
+}
