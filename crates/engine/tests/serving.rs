@@ -10,7 +10,13 @@ use reasoning_rpc_engine::{
 use reasoning_rpc_test_support::{Random, model, seed};
 
 fn rpc(interval: usize, window: usize, ratio: usize, aggregation: Aggregation) -> Arc<dyn Policy> {
-    let options = RpcOptions { interval, window, ratio, aggregation, ..RpcOptions::default() };
+    let options = RpcOptions {
+        interval,
+        window,
+        ratio,
+        aggregation,
+        ..RpcOptions::default()
+    };
     Arc::new(Rpc::new(options).unwrap())
 }
 
@@ -35,7 +41,10 @@ fn begin(engine: &Engine, request: &Request) -> Sequence {
     sequence
 }
 
-fn alone(engine: &Engine, request: &Request) -> (Vec<u32>, Vec<Vec<Vec<u32>>>) {
+/// Tokens, and the kept sets of every compression.
+type Outcome = (Vec<u32>, Vec<Vec<Vec<u32>>>);
+
+fn alone(engine: &Engine, request: &Request) -> Outcome {
     let mut sequence = begin(engine, request);
     for _ in 0..request.tokens {
         while sequence.pending() > 0 {
@@ -43,11 +52,15 @@ fn alone(engine: &Engine, request: &Request) -> (Vec<u32>, Vec<Vec<Vec<u32>>>) {
         }
         sequence.sample().unwrap();
     }
-    let kept = sequence.compressions().iter().map(|record| record.kept.clone()).collect();
+    let kept = sequence
+        .compressions()
+        .iter()
+        .map(|record| record.kept.clone())
+        .collect();
     (sequence.tokens().to_vec(), kept)
 }
 
-fn together(engine: &Engine, requests: &[Request]) -> Vec<(Vec<u32>, Vec<Vec<Vec<u32>>>)> {
+fn together(engine: &Engine, requests: &[Request]) -> Vec<Outcome> {
     let mut sequences: Vec<Sequence> = requests.iter().map(|request| begin(engine, request)).collect();
     for step in 0.. {
         let mut running: Vec<&mut Sequence> = sequences
@@ -73,7 +86,15 @@ fn together(engine: &Engine, requests: &[Request]) -> Vec<(Vec<u32>, Vec<Vec<Vec
     }
     sequences
         .iter()
-        .map(|s| (s.tokens().to_vec(), s.compressions().iter().map(|record| record.kept.clone()).collect()))
+        .map(|s| {
+            (
+                s.tokens().to_vec(),
+                s.compressions()
+                    .iter()
+                    .map(|record| record.kept.clone())
+                    .collect(),
+            )
+        })
         .collect()
 }
 
@@ -88,7 +109,9 @@ fn mixed_batch(name: &str, vocab: usize, cache: CacheType) {
     .unwrap();
     let requests: Vec<Request> = (0..8)
         .map(|index| Request {
-            prompt: (0..1 + random.below(90)).map(|_| random.below(vocab) as u32).collect(),
+            prompt: (0..1 + random.below(90))
+                .map(|_| random.below(vocab) as u32)
+                .collect(),
             policy: match index % 4 {
                 0 => Arc::new(NoCompression),
                 1 => rpc(24, 5, 4, Aggregation::Layer),
@@ -126,9 +149,19 @@ fn a_long_answer_peaks_where_the_formula_says() {
     // g = 4096 written of N = 4097: L + 1792 entries (the worked example of the formula).
     let entries = prompt.len() + 1792;
     assert_eq!(prompt.len() + policy.peak_generated(4096), entries);
-    let request = Request { prompt, policy, sampling: SamplingOptions::GREEDY, joins: 0, tokens: 0 };
+    let request = Request {
+        prompt,
+        policy,
+        sampling: SamplingOptions::GREEDY,
+        joins: 0,
+        tokens: 0,
+    };
     let mut sequence = begin(&engine, &request);
-    let options = GenerateOptions { max_tokens: Some(4097), ignore_eos: true, ..GenerateOptions::default() };
+    let options = GenerateOptions {
+        max_tokens: Some(4097),
+        ignore_eos: true,
+        ..GenerateOptions::default()
+    };
     let mut answer = sequence.generate(&options).unwrap();
     while answer.next_event().unwrap().is_some() {}
     drop(answer);
@@ -163,7 +196,10 @@ fn a_thousand_answers_leak_nothing() {
         joins: 0,
         tokens: 0,
     };
-    let options = GenerateOptions { max_tokens: Some(300), ..GenerateOptions::default() };
+    let options = GenerateOptions {
+        max_tokens: Some(300),
+        ..GenerateOptions::default()
+    };
     let mut after_hundred = 0;
     for index in 1..=1000 {
         let mut sequence = begin(&engine, &request);
@@ -188,8 +224,11 @@ fn what_the_budget_cannot_hold_is_refused_before_the_first_token() {
     let policy = rpc(64, 16, 4, Aggregation::Layer);
     let need = shape.bytes(12 + policy.peak_generated(299));
     let run = |budget: usize| {
-        let engine =
-            Engine::open(&EngineOptions { budget: Some(budget), ..EngineOptions::new(&path) }).unwrap();
+        let engine = Engine::open(&EngineOptions {
+            budget: Some(budget),
+            ..EngineOptions::new(&path)
+        })
+        .unwrap();
         let request = Request {
             prompt: vec![5; 12],
             policy: Arc::clone(&policy),
@@ -198,7 +237,10 @@ fn what_the_budget_cannot_hold_is_refused_before_the_first_token() {
             tokens: 0,
         };
         let mut sequence = begin(&engine, &request);
-        let options = GenerateOptions { max_tokens: Some(300), ..GenerateOptions::default() };
+        let options = GenerateOptions {
+            max_tokens: Some(300),
+            ..GenerateOptions::default()
+        };
         let mut answer = sequence.generate(&options)?;
         while answer.next_event()?.is_some() {}
         drop(answer);
@@ -221,7 +263,10 @@ fn an_answer_ends_where_it_should() {
             tokens: 0,
         };
         let mut sequence = begin(&engine, &request);
-        let options = GenerateOptions { max_tokens, ..GenerateOptions::default() };
+        let options = GenerateOptions {
+            max_tokens,
+            ..GenerateOptions::default()
+        };
         let mut answer = sequence.generate(&options).unwrap();
         let (mut tokens, mut end) = (0, None);
         while let Some(event) = answer.next_event().unwrap() {

@@ -93,3 +93,70 @@ pub trait Vector: Copy {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Simd;
+
+    struct Exp<'a>(&'a mut [f32; 16]);
+
+    impl Kernel for Exp<'_> {
+        type Output = ();
+
+        #[inline(always)]
+        unsafe fn run<V: Vector>(self) {
+            for lanes in self.0.chunks_exact_mut(V::LANES) {
+                // SAFETY: chunks of `LANES` numbers.
+                unsafe { V::load(lanes.as_ptr()).exp().store(lanes.as_mut_ptr()) }
+            }
+        }
+    }
+
+    /// Every 1009th number of [-100, 0], so that each binade and each step of the reduction has many.
+    #[test]
+    fn exponential_is_accurate_to_two_units_in_the_last_place() {
+        for simd in Simd::ALL.into_iter().filter(|simd| simd.is_available()) {
+            let run = |mut numbers: [f32; 16]| {
+                // SAFETY: the set is available.
+                unsafe { simd.run(Exp(&mut numbers)) };
+                numbers
+            };
+            let codes: Vec<u32> = ((-0.0f32).to_bits()..(-100.0f32).to_bits())
+                .step_by(1009)
+                .collect();
+            for codes in codes.chunks_exact(16) {
+                let x: [f32; 16] = std::array::from_fn(|i| f32::from_bits(codes[i]));
+                for (x, found) in x.into_iter().zip(run(x)) {
+                    let exact = f64::from(x).exp();
+                    if x < -87.3 {
+                        assert_eq!(found, 0.0, "{} exp({x})", simd.name());
+                        continue;
+                    }
+                    let unit = f64::from((exact as f32).next_up()) - f64::from(exact as f32);
+                    let error = (f64::from(found) - exact).abs() / unit;
+                    assert!(
+                        error <= 2.0,
+                        "{}: exp({x}) = {found}, {error} units off",
+                        simd.name()
+                    );
+                }
+            }
+            let special = run([
+                0.0,
+                -0.0,
+                f32::NEG_INFINITY,
+                f32::MIN,
+                f32::NAN,
+                -87.0,
+                -88.0,
+                -1.0,
+            ]
+            .repeat(2)
+            .try_into()
+            .unwrap_or([1.0; 16]));
+            assert_eq!(special[..4], [1.0, 1.0, 0.0, 0.0]);
+            assert!(special[4].is_nan() && special[5] > 0.0 && special[6] == 0.0);
+        }
+    }
+}

@@ -67,7 +67,10 @@ pub fn load(path: Option<&Path>) -> Result<Environment> {
     }))
     .unwrap_or_else(|payload| {
         let text = panic_text(&*payload);
-        Err(Error::Runtime(format!("{}: expected ONNX Runtime, found {text}", wanted.display())))
+        Err(Error::Runtime(format!(
+            "{}: expected ONNX Runtime, found {text}",
+            wanted.display()
+        )))
     })?;
     *loaded = Some(Loaded {
         path: wanted,

@@ -67,8 +67,9 @@ pub struct ChatOptions {
 /// the control tokens in the text are those that the template wrote, never those that a message's content
 /// spells.
 ///
-/// A template may strip, split, shorten and re-join a content, and take words out of it. Only one that
-/// puts together a control token from letters of its own would make one of a content.
+/// A template may strip, split, shorten and re-join a content, and take words out of it. Only one that puts
+/// together a control token from letters of its own would make one of a content. While it runs, a guarded
+/// place takes up one more character, which a template sees that counts a content's characters.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rendered {
     text: String,
