@@ -222,7 +222,14 @@ impl Sequence {
                 context: self.shared.context(),
             });
         }
-        let token = self.sampler.sample(&self.logits)?;
+        // A graph may have more logits than the tokenizer has tokens: the rest is padding.
+        let tokens = self
+            .shared
+            .model
+            .tokenizer()
+            .map_or(u32::MAX, |tokenizer| tokenizer.vocab_size());
+        let known = self.logits.len().min(tokens as usize);
+        let token = self.sampler.sample(&self.logits[..known])?;
         self.push(&[token]);
         Ok(token)
     }

@@ -4,8 +4,6 @@
 
 mod text_support;
 
-use std::time::Instant;
-
 use reasoning_rpc_engine::Error;
 use reasoning_rpc_engine::sampling::{Candidate, Sampler, SamplingOptions};
 use text_support::Random;
@@ -354,69 +352,4 @@ fn unusable_logits_are_refused() {
     let mut sampler = Sampler::new(options).unwrap();
     sampler.observe(1);
     assert!(matches!(sampler.sample(&[1.0, 1e20]), Err(Error::Model(_))));
-}
-
-/// Times for a vocabulary of 151,936 tokens, printed only; run with `--release -- --ignored --nocapture`.
-#[test]
-#[ignore = "a measurement"]
-fn time_of_a_choice() {
-    let mut random = Random::new();
-    let size = 151_936;
-    let spread = |random: &mut Random, spread: f64| -> Vec<f32> {
-        (0..size).map(|_| (random.normal() * spread) as f32).collect()
-    };
-    let mut peaked = spread(&mut random, 2.5);
-    for top in 0..8 {
-        peaked[random.below(size)] = 22.0 - top as f32;
-    }
-    let shapes = [
-        ("peaked", peaked),
-        ("wide", spread(&mut random, 2.5)),
-        ("flat", spread(&mut random, 0.3)),
-    ];
-    let base = SamplingOptions {
-        temperature: 0.6,
-        ..SamplingOptions::GREEDY
-    };
-    for (name, options) in [
-        ("greedy", SamplingOptions::GREEDY),
-        ("temperature", base),
-        ("top-p 0.95", SamplingOptions { top_p: 0.95, ..base }),
-        ("top-k 20", SamplingOptions { top_k: 20, ..base }),
-        ("top-k 1000", SamplingOptions { top_k: 1000, ..base }),
-        (
-            "top-k 20, top-p 0.95",
-            SamplingOptions {
-                top_k: 20,
-                top_p: 0.95,
-                ..base
-            },
-        ),
-        ("min-p 0.05", SamplingOptions { min_p: 0.05, ..base }),
-        (
-            "top-p 0.95, penalty",
-            SamplingOptions {
-                top_p: 0.95,
-                repetition_penalty: 1.1,
-                ..base
-            },
-        ),
-    ] {
-        let mut line = format!("{name:22}");
-        for (shape, logits) in &shapes {
-            let mut sampler = Sampler::new(options).unwrap();
-            let seen: Vec<u32> = (0..8192).map(|_| random.below(size) as u32).collect();
-            sampler.observe_all(&seen);
-            let mut times: Vec<f64> = (0..30)
-                .map(|_| {
-                    let start = Instant::now();
-                    sampler.sample(logits).unwrap();
-                    start.elapsed().as_secs_f64() * 1e6
-                })
-                .collect();
-            times.sort_unstable_by(f64::total_cmp);
-            line += &format!("  {shape} {:7.0} us", times[15]);
-        }
-        println!("{line}");
-    }
 }

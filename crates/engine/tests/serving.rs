@@ -180,43 +180,6 @@ fn a_long_answer_peaks_where_the_formula_says() {
     );
 }
 
-/// Resident memory in bytes.
-fn resident() -> usize {
-    let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
-    statm.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
-}
-
-#[test]
-fn a_thousand_answers_leak_nothing() {
-    let engine = Engine::open(&EngineOptions::new(model("golden/qwen2_p32-cached"))).unwrap();
-    let request = Request {
-        prompt: vec![5; 12],
-        policy: rpc(64, 16, 4, Aggregation::Layer),
-        sampling: SamplingOptions::GREEDY,
-        joins: 0,
-        tokens: 0,
-    };
-    let options = GenerateOptions {
-        max_tokens: Some(300),
-        ..GenerateOptions::default()
-    };
-    let mut after_hundred = 0;
-    for index in 1..=1000 {
-        let mut sequence = begin(&engine, &request);
-        let mut answer = sequence.generate(&options).unwrap();
-        while answer.next_event().unwrap().is_some() {}
-        drop(answer);
-        assert_eq!(sequence.stats().compressions, 4);
-        if index == 100 {
-            after_hundred = resident();
-        }
-    }
-    let grown = resident() as i64 - after_hundred as i64;
-    eprintln!("resident memory after 1000 answers: {grown:+} bytes since the 100th");
-    assert!(grown <= 1 << 20, "grew by {grown} bytes");
-    assert_eq!(engine.budget().1, 0);
-}
-
 #[test]
 fn what_the_budget_cannot_hold_is_refused_before_the_first_token() {
     let path = model("golden/qwen2_p32-cached");

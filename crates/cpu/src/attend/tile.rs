@@ -4,8 +4,9 @@ use crate::kernels::{Ahead, Dot, TILE, Weigh};
 use crate::pages::Tables;
 use crate::vector::{Kernel, Vector};
 
-/// How many bytes ahead of the current ones are fetched. Measured: with less, memory is not kept busy; with more, nothing is gained.
-pub(super) const AHEAD_BYTES: usize = 16384;
+/// How many bytes ahead of the current ones are fetched, but never more than a tile: with less, memory is not kept busy; with more,
+/// nothing is gained (measured with `examples/bandwidth.rs` on Zen 4).
+pub(super) const AHEAD_BYTES: usize = 24 << 10;
 
 /// Addresses of the entries of a tile and of the next one, in the order in which they are read (keys, values, next keys, next values),
 /// so that what comes next can be fetched across the borders of pages and tensors.

@@ -113,7 +113,7 @@ mod tests {
         }
     }
 
-    /// Every 1009th number of [-100, 0], so that each binade and each step of the reduction has many.
+    /// On what this CPU has; the tests of the operations name what it lacks. Every 1009th number of [-100, 0], so that each binade and each step of the reduction has many.
     #[test]
     fn exponential_is_accurate_to_two_units_in_the_last_place() {
         for simd in Simd::ALL.into_iter().filter(|simd| simd.is_available()) {
@@ -142,7 +142,7 @@ mod tests {
                     );
                 }
             }
-            let special = run([
+            let mut special = [
                 0.0,
                 -0.0,
                 f32::NEG_INFINITY,
@@ -152,9 +152,8 @@ mod tests {
                 -88.0,
                 -1.0,
             ]
-            .repeat(2)
-            .try_into()
-            .unwrap_or([1.0; 16]));
+            .repeat(2);
+            special = run(std::array::from_fn(|i| special[i])).to_vec();
             assert_eq!(special[..4], [1.0, 1.0, 0.0, 0.0]);
             assert!(special[4].is_nan() && special[5] > 0.0 && special[6] == 0.0);
         }
