@@ -7,10 +7,13 @@ use reasoning_rpc_engine::sampling::SamplingOptions;
 use reasoning_rpc_engine::{Engine, EngineOptions, GenerateOptions, SequenceOptions};
 use reasoning_rpc_test_support::model;
 
-/// Resident memory in bytes.
+/// Resident anonymous memory in bytes: what was allocated, without the pages of program files that
+/// become resident when code first runs.
 fn resident() -> usize {
-    let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
-    statm.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find(|line| line.starts_with("RssAnon:")).unwrap();
+    let kibibytes = line.split_whitespace().nth(1).unwrap();
+    kibibytes.parse::<usize>().unwrap() * 1024
 }
 
 #[test]
