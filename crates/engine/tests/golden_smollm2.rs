@@ -15,11 +15,15 @@ use serde_json::Value;
 /// Below this margin the last kept and the first dropped score may swap by rounding.
 const ROUNDING_MARGIN: f64 = 1e-5;
 
+/// Kept sets of a layer and the smallest margin among them.
+type Golden = (Vec<Vec<u32>>, f64);
+
 /// RPC, watched: its plans are compared with the golden ones, and where rounding swapped one entry
 /// the golden plan is applied, so that nothing cascades.
 struct Watched {
     rpc: Rpc,
-    expected: BTreeMap<(usize, usize), (Vec<Vec<u32>>, f64)>,
+    /// By compression and layer.
+    expected: BTreeMap<(usize, usize), Golden>,
     seen: Mutex<Vec<(usize, usize)>>,
     swapped: Mutex<usize>,
     wrong: Mutex<Vec<String>>,
