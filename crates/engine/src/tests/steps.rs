@@ -130,7 +130,7 @@ fn a_promise_is_exact() {
     let entries = 20 + policy.peak_generated(1999);
     let bytes = 6 * entries.div_ceil(16) * 16 * entry;
     let engine = tiny(|options| options.budget = Some(bytes));
-    let mut sequence = start(&engine, policy, &vec![7; 20]);
+    let mut sequence = start(&engine, policy, &[7; 20]);
     sequence.reserve(2000).unwrap();
     let needed = 1 + 16 * (entries.div_ceil(16) - entries / 16);
     assert!(
