@@ -12,6 +12,8 @@ pub(crate) type BlockId = u32;
 
 /// Blocks are aligned to a cache line, so that no two KV heads share one.
 const ALIGNMENT: usize = 64;
+/// Attention reads the whole cache for every token: with 4 KB pages it waits for address translation.
+const HUGE_PAGE: usize = 2 << 20;
 
 /// Fixed-size blocks under a byte budget.
 ///
@@ -19,7 +21,9 @@ const ALIGNMENT: usize = 64;
 /// promised before they are taken ([`BlockPool::reserve`]), so that a request that was admitted
 /// never meets an empty pool.
 pub(crate) struct BlockPool {
+    /// The first block, at a huge page's start.
     base: NonNull<u8>,
+    mapping: NonNull<u8>,
     mapped: usize,
     block_bytes: usize,
     blocks: usize,
@@ -67,10 +71,12 @@ impl BlockPool {
                 "block size: expected a multiple of {ALIGNMENT}, found {block_bytes}"
             )));
         }
-        let blocks = (budget / block_bytes).min(u32::MAX as usize);
-        let mapped = (blocks * block_bytes).max(ALIGNMENT);
+        let blocks = (budget / block_bytes)
+            .min(u32::MAX as usize)
+            .min((isize::MAX as usize - HUGE_PAGE) / block_bytes);
+        let mapped = blocks * block_bytes + HUGE_PAGE;
         // SAFETY: an anonymous mapping at an address of the kernel's choice.
-        let base = unsafe {
+        let address = unsafe {
             libc::mmap(
                 ptr::null_mut(),
                 mapped,
@@ -80,16 +86,21 @@ impl BlockPool {
                 0,
             )
         };
-        if base == libc::MAP_FAILED {
+        if address == libc::MAP_FAILED {
             return Err(Error::InvalidArgument(format!(
                 "budget: {mapped} bytes of address space cannot be reserved: {}",
                 std::io::Error::last_os_error()
             )));
         }
-        let base =
-            NonNull::new(base.cast()).ok_or_else(|| Error::Internal("mmap returned address 0".into()))?;
+        let mapping: NonNull<u8> =
+            NonNull::new(address.cast()).ok_or_else(|| Error::Internal("mmap returned address 0".into()))?;
+        // SAFETY: the mapping has a huge page more than the blocks need, so they fit behind the offset.
+        let base = unsafe { mapping.add(mapping.align_offset(HUGE_PAGE)) };
+        // SAFETY: a range inside the mapping. That the kernel has no huge pages is no error.
+        unsafe { libc::madvise(base.as_ptr().cast(), blocks * block_bytes, libc::MADV_HUGEPAGE) };
         Ok(Self {
             base,
+            mapping,
             mapped,
             block_bytes,
             blocks,
@@ -176,7 +187,7 @@ impl BlockPool {
 impl Drop for BlockPool {
     fn drop(&mut self) {
         // SAFETY: the mapping of `new`, unmapped once; caches hold the pool alive (Arc).
-        unsafe { libc::munmap(self.base.as_ptr().cast(), self.mapped) };
+        unsafe { libc::munmap(self.mapping.as_ptr().cast(), self.mapped) };
     }
 }
 
