@@ -73,7 +73,7 @@ pub struct Sequence {
 
 impl Sequence {
     pub(crate) fn new(shared: Arc<EngineShared>, options: SequenceOptions) -> Result<Self> {
-        options.sampling.validate()?;
+        let sampler = Sampler::new(options.sampling)?;
         let spec = options.policy.spec();
         let window = match spec.trigger {
             // Never due in this context: nobody will ask for queries.
@@ -91,7 +91,7 @@ impl Sequence {
             log: Vec::new(),
             policy: options.policy,
             seed: options.sampling.seed,
-            sampler: Sampler::new(options.sampling)?,
+            sampler,
             record_kept: options.record_kept,
             tokens: Vec::new(),
             given: Vec::new(),

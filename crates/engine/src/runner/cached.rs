@@ -32,6 +32,11 @@ impl CachedRunner {
             vocab,
         })
     }
+
+    #[cfg(test)]
+    pub(crate) fn plant(&self, fault: Option<crate::runtime::Fault>) {
+        *self.state.fault.lock().unwrap() = fault;
+    }
 }
 
 impl Runner for CachedRunner {

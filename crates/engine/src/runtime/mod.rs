@@ -8,5 +8,7 @@ mod operator;
 mod session;
 
 pub use library::{LIBRARY_VARIABLE, load};
+#[cfg(test)]
+pub(crate) use operator::Fault;
 pub(crate) use operator::{AttentionState, operator_domain};
 pub(crate) use session::{Input, Output, Session};

@@ -34,6 +34,16 @@ pub(crate) struct AttentionState {
     simd: Simd,
     step: Mutex<StepContext>,
     scratches: Mutex<Vec<Scratch>>,
+    #[cfg(test)]
+    pub(crate) fault: Mutex<Option<Fault>>,
+}
+
+/// Where a test wants a panic.
+#[cfg(test)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fault {
+    Node,
+    Worker,
 }
 
 #[derive(Default)]
@@ -76,7 +86,15 @@ impl AttentionState {
             simd,
             step: Mutex::default(),
             scratches: Mutex::default(),
+            #[cfg(test)]
+            fault: Mutex::default(),
         }
+    }
+
+    #[cfg(test)]
+    fn panic_if(&self, place: Fault) {
+        let fault = *self.fault.lock().unwrap_or_else(PoisonError::into_inner);
+        assert!(fault != Some(place), "planted in a {place:?}");
     }
 
     /// The context of the step. A panic in a node leaves it as it was: rows are only lent.
@@ -217,6 +235,8 @@ impl AttentionKernel {
 
         let mut step = self.state.step();
         let step = &mut *step;
+        #[cfg(test)]
+        self.state.panic_if(Fault::Node);
         self.check_rows(&step.rows, slots, row_offsets, tokens)?;
         step.rope.update(positions, inv_freq, self.rope_factor);
         step.rotated.resize(tokens * query_width, 0.0);
@@ -359,6 +379,8 @@ impl AttentionKernel {
         let rotated = &rotated[..];
         let out_parts = Parts::new(out);
         self.parallel(context, tiles.len() * kv_heads, true, |unit| {
+            #[cfg(test)]
+            self.state.panic_if(Fault::Worker);
             // Neighbouring units share a KV head's pages and differ in their queries.
             let (row, tokens) = &tiles[unit % tiles.len()];
             let kv_head = unit / tiles.len();

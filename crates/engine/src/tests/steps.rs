@@ -8,30 +8,38 @@ use reasoning_rpc_test_support::{Random, seed};
 use super::{none, prompt, rpc, run_pending, start, tiny, write};
 use crate::error::Error;
 use crate::runner::{CachedRunner, Runner, Step, StepRow};
-use crate::runtime;
+use crate::runtime::{self, Fault};
+use crate::{Engine, Sequence};
 
-#[test]
-fn a_stale_slot_is_an_error_of_the_operator() {
-    let engine = tiny(|_| {});
-    let mut live = start(&engine, none(), &[1, 2, 3]);
-    let stale = start(&engine, none(), &[4]).slot;
+/// A runner of its own, with a step of three tokens for `sequence`.
+fn prepared(engine: &Engine, sequence: &mut Sequence) -> (CachedRunner, Step) {
     let environment = runtime::load(None).unwrap();
     let graph = engine.model().graph_path();
-    let mut runner = CachedRunner::open(&environment, &graph, 1, engine.simd(), 96).unwrap();
-    let mut cache = live.cache.take().unwrap();
+    let runner = CachedRunner::open(&environment, &graph, 2, engine.simd(), 96).unwrap();
+    let mut cache = sequence.cache.take().unwrap();
     cache.grow(3).unwrap();
     let mut step = Step::default();
     step.clear();
     step.ids.extend([1, 2, 3]);
     step.positions.extend([0, 1, 2]);
     step.row_offsets.push(3);
-    step.slots.push(stale);
+    step.slots.push(sequence.slot);
     step.logits_rows.push(2);
     step.rows.push(StepRow {
-        slot: live.slot,
+        slot: sequence.slot,
         cache,
         first_generated: None,
     });
+    (runner, step)
+}
+
+#[test]
+fn a_stale_slot_is_an_error_of_the_operator() {
+    let engine = tiny(|_| {});
+    let mut live = start(&engine, none(), &[1, 2, 3]);
+    let stale = start(&engine, none(), &[4]).slot;
+    let (mut runner, mut step) = prepared(&engine, &mut live);
+    step.slots[0] = stale;
     let error = runner.run(&mut step).unwrap_err();
     assert!(
         matches!(&error, Error::InvalidArgument(text) if text.contains("stale or foreign")),
@@ -42,6 +50,28 @@ fn a_stale_slot_is_an_error_of_the_operator() {
     runner.run(&mut step).unwrap();
     live.cache = step.rows.pop().map(|row| row.cache);
     run_pending(&engine, &mut live);
+}
+
+#[test]
+fn a_panic_in_the_operator_is_an_error_and_the_runner_goes_on() {
+    let engine = tiny(|_| {});
+    let mut sequence = start(&engine, none(), &[1, 2, 3]);
+    let (mut runner, mut step) = prepared(&engine, &mut sequence);
+    runner.run(&mut step).unwrap();
+    let expected = step.logits.clone();
+    for fault in [Fault::Node, Fault::Worker] {
+        runner.plant(Some(fault));
+        let error = runner.run(&mut step).unwrap_err();
+        let text = format!("planted in a {fault:?}");
+        assert!(
+            matches!(&error, Error::Internal(found) if found.contains(&text)),
+            "{error}"
+        );
+        assert_eq!(step.rows.len(), 1, "the cache came back");
+        runner.plant(None);
+        runner.run(&mut step).unwrap();
+        assert_eq!(step.logits, expected);
+    }
 }
 
 /// A policy that panics, and one whose plan names what is not there.
