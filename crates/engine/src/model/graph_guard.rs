@@ -174,3 +174,125 @@ impl<'a> Fields<'a> {
 fn damaged(text: String) -> Error {
     Error::Model(format!("model.onnx: {text}"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn varint(mut value: u64) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        while value >= 0x80 {
+            bytes.push(value as u8 | 0x80);
+            value >>= 7;
+        }
+        bytes.push(value as u8);
+        bytes
+    }
+
+    /// A length-delimited field.
+    fn field(number: u64, content: &[u8]) -> Vec<u8> {
+        [
+            varint(number << 3 | 2),
+            varint(content.len() as u64),
+            content.to_vec(),
+        ]
+        .concat()
+    }
+
+    fn tensor(location: &str, offset: &str, length: &str) -> Vec<u8> {
+        let entry = |key: &str, value: &str| {
+            field(
+                13,
+                &[field(1, key.as_bytes()), field(2, value.as_bytes())].concat(),
+            )
+        };
+        // Field 14, data_location = EXTERNAL, is a varint between them.
+        [
+            entry("location", location),
+            vec![14 << 3, 1],
+            entry("offset", offset),
+            entry("length", length),
+        ]
+        .concat()
+    }
+
+    fn manifest() -> Manifest {
+        let text = r#"{"format": "reasoning-rpc-model", "graph_contract": 1, "flavour": "cached", "weights": "fp32",
+            "architecture": "llama", "dimensions": {"num_layers": 1, "num_heads": 2, "num_kv_heads": 1, "head_dim": 8,
+            "hidden_size": 16, "vocab_size": 10, "max_positions": 100, "parameters": 1},
+            "tokens": {"bos": null, "add_bos": false, "stop": []},
+            "files": {"model.onnx": {"size": 1, "sha256": ""}, "model.onnx.data": {"size": 1000, "sha256": ""}}}"#;
+        Manifest::parse(text.as_bytes()).unwrap()
+    }
+
+    fn verdict(model: &[u8]) -> Result<()> {
+        check(model, Path::new("/models/x"), &manifest())
+    }
+
+    /// The tensor as an initialiser, and everywhere else that a graph can hide one.
+    fn places(tensor: &[u8]) -> Vec<Vec<u8>> {
+        let graph = |content: &[u8]| field(7, content);
+        let attribute = |content: &[u8]| graph(&field(1, &field(5, content)));
+        let subgraph = field(6, &field(1, &field(5, &field(5, tensor))));
+        vec![
+            graph(&field(5, tensor)),
+            graph(&field(15, &field(1, tensor))),
+            graph(&field(15, &field(2, tensor))),
+            attribute(&field(5, tensor)),
+            attribute(&field(10, tensor)),
+            attribute(&field(22, &field(1, tensor))),
+            attribute(&field(23, &field(2, tensor))),
+            attribute(&subgraph),
+            attribute(&field(11, &field(5, tensor))),
+            field(25, &field(7, &field(5, &field(5, tensor)))),
+        ]
+    }
+
+    #[test]
+    fn only_listed_files_and_ranges_inside_them() {
+        for model in places(&tensor("model.onnx.data", "4", "996")) {
+            verdict(&model).unwrap();
+        }
+        for (location, offset, length, expected) in [
+            ("../model.onnx.data", "0", "1", "found \"../model.onnx.data\""),
+            ("/etc/passwd", "0", "1", "found \"/etc/passwd\""),
+            ("other", "0", "1", "found \"other\""),
+            ("", "0", "1", "found \"\""),
+            ("model.onnx.data", "4", "997", "found offset 4 and length 997"),
+            ("model.onnx.data", "1001", "0", "found offset 1001"),
+            (
+                "model.onnx.data",
+                "18446744073709551615",
+                "2",
+                "inside the 1000 bytes",
+            ),
+            ("model.onnx.data", "-1", "2", "found \"-1\""),
+        ] {
+            for model in places(&tensor(location, offset, length)) {
+                let error = verdict(&model).unwrap_err().to_string();
+                assert!(error.contains(expected), "{error} for {expected}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_broken_file_is_an_error_and_never_more() {
+        let whole = places(&tensor("model.onnx.data", "0", "10")).concat();
+        verdict(&whole).unwrap();
+        assert!(verdict(&whole[..whole.len() - 1]).is_err());
+        let mut random = reasoning_rpc_test_support::Random::new(reasoning_rpc_test_support::seed());
+        for _ in 0..20_000 {
+            let mut bytes = whole.clone();
+            for _ in 0..1 + random.below(4) {
+                let at = random.below(bytes.len());
+                bytes[at] = random.bits() as u8;
+            }
+            let _ = verdict(&bytes[..random.below(bytes.len() + 1)]);
+        }
+        let nested = (0..1000).fold(Vec::new(), |inner: Vec<u8>, _| {
+            field(1, &field(5, &field(6, &inner)))
+        });
+        let error = verdict(&field(7, &nested)).unwrap_err().to_string();
+        assert!(error.contains("nested"), "{error}");
+    }
+}

@@ -242,3 +242,59 @@ fn sha256_of(path: &Path) -> std::io::Result<String> {
         .map(|byte| format!("{byte:02x}"))
         .collect())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_manifest_says_what_it_expects() {
+        let text = serde_json::json!({
+            "format": "reasoning-rpc-model", "graph_contract": 1, "flavour": "cached", "weights": "fp32",
+            "architecture": "llama",
+            "dimensions": {"num_layers": 1, "num_heads": 2, "num_kv_heads": 1, "head_dim": 8, "hidden_size": 16,
+                "vocab_size": 10, "max_positions": 100, "parameters": 1},
+            "tokens": {"bos": null, "add_bos": false, "stop": []},
+            "files": {"model.onnx": {"size": 1, "sha256": ""}},
+        });
+        let refused = |pointer: &str, value: serde_json::Value| {
+            let mut changed = text.clone();
+            *changed.pointer_mut(pointer).unwrap() = value;
+            Manifest::parse(changed.to_string().as_bytes())
+                .unwrap_err()
+                .to_string()
+        };
+        for (pointer, value, expected) in [
+            (
+                "/graph_contract",
+                2.into(),
+                "expected graph contract version 1, found 2",
+            ),
+            ("/format", "gguf".into(), "found \"gguf\""),
+            ("/dimensions/num_heads", 0.into(), "num_heads: expected 1 to"),
+            ("/dimensions/head_dim", 12.into(), "a multiple of 8, found 12"),
+            (
+                "/dimensions/num_kv_heads",
+                3.into(),
+                "a multiple of num_kv_heads 3, found 2",
+            ),
+            ("/dimensions/vocab_size", serde_json::json!(-1), "invalid value"),
+            (
+                "/tokens/stop",
+                serde_json::json!([10]),
+                "below the vocabulary's 10, found 10",
+            ),
+            ("/flavour", "fast".into(), "unknown variant `fast`"),
+            (
+                "/files",
+                serde_json::json!({"../x": {"size": 1, "sha256": ""}, "model.onnx": {"size": 1, "sha256": ""}}),
+                "found \"../x\"",
+            ),
+            ("/files", serde_json::json!({}), "expected model.onnx"),
+        ] {
+            let error = refused(pointer, value);
+            assert!(error.contains(expected), "{error} for {expected}");
+        }
+        assert!(Manifest::parse(b"{").is_err());
+    }
+}
