@@ -63,6 +63,8 @@ pub fn load(path: Option<&Path>) -> Result<Environment> {
             .with_telemetry(false)
             .with_logger(silent)
             .build()?;
+        // With a logger `ort` asks for every message, each of which is formatted.
+        environment.set_log_level(ort::logging::LogLevel::Fatal);
         Ok(environment)
     }))
     .unwrap_or_else(|payload| {
