@@ -1,0 +1,85 @@
+package reasoningrpc_test
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+
+	reasoningrpc "github.com/reasoning-rpc/reasoning-rpc/bindings/go"
+)
+
+// service streams answers as server-sent events: a POST of token ids gets the ids of the answer. A client
+// that leaves ends its answer before the next token; an answer whose cache would not fit the budget is
+// refused at once.
+type service struct {
+	engine *reasoningrpc.Engine
+}
+
+func (s service) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	var prompt []uint32
+	if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, 1<<20)).Decode(&prompt); err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
+	sequence, err := s.engine.NewSequence(greedy)
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+		return
+	}
+	defer sequence.Close()
+	if err := sequence.AppendTokens(prompt...); err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
+	limit := func(o *reasoningrpc.GenerateOptions) { o.MaxTokens = 4 }
+	for event, err := range sequence.Generate(r.Context(), limit) {
+		switch {
+		case errors.Is(err, reasoningrpc.ErrBudget):
+			http.Error(w, err.Error(), http.StatusServiceUnavailable)
+		case err != nil:
+			// The client has left, or the answer is incomplete: the connection ends without an end event.
+			panic(http.ErrAbortHandler)
+		case event.Kind == reasoningrpc.EventToken:
+			w.Header().Set("Content-Type", "text/event-stream")
+			fmt.Fprintf(w, "data: %d\n\n", event.Token)
+			http.NewResponseController(w).Flush()
+		case event.Kind == reasoningrpc.EventEnd:
+			fmt.Fprintf(w, "event: end\ndata: %v\n\n", event.StopReason)
+		}
+	}
+}
+
+// A service that streams answers over HTTP.
+func Example_service() {
+	engine, err := reasoningrpc.Open(modelFolder(), fp32)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer engine.Close()
+	server := httptest.NewServer(service{engine})
+	defer server.Close()
+
+	response, err := http.Post(server.URL, "application/json", strings.NewReader("[63, 43, 49, 70, 31, 87, 29, 75, 15, 9, 13, 8]"))
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer response.Body.Close()
+	stream, err := io.ReadAll(response.Body)
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Print(response.Status, " ", response.Header.Get("Content-Type"), "\n", strings.ReplaceAll(string(stream), "\n\n", "\n"))
+	// Output:
+	// 200 OK text/event-stream
+	// data: 31
+	// data: 83
+	// data: 67
+	// data: 69
+	// event: end
+	// data: length
+}

@@ -1,0 +1,3 @@
+module github.com/reasoning-rpc/reasoning-rpc/bindings/go
+
+go 1.24
