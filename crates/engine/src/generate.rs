@@ -49,9 +49,9 @@ impl StopReason {
 pub enum Event<'a> {
     /// A chunk of the given text was run.
     Prefill {
-        /// Tokens run.
+        /// Given tokens run.
         done: usize,
-        /// Tokens to run.
+        /// Given tokens to run.
         total: usize,
     },
     /// A token was generated.
@@ -79,6 +79,7 @@ pub struct Generation<'a> {
     limit: usize,
     generated: usize,
     ignore_eos: bool,
+    /// Given tokens to run before the first one is drawn.
     prefill: usize,
     /// Absent if the model has no tokenizer: then there is no text.
     stream: Option<TextStream>,
@@ -115,7 +116,7 @@ impl Sequence {
         let limit = options.max_tokens.unwrap_or(usize::MAX);
         self.reserve(limit.min(room).max(1))?;
         Ok(Generation {
-            prefill: self.pending(),
+            prefill: self.pending_given(),
             sequence: self,
             limit,
             generated: 0,
@@ -144,13 +145,15 @@ impl Generation<'_> {
             } else if self.sequence.room() == 0 {
                 // Before the step: the last token of a context is never run.
                 self.reason = Some(StopReason::Context);
-            } else if self.sequence.logits().is_none() {
-                let prefilling = self.prefill > 0 && self.generated == 0;
+            }
+            while self.reason.is_none() && self.sequence.logits().is_none() {
+                let before = self.sequence.pending_given();
                 let shared = std::sync::Arc::clone(&self.sequence.shared);
                 shared.step(&mut [&mut *self.sequence])?;
-                if prefilling {
+                let left = self.sequence.pending_given();
+                if left < before {
                     return Ok(Some(Event::Prefill {
-                        done: self.prefill - self.sequence.pending(),
+                        done: self.prefill - left,
                         total: self.prefill,
                     }));
                 }

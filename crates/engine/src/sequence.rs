@@ -111,6 +111,13 @@ impl Sequence {
         self.tokens.len() - self.written
     }
 
+    /// Those of them that were given.
+    pub(crate) fn pending_given(&self) -> usize {
+        let left =
+            |range: &Range<u32>| (range.end as usize).saturating_sub(self.written.max(range.start as usize));
+        self.given.iter().map(left).sum()
+    }
+
     /// The seed that its tokens are drawn with.
     pub fn seed(&self) -> u64 {
         self.seed

@@ -252,3 +252,44 @@ fn an_answer_ends_where_it_should() {
     assert_eq!(end_of(4096, None, usize::MAX), (0, StopReason::Context));
     assert_eq!(end_of(10, Some(50), 7), (7, StopReason::Cancelled));
 }
+
+#[test]
+fn prefill_events_count_given_tokens_alone() {
+    let options = EngineOptions {
+        prefill_chunk: 8,
+        ..EngineOptions::new(model("golden/qwen2_p32-cached"))
+    };
+    let engine = Engine::open(&options).unwrap();
+    let request = Request {
+        prompt: vec![5; 20],
+        policy: Arc::new(NoCompression),
+        sampling: SamplingOptions::GREEDY,
+        joins: 0,
+        tokens: 0,
+    };
+    let mut sequence = begin(&engine, &request);
+    let three = GenerateOptions {
+        max_tokens: Some(3),
+        ..GenerateOptions::default()
+    };
+    let mut events_of = |given: &[u32]| {
+        sequence.append_tokens(given).unwrap();
+        let mut answer = sequence.generate(&three).unwrap();
+        let mut events = Vec::new();
+        while let Some(event) = answer.next_event().unwrap() {
+            match event {
+                Event::Prefill { done, total } => events.push((done, total)),
+                Event::Token { .. } => events.push((0, 0)),
+                Event::End { .. } => {}
+            }
+        }
+        events
+    };
+    assert_eq!(
+        events_of(&[]),
+        [(8, 20), (16, 20), (20, 20), (0, 0), (0, 0), (0, 0)]
+    );
+    // The last token of an answer is still to run: it is no given one.
+    assert_eq!(events_of(&[]), [(0, 0), (0, 0), (0, 0)]);
+    assert_eq!(events_of(&[7; 9]), [(8, 9), (9, 9), (0, 0), (0, 0), (0, 0)]);
+}
