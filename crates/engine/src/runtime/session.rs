@@ -5,7 +5,7 @@
 use std::ffi::{CString, c_char, c_void};
 use std::path::Path;
 use std::ptr::{self, NonNull};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use ort::AsPointer;
 use ort::operator::OperatorDomain;
@@ -61,9 +61,13 @@ impl Session {
         if let Some(operators) = operators {
             builder = builder.with_operators(operators).map_err(describe)?;
         }
-        let session = builder
-            .commit_from_file(graph)
-            .map_err(|error| Error::Model(format!("{}: {error}", graph.display())))?;
+        // The first sessions of a process register the operator's domain with ONNX Runtime, which looks
+        // and adds without a lock between: of two at a time one would fail.
+        static OPENING: Mutex<()> = Mutex::new(());
+        let one_at_a_time = OPENING.lock().unwrap_or_else(PoisonError::into_inner);
+        let session = builder.commit_from_file(graph);
+        drop(one_at_a_time);
+        let session = session.map_err(|error| Error::Model(format!("{}: {error}", graph.display())))?;
         Ok(Self {
             session,
             memory: MemoryInfo::new()?,
