@@ -28,7 +28,8 @@ random = np.random.default_rng(seed)
 width = HEADS * DIM
 matrix = lambda *shape: random.standard_normal(shape, np.float32) / np.sqrt(np.float32(shape[0]))
 embedding = random.standard_normal((VOCAB, width), np.float32)
-weights = [{n: matrix(width, h * DIM) for n, h in (("q", HEADS), ("k", KV_HEADS), ("v", KV_HEADS), ("o", HEADS))} for _ in range(LAYERS)]
+shapes = {"q": HEADS * DIM, "k": KV_HEADS * DIM, "v": KV_HEADS * DIM, "o": width}
+weights = [{name: matrix(width, out) for name, out in shapes.items()} for _ in range(LAYERS)]
 
 keys, values = np.zeros((2, LAYERS, BLOCKS, KV_HEADS, BLOCK, DIM), np.float32)
 table = np.zeros((TEXTS, 32), np.int32)  # one for all layers
@@ -69,8 +70,9 @@ def step(row: int, token: int, position: int) -> int:
         q = rotate((normal @ w["q"]).reshape(HEADS, DIM), position)
         keys[layer, block, :, place] = rotate((normal @ w["k"]).reshape(KV_HEADS, DIM), position)
         values[layer, block, :, place] = (normal @ w["v"]).reshape(KV_HEADS, DIM)
-        slot = (c_int32 * 1)(row)  # RPC: the newest queries are remembered, as float32, rotated
-        call("record", compressor, c_uint32(layer), slot, c_size_t(1), c_void_p(q.ctypes.data), c_int64(width), c_int64(DIM), c_uint32(F32))
+        # RPC: the newest queries of each text are remembered, rotated.
+        slot, strides = (c_int32 * 1)(row), (c_int64(width), c_int64(DIM))
+        call("record", compressor, c_uint32(layer), slot, c_size_t(1), c_void_p(q.ctypes.data), *strides, c_uint32(F32))
         queries_seen[layer][row].append(q)
         logits = np.einsum("kgd,kld->kgl", q.reshape(KV_HEADS, -1, DIM), cached(keys[layer], row, entry + 1)) / math.sqrt(DIM)
         part = np.exp(logits - logits.max(-1, keepdims=True))
