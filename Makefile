@@ -19,7 +19,7 @@ export ORT_DISABLE_TELEMETRY ?= 1
 export RRPC_SMOLLM2_GGUF ?= $(CURDIR)/$(GGUF)
 
 .PHONY: build demo test lint install uninstall test-models test-rust test-export test-abi test-cpp test-go test-cli \
-	test-packaging rust runtime clean
+	test-service test-packaging rust runtime clean
 
 build: rust runtime $(VENV)/installed
 
@@ -81,7 +81,7 @@ demo: build models/smollm2-int4/manifest.json target/example
 target/example: bindings/c/example.c include/reasoning_rpc.h rust
 	$(CC) -std=c99 -O2 -Wall -Wextra -Wpedantic -Werror -Iinclude $< -o $@ -Ltarget/release -lreasoning_rpc
 
-test: build test-models lint test-export test-rust test-abi test-cpp test-go test-cli test-packaging
+test: build test-models lint test-export test-rust test-abi test-cpp test-go test-cli test-service test-packaging
 
 lint:
 	cargo fmt --all --check
@@ -107,6 +107,14 @@ test-go: build test-models
 
 test-cli: build test-models
 	$(VENV)/bin/python -m pytest -q -rs tests/cli
+
+third_party/debian/packages: scripts/fetch-cpp-httplib
+	scripts/fetch-cpp-httplib
+	touch $@
+
+# The example service in C++, as its clients see it.
+test-service: build test-models third_party/debian/packages
+	$(VENV)/bin/python -m pytest -q -rs tests/service
 
 # The library from outside: installed, found in each way, the programs of README.md.
 test-packaging: build test-models

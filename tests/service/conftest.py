@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 MODEL = Path(os.environ.get("RRPC_MODELS") or ROOT / "models") / "golden/qwen2_p32-cached"
 LIBRARY = ROOT / "target/release"
 DEBIAN = ROOT / "third_party/debian/usr"
-SECONDS = 120
+SECONDS = 60
 FLAGS = {"plain": ["-O1"], "sanitized": ["-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]}
 ENVIRONMENT = {
     "RRPC_ONNXRUNTIME": str(ROOT / "third_party/onnxruntime/libonnxruntime.so"),

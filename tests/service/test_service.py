@@ -155,7 +155,7 @@ def test_other_paths_and_large_bodies(service):
 @pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGINT])
 def test_signals_end_the_service_and_its_answers(start, by):
     assert start().end(by) == (0, "")
-    service = start()
+    service = start("--budget", str(1 << 22))  # for both
     answers = [service.unread(**LONG), service.unread(**LONG)]
     service.until(lambda figures: figures["answers"] == 2 and figures["generated_tokens"] > 0)
     service.process.send_signal(by)
