@@ -14,7 +14,7 @@ LINTS_OF_THE_LIBRARY := $(addprefix -A clippy::,unwrap_used expect_used panic pr
 GOLDEN_MODELS := qwen2_p32 llama_p48_c8 qwen2_group_p64_c2
 
 export RRPC_ONNXRUNTIME ?= $(CURDIR)/third_party/onnxruntime/libonnxruntime.so
-# ONNX Runtime's own build reports its use to Microsoft, and keeps a file for it in the home folder, unless told.
+# For the exporter, which loads ONNX Runtime without us: its builds report to their maker unless told.
 export ORT_DISABLE_TELEMETRY ?= 1
 export RRPC_SMOLLM2_GGUF ?= $(CURDIR)/$(GGUF)
 
