@@ -431,6 +431,12 @@ impl SequenceCache {
         unsafe { head.positions[page].add(offset).read() }
     }
 
+    /// Bytes of the whole pool that are promised and not used yet.
+    #[cfg(test)]
+    pub(crate) fn promised(&self) -> usize {
+        self.pool.promised()
+    }
+
     /// The key and the value of a valid entry, as float32.
     #[cfg(test)]
     pub(crate) fn entry_f32(&self, layer: usize, kv_head: usize, entry: usize) -> (Vec<f32>, Vec<f32>) {
