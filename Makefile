@@ -16,7 +16,7 @@ GOLDEN_MODELS := qwen2_p32 llama_p48_c8 qwen2_group_p64_c2
 export RRPC_ONNXRUNTIME ?= $(CURDIR)/third_party/onnxruntime/libonnxruntime.so
 export RRPC_SMOLLM2_GGUF ?= $(CURDIR)/$(GGUF)
 
-.PHONY: build demo test lint install test-models test-rust test-export test-abi test-cpp test-go test-cli rust runtime clean
+.PHONY: build demo test lint install test-models test-rust test-shuttle test-export test-abi test-cpp test-go test-cli rust runtime clean
 
 build: rust runtime $(VENV)/installed
 
@@ -78,7 +78,7 @@ demo: build models/smollm2-int4/manifest.json target/example
 target/example: bindings/c/example.c include/reasoning_rpc.h rust
 	$(CC) -std=c99 -O2 -Wall -Wextra -Wpedantic -Werror -Iinclude $< -o $@ -Ltarget/release -lreasoning_rpc
 
-test: build test-models lint test-export test-rust test-abi test-cpp test-go test-cli
+test: build test-models lint test-export test-rust test-shuttle test-abi test-cpp test-go test-cli
 
 lint:
 	cargo fmt --all --check
@@ -91,6 +91,10 @@ test-export: $(VENV)/installed $(GGUF)
 # Release: the real model decodes thousands of tokens.
 test-rust: runtime test-models
 	cargo test --release --locked --workspace
+
+# The block pool's threads in thousands of orders.
+test-shuttle:
+	cargo test --release --locked -p reasoning-rpc-engine --features shuttle --lib shuttle
 
 test-abi: build test-models
 	tests/abi/run

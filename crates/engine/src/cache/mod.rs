@@ -10,6 +10,8 @@
 mod branch;
 mod ledger;
 mod pool;
+#[cfg(all(test, feature = "shuttle"))]
+mod shuttle;
 
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -434,7 +436,7 @@ impl SequenceCache {
     /// Bytes of the whole pool that are promised and not used yet.
     #[cfg(test)]
     pub(crate) fn promised(&self) -> usize {
-        self.pool.promised()
+        self.pool.counts().1 * self.shape.block_bytes()
     }
 
     /// The key and the value of a valid entry, as float32.

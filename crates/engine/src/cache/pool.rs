@@ -7,7 +7,7 @@ use std::sync::PoisonError;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 #[cfg(feature = "shuttle")]
-use shuttle::sync::{Mutex, MutexGuard};
+use ::shuttle::sync::{Mutex, MutexGuard};
 #[cfg(not(feature = "shuttle"))]
 use std::sync::{Mutex, MutexGuard};
 
@@ -124,10 +124,16 @@ impl BlockPool {
         self.lock().used() * self.block_bytes
     }
 
-    /// Bytes promised and not used yet.
+    /// Blocks used and blocks promised, at one moment.
     #[cfg(test)]
-    pub(crate) fn promised(&self) -> usize {
-        self.lock().promised() * self.block_bytes
+    pub(crate) fn counts(&self) -> (usize, usize) {
+        let ledger = self.lock();
+        (ledger.used(), ledger.promised())
+    }
+
+    #[cfg(all(test, feature = "shuttle"))]
+    pub(crate) fn is_shared(&self, id: BlockId) -> bool {
+        self.lock().is_shared(id)
     }
 
     /// [`Ledger::reserve`].
