@@ -5,7 +5,7 @@ use std::sync::Arc;
 use reasoning_rpc_core::{Aggregation, Policy};
 use reasoning_rpc_test_support::{Random, model, seed};
 
-use super::{contents, logits, none, outcome, prompt_up_to, rpc, run_pending, start, tiny, write};
+use super::{contents, logits, none, outcome, prompt, prompt_up_to, rpc, run_pending, start, tiny, write};
 use crate::error::Error;
 use crate::sampling::SamplingOptions;
 use crate::{CacheType, Engine, Sequence, SequenceOptions};
@@ -127,6 +127,55 @@ fn forks_write_what_the_original_writes() {
                 for _ in 0..4 {
                     forks_go_on_as_the_original(&engine, aggregation, &mut random);
                 }
+            }
+        }
+    }
+}
+
+/// Two forks of one text go different ways in turns, from the middle of a shared block through several
+/// compressions: each as it would alone.
+#[test]
+fn forks_that_part_do_not_see_each_other() {
+    let mut random = Random::new(seed());
+    for aggregation in [Aggregation::Layer, Aggregation::KvHead] {
+        for (name, entries) in [
+            ("qwen2_p32-cached", 16),
+            ("qwen2_p32-cached", 64),
+            ("qwen2_p32-portable", 16),
+        ] {
+            let engine = engine_of(&format!("golden/{name}"), CacheType::F32, entries);
+            let text = prompt_up_to(&mut random, 50);
+            let common = prompt_up_to(&mut random, 60);
+            let ways: Vec<Vec<u32>> = (0..3).map(|_| prompt(&mut random, 90)).collect();
+            let accept = |sequence: &mut Sequence, tokens: &[u32]| {
+                for &token in tokens {
+                    sequence.accept(token).unwrap();
+                    run_pending(&engine, sequence);
+                }
+            };
+            let begin = || {
+                let mut sequence = start(&engine, rpc(32, 8, 4, aggregation), &text);
+                accept(&mut sequence, &common);
+                sequence
+            };
+            let mut forks = vec![begin()];
+            for _ in 1..ways.len() {
+                forks.push(forks[0].fork().unwrap());
+            }
+            let mut done = 0;
+            while done < 90 {
+                let until = (done + 1 + random.below(6)).min(90);
+                for (fork, way) in forks.iter_mut().zip(&ways) {
+                    accept(fork, &way[done..until]);
+                }
+                done = until;
+            }
+            for (fork, way) in forks.iter().zip(&ways) {
+                let mut alone = begin();
+                accept(&mut alone, way);
+                assert_eq!(outcome(fork), outcome(&alone));
+                assert_eq!(contents(fork), contents(&alone));
+                assert_eq!(logits(fork), logits(&alone));
             }
         }
     }

@@ -26,7 +26,12 @@ fn what_follows_a_rewind_is_what_followed() {
             options.model = model(name);
             options.cache_type = Some(cache);
             options.block_entries = [16, 64][round % 2];
-            options.prefill_chunk = 1 + random.below(40);
+            // The stock operators' sums depend on where a chunk began: a rewind into given text would
+            // change their last bits.
+            options.prefill_chunk = match name.ends_with("portable") {
+                true => 1,
+                false => 1 + random.below(40),
+            };
         });
         let policy = match round % 4 {
             0 => rpc(32, 8, 4, Aggregation::Layer),
