@@ -1050,7 +1050,7 @@ typedef struct rrpc_sequence_stats {
     double decode_seconds;
     /** Seconds of the compressions. */
     double compaction_seconds;
-    /** Bytes of the cache now, in whole blocks. */
+    /** Bytes of the cache now, in whole blocks, those shared with forks included. */
     uint64_t cache_bytes;
     /** The most bytes of the cache at any moment. */
     uint64_t cache_peak_bytes;

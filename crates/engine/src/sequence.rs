@@ -26,7 +26,8 @@ pub struct SequenceOptions {
     pub record_kept: bool,
 }
 
-/// Figures of one sequence. Times are wall-clock times of the steps that it took part in.
+/// Figures of one sequence. Times are wall-clock times of the steps that it took part in. A fork
+/// begins with its original's; a rewind takes nothing back but the bytes of the cache.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Stats {
     /// Given tokens whose K and V were written.
@@ -41,7 +42,7 @@ pub struct Stats {
     pub compressions: usize,
     /// Time spent scoring, selecting and moving.
     pub compaction_time: Duration,
-    /// Bytes of the cache now, in whole blocks.
+    /// Bytes of the cache now, in whole blocks, those shared with forks included.
     pub cache_bytes: usize,
     /// The most bytes at any moment.
     pub cache_peak_bytes: usize,
