@@ -84,6 +84,7 @@ lint:
 	cargo fmt --all --check
 	cargo clippy --release --locked --workspace --lib --bins -- -D warnings
 	cargo clippy --release --locked --workspace --all-targets -- -D warnings $(LINTS_OF_THE_LIBRARY)
+	cargo clippy --release --locked -p reasoning-rpc-engine --features shuttle --all-targets -- -D warnings $(LINTS_OF_THE_LIBRARY)
 
 test-export: $(VENV)/installed $(GGUF)
 	cd onnx-export && ../$(VENV)/bin/python -m pytest -q tests

@@ -3,11 +3,8 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::{Account, BlockId, Held, SequenceCache, Storage};
-use crate::cache::HeadCache;
+use super::{Account, BlockId, CacheType, HeadCache, Held, SequenceCache, Storage};
 use crate::error::Result;
-
-use super::CacheType;
 
 /// One KV head of one layer of a cache, as it lies in memory. Entry `e` is in block
 /// `blocks[e / block_entries]`, at place `e % block_entries`.
@@ -207,8 +204,9 @@ impl SequenceCache {
         head.holds[place].set(Held::Alone);
     }
 
-    /// Makes the blocks of some entries of a KV head this cache's alone.
-    pub(super) fn own_entries(&mut self, layer: usize, kv_head: usize, entries: Range<usize>) -> Result<()> {
+    /// Makes the blocks of some entries of a KV head this cache's alone: before anything writes entries
+    /// that are valid already. Never fails for entries that a compression may move.
+    pub(crate) fn own_entries(&mut self, layer: usize, kv_head: usize, entries: Range<usize>) -> Result<()> {
         if let Storage::Contiguous { .. } = self.storage {
             return Ok(());
         }

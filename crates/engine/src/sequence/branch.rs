@@ -1,11 +1,14 @@
 //! Forks, rewinds, and what a sampler needs to be put back.
 
+use std::ops::Range;
+use std::sync::Arc;
+
+use reasoning_rpc_core::Trigger;
+
 use super::Sequence;
 use crate::cache::CacheView;
 use crate::error::{Error, Result};
 use crate::sampling::{Sampler, SamplingOptions};
-
-use reasoning_rpc_core::Trigger;
 
 /// The draws behind a text: which tokens took one, and of which seed.
 #[derive(Debug, Clone)]
@@ -78,7 +81,7 @@ impl Sequence {
             poisoned: false,
             stats: self.stats,
             log: self.log.clone(),
-            policy: std::sync::Arc::clone(&self.policy),
+            policy: Arc::clone(&self.policy),
             seed: self.seed,
             sampler: self.sampler.clone(),
             draws: self.draws.clone(),
@@ -88,7 +91,7 @@ impl Sequence {
             written: self.written,
             generated_written: self.generated_written,
             compressed_at: self.compressed_at,
-            shared: std::sync::Arc::clone(&self.shared),
+            shared: Arc::clone(&self.shared),
         })
     }
 
@@ -139,7 +142,7 @@ impl Sequence {
         if let Some(last) = self.given.last_mut() {
             last.end = last.end.min(tokens as u32);
         }
-        let given = |range: &std::ops::Range<u32>| {
+        let given = |range: &Range<u32>| {
             (range.end as usize)
                 .min(written)
                 .saturating_sub(range.start as usize)
