@@ -179,7 +179,22 @@ fn a_rewind_goes_no_further_than_the_last_compression() {
     assert_eq!(outcome(&sequence), before);
 }
 
-/// A promise ends with the rewind, and a new one counts the shared block that is open again.
+#[test]
+fn a_rewind_ends_the_promise_and_frees_what_is_empty() {
+    let engine = tiny(|_| {});
+    let block = engine.cache_shape().block_bytes();
+    let mut sequence = start(&engine, rpc(32, 8, 4, Aggregation::Layer), &[6; 20]);
+    write(&engine, &mut sequence, 30);
+    let promised = |sequence: &Sequence| sequence.cache.as_ref().unwrap().promised();
+    // 49 entries: 4 blocks in each of 6 KV heads.
+    assert_eq!((engine.budget().1, promised(&sequence)), (24 * block, 0));
+    sequence.reserve(100).unwrap();
+    assert!(promised(&sequence) > 0);
+    sequence.rewind(33).unwrap();
+    assert_eq!((engine.budget().1, promised(&sequence)), (12 * block, 0));
+}
+
+/// A promise after a rewind counts the shared block that is open again.
 #[test]
 fn a_promise_after_a_rewind_counts_the_copy_of_an_open_block() {
     let block = 16 * (2 * 16 * 4 + 4);
