@@ -18,8 +18,8 @@ export RRPC_ONNXRUNTIME ?= $(CURDIR)/third_party/onnxruntime/libonnxruntime.so
 export ORT_DISABLE_TELEMETRY ?= 1
 export RRPC_SMOLLM2_GGUF ?= $(CURDIR)/$(GGUF)
 
-.PHONY: build demo test lint install uninstall test-models test-rust test-export test-abi test-cpp test-go test-cli \
-	test-service test-packaging rust runtime clean
+.PHONY: build demo test lint install uninstall test-models test-rust test-shuttle test-export test-abi test-cpp test-go \
+	test-cli test-service test-packaging rust runtime clean
 
 build: rust runtime $(VENV)/installed
 
@@ -81,12 +81,13 @@ demo: build models/smollm2-int4/manifest.json target/example
 target/example: bindings/c/example.c include/reasoning_rpc.h rust
 	$(CC) -std=c99 -O2 -Wall -Wextra -Wpedantic -Werror -Iinclude $< -o $@ -Ltarget/release -lreasoning_rpc
 
-test: build test-models lint test-export test-rust test-abi test-cpp test-go test-cli test-service test-packaging
+test: build test-models lint test-export test-rust test-shuttle test-abi test-cpp test-go test-cli test-service test-packaging
 
 lint:
 	cargo fmt --all --check
 	cargo clippy --release --locked --workspace --lib --bins -- -D warnings
 	cargo clippy --release --locked --workspace --all-targets -- -D warnings $(LINTS_OF_THE_LIBRARY)
+	cargo clippy --release --locked -p reasoning-rpc-engine --features shuttle --all-targets -- -D warnings $(LINTS_OF_THE_LIBRARY)
 
 test-export: $(VENV)/installed $(GGUF)
 	cd onnx-export && ../$(VENV)/bin/python -m pytest -q tests
@@ -94,6 +95,10 @@ test-export: $(VENV)/installed $(GGUF)
 # Release: the real model decodes thousands of tokens.
 test-rust: runtime test-models
 	cargo test --release --locked --workspace
+
+# The block pool's threads in thousands of orders.
+test-shuttle:
+	cargo test --release --locked -p reasoning-rpc-engine --features shuttle --lib shuttle
 
 test-abi: build test-models
 	tests/abi/run

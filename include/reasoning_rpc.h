@@ -829,6 +829,136 @@ rrpc_error *rrpc_sequence_tokens(const rrpc_sequence *sequence,
                                  size_t *count);
 
 /*
+ * ==== Forks, rewinds, the cache ====
+ *
+ * Several answers to one text, or several ways to go on with an answer: append the text, run it,
+ * then fork as often as answers are wanted, give each fork a seed of its own, and step them together.
+ * Forks share what they have in common. To try again from an earlier place, rewind.
+ */
+
+/**
+ * The cache of one KV head of one layer, as it lies in memory: `length` entries of a key, a value and
+ * a position in the text, in blocks. Entry e is in block b = block_table[e / block_entries] at place
+ * p = e % block_entries. Set struct_size before it is filled.
+ */
+typedef struct rrpc_cache_view {
+    /** sizeof(rrpc_cache_view), set by the caller. */
+    size_t struct_size;
+    /**
+     * Keys, rotated for their positions: `head_dim` elements of `dtype` at
+     * keys + b * block_stride + p * entry_stride bytes. NULL if there is no entry.
+     */
+    const void *keys;
+    /**
+     * Values: `head_dim` elements of `dtype` at values + b * block_stride + p * entry_stride bytes.
+     * NULL if there is no entry.
+     */
+    const void *values;
+    /**
+     * Positions in the text, from 0 with the given text counted: a uint32_t at
+     * (const char *)positions + b * block_stride + p * 4 bytes. They ascend with e. NULL if there is no
+     * entry.
+     */
+    const uint32_t *positions;
+    /**
+     * The blocks of the entries, in order: `block_count` of them. Sequences that share a block have the
+     * same number here. NULL if there is no entry.
+     */
+    const uint32_t *block_table;
+    /** Blocks in `block_table`: `length` / `block_entries`, rounded up. */
+    uint64_t block_count;
+    /** Entries. */
+    uint64_t length;
+    /** Bytes from one block to the next, of keys, values and positions alike. */
+    uint64_t block_stride;
+    /** Bytes from one key (value) of a block to the next. */
+    uint64_t entry_stride;
+    /**
+     * Entries that a block has room for. A model of the portable flavour has one block, of number 0,
+     * with room for as many entries as the cache has taken memory for.
+     */
+    uint32_t block_entries;
+    /** Elements of a key, and of a value. */
+    uint32_t head_dim;
+    /** Their type: RRPC_DTYPE_F32 or RRPC_DTYPE_F16. */
+    uint32_t dtype;
+    /** 0. */
+    uint32_t reserved;
+} rrpc_cache_view;
+
+/**
+ * Makes a second sequence that goes on exactly as `sequence` would: the same text, options, cache,
+ * logits, sampler state, log of compressions and figures. Compressions still to come are the same,
+ * too. From then on the two know nothing of each other. A promise (rrpc_sequence_reserve) is not
+ * inherited.
+ *
+ * Blocks of the cache are shared and copied when one of the two is about to write them, by appending
+ * to one that is not full or by a compression; until then they count once in the budget. The blocks
+ * that both may have to write (those that are not full, and with compression all that are not full of
+ * the text given first) are promised a copy at once, so that neither fails for the other's sake. A
+ * model of the portable flavour has no blocks to share: its cache is copied.
+ *
+ * Ownership: the fork goes to `*fork` (NULL after an error); the caller frees it with
+ * rrpc_sequence_free, before or after `sequence`. It keeps the engine's model alive.
+ * Threads: any; one call at a time on a sequence.
+ * Errors: NULL_POINTER, INVALID_HANDLE, BUSY, POISONED; BUDGET if the copies cannot be promised. Nothing
+ * has changed then. OUT_OF_MEMORY if there are too many sequences.
+ * Since: 0.1
+ */
+RRPC_NODISCARD
+rrpc_error *rrpc_sequence_fork(const rrpc_sequence *sequence,
+                               rrpc_sequence **fork);
+
+/**
+ * Sets the seed of the tokens drawn from now on: the next one takes its first draw. For forks that are
+ * to write different answers. Without effect on greedy sampling.
+ *
+ * Ownership: nothing changes hands.
+ * Threads: any; one call at a time on a sequence.
+ * Errors: NULL_POINTER, INVALID_HANDLE, BUSY, POISONED.
+ * Since: 0.1
+ */
+RRPC_NODISCARD rrpc_error *rrpc_sequence_set_seed(rrpc_sequence *sequence, uint64_t seed);
+
+/**
+ * Shortens the text to its first `tokens` tokens, given and generated counted. The last one becomes
+ * pending, so that one rrpc_step gives its logits again. The sampler is put back to where it was, a
+ * rrpc_sequence_set_seed behind the new end included: left to itself, the sequence writes the text that
+ * it wrote. A promise (rrpc_sequence_reserve) ends. The figures of rrpc_sequence_get_stats go on
+ * counting the work done.
+ *
+ * What a compression dropped cannot come back, so a rewind ends no further back than one token behind
+ * the last compression.
+ *
+ * Ownership: nothing changes hands. Pointers to the sequence's logits and cache are no longer valid.
+ * Threads: any; one call at a time on a sequence.
+ * Errors: NULL_POINTER, INVALID_HANDLE, BUSY, POISONED; INVALID_ARGUMENT, naming the possible lengths, if
+ * `tokens` is 0, more than the text has, or before the last compression. Nothing has changed then.
+ * Since: 0.1
+ */
+RRPC_NODISCARD
+rrpc_error *rrpc_sequence_rewind(rrpc_sequence *sequence,
+                                 size_t tokens);
+
+/**
+ * The cache of KV head `kv_head` of layer `layer`, both counted from 0, without a copy: what the steps
+ * have run and the compressions have left.
+ *
+ * Ownership: the struct is the caller's; what it points to is the sequence's. The pointers are valid
+ * until the next call with a pointer to this sequence that is not const, and not to be written. Only
+ * the entries are to be read: the rest of a block, and other blocks, may belong to others.
+ * Threads: any; one call at a time on a sequence. The pointers may be read from any thread.
+ * Errors: NULL_POINTER, INVALID_HANDLE, BUSY, POISONED; INVALID_ARGUMENT if there is no such layer or KV
+ * head, or for a struct_size that is none.
+ * Since: 0.1
+ */
+RRPC_NODISCARD
+rrpc_error *rrpc_sequence_cache_view(const rrpc_sequence *sequence,
+                                     uint32_t layer,
+                                     uint32_t kv_head,
+                                     rrpc_cache_view *view);
+
+/*
  * ==== What compressions did ====
  */
 
@@ -920,7 +1050,7 @@ typedef struct rrpc_sequence_stats {
     double decode_seconds;
     /** Seconds of the compressions. */
     double compaction_seconds;
-    /** Bytes of the cache now, in whole blocks. */
+    /** Bytes of the cache now, in whole blocks, those shared with forks included. */
     uint64_t cache_bytes;
     /** The most bytes of the cache at any moment. */
     uint64_t cache_peak_bytes;

@@ -12,6 +12,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::panic))]
 
 mod args;
+mod cache;
 mod compression;
 mod engine;
 mod error;
@@ -26,6 +27,7 @@ mod step;
 mod text;
 mod version;
 
+pub use cache::*;
 pub use compression::*;
 pub use engine::*;
 pub use error::*;

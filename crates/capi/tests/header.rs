@@ -9,7 +9,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The sections, from simple to advanced: title, introduction, module.
-const SECTIONS: [(&str, &str, &str); 9] = [
+const SECTIONS: [(&str, &str, &str); 10] = [
     ("Versions", "", "version"),
     ("Errors", "Codes are only ever added.", "error"),
     ("Engines", "An engine is an open model.", "engine"),
@@ -27,6 +27,13 @@ const SECTIONS: [(&str, &str, &str); 9] = [
          append text; while tokens are pending: rrpc_step; then until the answer ends: read the logits,\n\
          rrpc_sequence_sample (or rrpc_sequence_accept a token of one's own), rrpc_step.",
         "step",
+    ),
+    (
+        "Forks, rewinds, the cache",
+        "Several answers to one text, or several ways to go on with an answer: append the text, run it,\n\
+         then fork as often as answers are wanted, give each fork a seed of its own, and step them together.\n\
+         Forks share what they have in common. To try again from an earlier place, rewind.",
+        "cache",
     ),
     ("What compressions did", "", "compression"),
     ("Figures and planning", "", "stats"),

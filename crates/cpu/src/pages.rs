@@ -299,7 +299,8 @@ impl<'a, E: Element> KvPagesMut<'a, E> {
     /// # Safety
     /// For `'a`, the `head_dim` elements of every key and value that the pages hold are aligned for `E` and valid for writes, those of
     /// the first `len` entries are initialised and valid for reads, no two of them overlap (so no page occurs twice), and nobody else
-    /// reads or writes them. What lies between entries is never touched.
+    /// reads or writes what is written through the view: the entry that is appended, and the destinations of what is compacted. The
+    /// other valid entries may be read elsewhere meanwhile. What lies between entries is never touched.
     pub unsafe fn new(
         keys: &'a [NonNull<E>],
         values: &'a [NonNull<E>],
