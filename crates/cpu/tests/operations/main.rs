@@ -14,6 +14,7 @@ mod golden;
 mod host;
 mod int8;
 mod layouts;
+mod memory;
 mod misuse;
 mod rng;
 mod rope;
@@ -21,7 +22,38 @@ mod score;
 mod simd;
 
 use reasoning_rpc_cpu::Simd;
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
 use std::io::Write;
+
+/// Counts the allocations of each thread.
+struct Counting;
+
+#[global_allocator]
+static COUNTING: Counting = Counting;
+
+thread_local! {
+    static ALLOCATIONS: Cell<usize> = const { Cell::new(0) };
+}
+
+// SAFETY: the system's allocator, with a count beside it that itself allocates nothing.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.set(ALLOCATIONS.get() + 1);
+        // SAFETY: the caller's contract.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
+        // SAFETY: the caller's contract.
+        unsafe { System.dealloc(at, layout) }
+    }
+}
+
+/// Allocations of this thread so far.
+fn allocations() -> usize {
+    ALLOCATIONS.get()
+}
 
 /// The instruction sets to test; the others are reported.
 fn paths() -> Vec<Simd> {
