@@ -145,7 +145,7 @@ impl Element for bf16 {
     fn from_f32(value: f32) -> bf16 {
         let bits = value.to_bits();
         let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
-        // A quiet NaN: the payload's rounding could carry it to infinity.
+        // A NaN is not rounded: the carry of a full payload would change its sign. It becomes quiet, as not to lose its last bit.
         let nan = (bits >> 16) | 0x40;
         bf16::from_bits(if value.is_nan() { nan } else { rounded } as u16)
     }

@@ -176,7 +176,8 @@ impl<'a, T: Copy> Column<'a, T> {
     }
 }
 
-/// The scales of a cache of `i8`: one `f32` per key and one per value, in pages of as many entries as those.
+/// The scales of a cache of `i8`: one `f32` per key and one per value, in pages of as many entries as theirs. The scale of entry e's key
+/// is at `(e % page_entries) * key_stride` of page `e / page_entries`.
 #[derive(Clone, Copy, Debug)]
 pub struct Scales<'a> {
     /// Addresses of the pages of the keys' scales.
@@ -407,9 +408,11 @@ impl<'a, E: Element> KvPagesMut<'a, E> {
     /// As [`KvPages::new`].
     ///
     /// # Safety
-    /// For `'a`, the `head_dim` elements of every key and value that the pages hold are aligned for `E` and valid for writes, those of
-    /// the first `len` entries are initialised and valid for reads, no two of them overlap (so no page occurs twice), and nobody else
-    /// reads or writes them. What lies between entries is never touched.
+    /// For `'a`, the `head_dim` elements of each of the first `len` keys and values are initialised, aligned for `E`, readable, no two of
+    /// them overlap (so no page occurs twice), and nobody else writes them. Those that an operation is told to write are also writable,
+    /// and nobody else reads them: [`append`](crate::append()) its one entry, [`compact`](crate::compact()) the entries from `first` up
+    /// to the new length, [`write_rows`](crate::write_rows()) the entries it names. So pages shared with other caches may be among the
+    /// rest. What lies between entries is never touched.
     pub unsafe fn new(
         keys: &'a [NonNull<E>],
         values: &'a [NonNull<E>],
@@ -448,7 +451,7 @@ impl<'a, E: Stored> KvPagesMut<'a, E> {
     /// As [`KvPages::with_scales`].
     ///
     /// # Safety
-    /// As [`KvPagesMut::new`], for the scales of all keys and values that the pages hold too.
+    /// As [`KvPagesMut::new`], for the scales of these keys and values too.
     pub unsafe fn with_scales(
         keys: &'a [NonNull<E>],
         values: &'a [NonNull<E>],

@@ -79,7 +79,8 @@ pub fn score<E: Stored>(
     Ok(())
 }
 
-/// Bytes of scratch that [`score`] needs for that many queries and candidates.
+/// Bytes of scratch that [`score`] needs for that many queries and candidates, from the start of a cache line (see
+/// [`ScratchOn::over`]).
 pub fn score_scratch_bytes(queries: usize, candidates: usize, head_dim: usize) -> usize {
     Buffers::parts(std::ptr::null_mut(), queries, candidates, head_dim)
         .1
