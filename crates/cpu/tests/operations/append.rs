@@ -188,3 +188,20 @@ fn bf16_rounds_to_nearest_even() {
         assert_eq!(ours.to_bits(), u32::from(code) << 16);
     }
 }
+
+/// `bf16` has the denormals of `f32`: they are stored as they are even by threads that flush them.
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn bf16_keeps_denormals_on_threads_that_flush_them() {
+    let rng = &mut Rng::new();
+    for simd in paths() {
+        let numbers: Vec<f32> = (0..64)
+            .map(|_| f32::from_bits(rng.between(0, 0x007f_ffff) as u32))
+            .collect();
+        let mut cache = Cache::<bf16>::new(Layout::contiguous(1, 64), 1, rng);
+        crate::flushing(|| append(simd, &mut cache.pages_mut(), 0, &numbers, &numbers)).unwrap();
+        for (x, found) in numbers.iter().zip(cache.key(0)) {
+            assert_eq!(found.to_bits(), bf16::from_f32(*x).to_bits(), "{}", simd.name());
+        }
+    }
+}

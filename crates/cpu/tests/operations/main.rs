@@ -81,3 +81,20 @@ const EXP: f64 = 4.0 * U;
 fn logit_error(head_dim: usize, magnitude: f64) -> f64 {
     (head_dim as f64 / 8.0 + 6.0) * U * magnitude
 }
+
+/// Runs something on a thread that flushes denormals, as runtimes set theirs.
+#[cfg(target_arch = "x86_64")]
+fn flushing<R>(run: impl FnOnce() -> R) -> R {
+    use std::arch::asm;
+
+    let mut before = 0u32;
+    // SAFETY: reads and writes the register that says how denormals are treated; put back below.
+    unsafe { asm!("stmxcsr [{}]", in(reg) &mut before) };
+    let flush = before | 0x8040;
+    // SAFETY: as above.
+    unsafe { asm!("ldmxcsr [{}]", in(reg) &flush) };
+    let result = run();
+    // SAFETY: as above.
+    unsafe { asm!("ldmxcsr [{}]", in(reg) &before) };
+    result
+}
