@@ -22,7 +22,6 @@ pub(crate) struct Sequence {
 pub(crate) struct Batched<'a> {
     pub batch: Batch<'a>,
     window: usize,
-    capacity: usize,
 }
 
 /// `found`, from 0 up to `most`.
@@ -99,7 +98,6 @@ impl<'a> Batched<'a> {
         let this = Self {
             batch: *batch,
             window,
-            capacity,
         };
         for index in 0..count {
             let length = number("length", index, capacity, batch.lengths[index])?;

@@ -123,9 +123,10 @@ impl Compressor {
     ) -> Result<Plan<'w>> {
         let batch = Batched::new(batch, self.window())?;
         let needs = Needs::of(self, &batch);
-        // SAFETY: the caller's contract, here and below.
+        // SAFETY: the caller's contract.
         let (region, mut scratch) = unsafe { divide(workspace, &needs)? };
         let scores = scratch.filled(batch.score_count(self.kv_heads), 0.0)?;
+        // SAFETY: the caller's contract.
         unsafe {
             self.score_in(layer, &batch, window, scores, &mut scratch.stage())?;
             let plan = self.select_in(layer.layer, &batch, scores, region, &mut scratch.stage())?;
