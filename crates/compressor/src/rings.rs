@@ -201,3 +201,41 @@ impl Compressor {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use reasoning_rpc_core::RpcOptions;
+
+    use super::*;
+    use crate::types::{Options, Selection};
+
+    #[test]
+    fn a_slot_in_use_is_an_error_and_others_are_not() {
+        let compressor = Compressor::new(&Options {
+            heads: 1,
+            kv_heads: 1,
+            head_dim: 8,
+            dtype: Dtype::F32,
+            scale: None,
+            selection: Selection::Rpc,
+            rpc: RpcOptions::default(),
+            max_merges: 0,
+            recorded_layers: 2,
+            recorded_sequences: 2,
+        })
+        .unwrap();
+        let query = [1.0f32; 8];
+        let record = |layer, slot: i32| {
+            // SAFETY: one slot's query.
+            unsafe { compressor.record(layer, Some(&[slot]), 1, query.as_ptr().cast(), 8, 8, Dtype::F32) }
+        };
+        let used = compressor.rings.take(1, 0).unwrap();
+        let busy = Err(Error::Busy { layer: 1, slot: 0 });
+        assert_eq!(record(1, 0), busy);
+        assert_eq!(compressor.forget(0), busy);
+        assert_eq!((record(0, 0), record(1, 1)), (Ok(()), Ok(())));
+        drop(used);
+        assert_eq!((record(1, 0), compressor.forget(0)), (Ok(()), Ok(())));
+        assert!(record(2, 0).is_err() && record(0, 2).is_err() && record(0, -1).is_err());
+    }
+}

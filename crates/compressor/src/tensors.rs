@@ -125,7 +125,7 @@ pub(crate) struct Views<E> {
 fn disjoint<E>(keys: (&View<E>, usize), values: (&View<E>, usize), counts: [usize; 3]) -> Result<()> {
     let (k, v) = (keys.0.data.addr().get(), values.0.data.addr().get());
     let size = size_of::<E>();
-    if k + keys.1 * size <= v || v + values.1 * size <= k {
+    if k.saturating_add(keys.1 * size) <= v || v.saturating_add(values.1 * size) <= k {
         return Ok(());
     }
     let what = "keys and values that interleave";

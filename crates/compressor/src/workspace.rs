@@ -206,7 +206,7 @@ impl Region {
 /// Refuses a plan whose arrays lie where scratch will be.
 pub(crate) fn apart(plan: &Plan<'_>, workspace: Workspace, needs: &Needs) -> Result<()> {
     let end = workspace.address.addr().saturating_add(workspace.bytes);
-    let start = end.saturating_sub(needs.scratch + ALIGN);
+    let start = end.saturating_sub(needs.scratch.saturating_add(ALIGN));
     fn range<T>(items: &[T]) -> (usize, usize) {
         let start = items.as_ptr().addr();
         (start, start + size_of_val(items))

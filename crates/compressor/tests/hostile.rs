@@ -75,7 +75,8 @@ fn batches_that_cannot_be() {
         refused(place, "scales", |layer, _| layer.scales = Some([layer.keys; 2]));
     }
     refused(Place::Dense, "once in the batch", |_, batch| {
-        (batch.rows, batch.lengths) = (Some(&[1, 1]), &[40, 40]);
+        batch.rows = Some(&[1, 1]);
+        batch.lengths = &[40, 40];
     });
     refused(Place::Dense, "shared_blocks", |_, batch| {
         batch.shared_blocks = &[0]
