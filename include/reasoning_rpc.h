@@ -53,10 +53,10 @@
  * States that a program expects (no logits yet, an answer that was cancelled) are outputs, not errors.
  * Nothing is printed but the report of a panic, which is a bug, on stderr.
  *
- * Handles. rrpc_engine and rrpc_sequence pointers are numbers in the shape of pointers: an index and a
- * generation, never dereferenced. One that was freed, is of the other kind or is garbage gives
- * INVALID_HANDLE; none is used twice. A sequence keeps what it needs of its engine alive. Freeing NULL or a
- * freed handle does nothing.
+ * Handles. rrpc_engine, rrpc_sequence, rrpc_compressor and rrpc_tensor pointers are numbers in the shape of
+ * pointers: an index and a generation, never dereferenced. One that was freed, is of another kind or is
+ * garbage gives INVALID_HANDLE; none is used twice. A sequence keeps what it needs of its engine alive.
+ * Freeing NULL or a freed handle does nothing.
  *
  * Threads. Every function may be called from every thread. Engines are shared: any number of calls may
  * use one at the same time. Sequences are exclusive: one call at a time uses one, and a second one that
@@ -1130,7 +1130,7 @@ typedef struct rrpc_select_request {
  *
  * The request and its arrays are the library's and valid during the call. What it answers is checked.
  * It may call the library, also with this compressor, but not with the workspace or the blocks at
- * work. It must return: no longjmp may leave it.
+ * work. It must return: no exception and no longjmp may leave it.
  */
 typedef int32_t (*rrpc_select_callback)(rrpc_select_request *request, void *user_data);
 

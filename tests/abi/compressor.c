@@ -4,6 +4,9 @@
 
 #include "host.h"
 
+/* What the tests have seen: they are to look at compressions that do something. */
+static size_t all_dropped, all_copied, all_freed;
+
 static int is_shared(const cache *cache, int32_t block)
 {
     for (size_t i = 0; i < cache->batch.shared_count; ++i)
@@ -34,6 +37,7 @@ static void check_figures(const host *host, const cache *cache, const rrpc_plan 
         int32_t dropped = candidates_of(host, s) - (int32_t)plan->kept_counts[s], length = host->lengths[s] - dropped;
         CHECK(dropped >= 0 && plan->new_lengths[s] == length);
         kept += plan->sets * plan->kept_counts[s];
+        all_dropped += (size_t)dropped;
         if (!cache->paged || dropped == 0) continue;
         const int32_t *row = cache->table + cache->rows[s] * cache->batch.block_table_stride;
         for (int32_t i = host->prompts[s] / size; i * size < length; ++i) {
@@ -48,6 +52,8 @@ static void check_figures(const host *host, const cache *cache, const rrpc_plan 
         for (int32_t i = (length + size - 1) / size; i * size < host->lengths[s]; ++i) freed[freed_count++] = row[i];
     }
     CHECK(plan->kept_len == kept && plan->copy_count == copies);
+    all_copied += copies;
+    all_freed += freed_count;
     if (!CHECK(plan->freed_count == freed_count) || freed_count == 0) return;
     memcpy(found, plan->freed_blocks, freed_count * sizeof *found);
     qsort(found, freed_count, sizeof *found, compare_ids);
@@ -249,6 +255,56 @@ static void scores_are_the_definitions(void)
     }
 }
 
+/* Queries of two bytes are the numbers that they stand for, in a ring and recorded. */
+static void queries_may_be_halves(void)
+{
+    const uint32_t types[] = {RRPC_DTYPE_F16, RRPC_DTYPE_BF16};
+    for (int round = 0; round < 6; ++round) {
+        host host = new_host(RRPC_DTYPE_F32);
+        const rrpc_compressor_options *options = &host.options;
+        host.options.recorded_layers = 1;
+        host.options.recorded_sequences = SEQUENCES;
+        size_t token = (size_t)options->heads * options->head_dim, numbers = options->window * token;
+        for (uint32_t s = 0; s < host.sequences; ++s)
+            for (size_t i = 0; i < numbers; ++i) host.queries[s][i] = random_number(RRPC_DTYPE_F16);
+        cache cache = place(&host, round % LAYOUTS);
+        wire(&cache, &host);
+        rrpc_compressor *compressor = new_compressor(&host);
+        size_t bytes, count, all = (host.sequences + 1) * cache.window.ring_tokens * token;
+        char *workspace = workspace_for(compressor, &cache, &bytes, &count);
+        float *whole = malloc((count + 1) * sizeof *whole), *halves = malloc((count + 1) * sizeof *halves);
+        OK(rrpc_compressor_score(compressor, &cache.layer, &cache.batch, &cache.window, whole, count, workspace, bytes));
+        rrpc_query_window ring = cache.window, recorded = {.struct_size = sizeof recorded};
+        unsigned char *half_ring = calloc(all, 2), *step = malloc(SEQUENCES * token * 2);
+        for (size_t i = 0; i < all; ++i)
+            if (cache.ring[i] == cache.ring[i]) encode(types[round % 2], cache.ring[i], 0, half_ring + 2 * i);
+        ring.queries = half_ring;
+        ring.dtype = types[round % 2];
+        OK(rrpc_compressor_score(compressor, &cache.layer, &cache.batch, &ring, halves, count, workspace, bytes));
+        CHECK(memcmp(whole, halves, count * sizeof *whole) == 0);
+        int32_t slots[SEQUENCES];
+        for (int32_t i = 0; i < SEQUENCES; ++i) slots[i] = SEQUENCES - 1 - i;
+        recorded.slots = slots;
+        for (size_t t = 0; t < options->window; ++t) {
+            for (uint32_t s = 0; s < host.sequences; ++s)
+                for (size_t i = 0; i < token; ++i)
+                    encode(types[round % 2], host.queries[s][t * token + i], 0, step + 2 * (s * token + i));
+            OK(rrpc_compressor_record(compressor, 0, slots, host.sequences, step, (int64_t)token, options->head_dim,
+                                      types[round % 2]));
+        }
+        OK(rrpc_compressor_score(compressor, &cache.layer, &cache.batch, &recorded, halves, count, workspace, bytes));
+        CHECK(memcmp(whole, halves, count * sizeof *whole) == 0);
+        free(half_ring);
+        free(step);
+        free(whole);
+        free(halves);
+        free(workspace);
+        rrpc_compressor_free(compressor);
+        free_cache(&cache);
+        free_host(&host);
+    }
+}
+
 /* score, select and apply are compress, for every type. */
 static void parts_are_the_whole(void)
 {
@@ -437,6 +493,11 @@ static void shared_blocks_stay_as_they_are(void)
     }
 }
 
+static void something_was_done(void)
+{
+    CHECK(all_dropped > 0 && all_copied > 0 && all_freed > 0);
+}
+
 static void due_is_the_schedule(void)
 {
     host host = new_host(RRPC_DTYPE_F32);
@@ -520,10 +581,12 @@ int main(void)
     RUN(bfloat16);
     RUN(bytes_with_scales);
     RUN(scores_are_the_definitions);
+    RUN(queries_may_be_halves);
     RUN(parts_are_the_whole);
     RUN(recorded_windows_are_rings);
     RUN(changed_scores_change_the_plan);
     RUN(shared_blocks_stay_as_they_are);
+    RUN(something_was_done);
     RUN(due_is_the_schedule);
     RUN(threads_share_a_compressor);
     return check_end("compressor");

@@ -206,6 +206,32 @@ static void missing_pointers_are_named(void)
     tear_down(&scene);
 }
 
+/* A newer caller's structs serve while their tails say nothing; an older one's plan gets what fits. */
+static void structs_may_be_larger_or_smaller(void)
+{
+    scene scene;
+    set_up(&scene, RRPC_DTYPE_F32, DENSE_TOKENS);
+    struct {
+        rrpc_kv_batch known;
+        uint64_t more[2];
+    } newer = {scene.cache.batch, {0, 0}};
+    newer.known.struct_size = sizeof newer;
+    rrpc_plan plan;
+    memset(&plan, 0xff, sizeof plan);
+    plan.struct_size = offsetof(rrpc_plan, merges);
+    newer.more[1] = 1;
+    FAILS(INVALID_ARGUMENT, "does not know",
+          rrpc_compressor_compress(scene.compressor, &scene.cache.layer, &newer.known, &scene.cache.window, scene.workspace,
+                                   scene.bytes, &plan));
+    CHECK(untouched(&scene.cache));
+    newer.more[1] = 0;
+    OK(rrpc_compressor_compress(scene.compressor, &scene.cache.layer, &newer.known, &scene.cache.window, scene.workspace,
+                                scene.bytes, &plan));
+    CHECK(plan.struct_size == offsetof(rrpc_plan, merges) && plan.copy_count == 0 && plan.kept_len > 0);
+    CHECK(plan.merge_count == SIZE_MAX && plan.sets == UINT32_MAX);
+    tear_down(&scene);
+}
+
 /* One thing changed, refused, and put back. */
 #define REFUSED(code, words, change)                                                                       \
     do {                                                                                                   \
@@ -392,6 +418,7 @@ int main(void)
     RUN(options_are_checked);
     RUN(handles_are_checked);
     RUN(missing_pointers_are_named);
+    RUN(structs_may_be_larger_or_smaller);
     RUN(batches_are_checked);
     RUN(layers_are_checked);
     RUN(windows_are_checked);

@@ -1,7 +1,5 @@
 /* Tensors of other libraries: what is taken over, what is refused, and how often the deleter runs. */
-#include <stdint.h>
-
-#include "check.h"
+#include "host.h"
 
 /* DLPack, as its header has it. */
 typedef struct {
@@ -339,8 +337,61 @@ static void strides_of_one_say_nothing(void)
     rrpc_tensor_free(tensor);
 }
 
+/* A host's cache handed over: the layer and the window are those that the host would write, and serve. */
+static void a_cache_is_compressed_where_it_lies(void)
+{
+    for (int layout = 0; layout < LAYOUTS; ++layout) {
+        host host = new_host(RRPC_DTYPE_F32);
+        cache cache = place(&host, layout);
+        wire(&cache, &host);
+        const rrpc_compressor_options *options = &host.options;
+        int64_t outer = cache.paged ? cache.batch.block_count : cache.batch.row_count, entries = cache.batch.block_entries;
+        int tokens = layout % 2;
+        int64_t shape[] = {outer, tokens ? entries : options->kv_heads, tokens ? options->kv_heads : entries, options->head_dim};
+        int64_t strides[] = {cache.strides[0], cache.strides[tokens ? 2 : 1], cache.strides[tokens ? 1 : 2], 1};
+        int64_t ring_shape[] = {host.sequences + 1, cache.window.ring_tokens, options->heads, options->head_dim};
+        dl_tensor of_cache = {.data = cache.keys, .device = {DL_CPU, 0}, .ndim = 4, .dtype = {DL_FLOAT, 32, 1},
+                              .shape = shape, .strides = strides};
+        dl_managed keys = {of_cache, NULL, NULL}, values = keys, ring = keys;
+        values.tensor.data = cache.values;
+        ring.tensor.data = cache.ring;
+        ring.tensor.shape = ring_shape;
+        ring.tensor.strides = NULL;
+        rrpc_tensor *key_tensor = taken(&keys), *value_tensor = taken(&values), *ring_tensor = taken(&ring);
+        rrpc_kv_layer layer = {.struct_size = sizeof layer};
+        rrpc_query_window window = {.struct_size = sizeof window, .oldest = cache.oldest};
+        OK(rrpc_kv_layer_from_tensors(key_tensor, value_tensor, tokens ? RRPC_LAYOUT_TOKEN_MAJOR : RRPC_LAYOUT_HEAD_MAJOR,
+                                      &layer));
+        OK(rrpc_query_window_from_tensor(ring_tensor, RRPC_LAYOUT_TOKEN_MAJOR, &window));
+        CHECK(layer.keys == cache.layer.keys && layer.values == cache.layer.values);
+        CHECK(layer.value_strides[0] == cache.layer.value_strides[0] && layer.key_strides[2] == cache.layer.key_strides[2]);
+        rrpc_compressor *compressor = new_compressor(&host);
+        size_t bytes;
+        char *workspace = workspace_for(compressor, &cache, &bytes, NULL);
+        unsigned char *expected[2];
+        rrpc_plan plan = {.struct_size = sizeof plan};
+        NEED(rrpc_compressor_compress(compressor, &cache.layer, &cache.batch, &cache.window, workspace, bytes, &plan));
+        expected[0] = copy_of(cache.keys, cache.bytes);
+        expected[1] = copy_of(cache.values, cache.bytes);
+        memcpy(cache.keys, cache.keys_before, cache.bytes);
+        memcpy(cache.values, cache.values_before, cache.bytes);
+        NEED(rrpc_compressor_compress(compressor, &layer, &cache.batch, &window, workspace, bytes, &plan));
+        CHECK(memcmp(expected[0], cache.keys, cache.bytes) == 0 && memcmp(expected[1], cache.values, cache.bytes) == 0);
+        rrpc_tensor_free(key_tensor);
+        rrpc_tensor_free(value_tensor);
+        rrpc_tensor_free(ring_tensor);
+        free(expected[0]);
+        free(expected[1]);
+        free(workspace);
+        rrpc_compressor_free(compressor);
+        free_cache(&cache);
+        free_host(&host);
+    }
+}
+
 int main(void)
 {
+    seed_random();
     RUN(a_tensor_is_taken_over_and_let_go_once);
     RUN(a_versioned_one_too);
     RUN(a_deleter_may_be_missing);
@@ -348,5 +399,6 @@ int main(void)
     RUN(handles_are_checked);
     RUN(layers_have_the_tensors_strides);
     RUN(strides_of_one_say_nothing);
+    RUN(a_cache_is_compressed_where_it_lies);
     return check_end("dlpack");
 }

@@ -94,7 +94,7 @@ pub struct rrpc_select_request {
 ///
 /// The request and its arrays are the library's and valid during the call. What it answers is checked.
 /// It may call the library, also with this compressor, but not with the workspace or the blocks at
-/// work. It must return: no longjmp may leave it.
+/// work. It must return: no exception and no longjmp may leave it.
 pub type rrpc_select_callback =
     Option<unsafe extern "C-unwind" fn(request: *mut rrpc_select_request, user_data: *mut c_void) -> i32>;
 
