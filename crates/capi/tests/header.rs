@@ -9,7 +9,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The sections, from simple to advanced: title, introduction, module.
-const SECTIONS: [(&str, &str, &str); 9] = [
+const SECTIONS: [(&str, &str, &str); 11] = [
     ("Versions", "", "version"),
     ("Errors", "Codes are only ever added.", "error"),
     ("Engines", "An engine is an open model.", "engine"),
@@ -29,7 +29,14 @@ const SECTIONS: [(&str, &str, &str); 9] = [
         "step",
     ),
     ("What compressions did", "", "compression"),
+    (
+        "Saved sequences",
+        "A saved sequence is read by engines of the same model and cache_dtype. It ends with a hash, which\n\
+         tells damage, not forgery; but no bytes make the library crash.",
+        "state",
+    ),
     ("Figures and planning", "", "stats"),
+    ("Metrics", "", "metrics"),
     ("Tokens and text", "", "text"),
 ];
 

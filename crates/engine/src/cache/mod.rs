@@ -6,6 +6,7 @@
 
 #![allow(unsafe_code)] // page tables are raw memory
 
+mod packed;
 mod pool;
 
 use std::ptr::NonNull;

@@ -38,6 +38,10 @@ struct State {
     used: usize,
     /// Promised to accounts and not taken yet.
     promised: usize,
+    /// The most blocks handed out at any moment.
+    peak: usize,
+    /// Requests that did not fit.
+    refusals: u64,
 }
 
 /// What one sequence holds of a pool and what it was promised, in blocks.
@@ -125,7 +129,7 @@ impl BlockPool {
         let before = account.promise();
         let after = blocks.saturating_sub(account.held);
         if after > before {
-            self.check_available(&state, after - before)?;
+            self.check_available(&mut state, after - before)?;
         }
         state.promised = state.promised - before + after;
         account.reserved = blocks;
@@ -136,7 +140,7 @@ impl BlockPool {
     pub(crate) fn take(&self, account: &mut Account, count: usize, out: &mut Vec<BlockId>) -> Result<()> {
         let mut state = self.lock();
         let promised = count.min(account.promise());
-        self.check_available(&state, count - promised)?;
+        self.check_available(&mut state, count - promised)?;
         for _ in 0..count {
             // What was freed last is warm in the caches.
             let id = state.free.pop().unwrap_or_else(|| {
@@ -146,6 +150,7 @@ impl BlockPool {
             out.push(id);
         }
         state.used += count;
+        state.peak = state.peak.max(state.used);
         state.promised -= promised;
         account.held += count;
         Ok(())
@@ -168,15 +173,27 @@ impl BlockPool {
         unsafe { self.base.add(id as usize * self.block_bytes) }
     }
 
-    fn check_available(&self, state: &State, blocks: usize) -> Result<()> {
+    fn check_available(&self, state: &mut State, blocks: usize) -> Result<()> {
         let available = self.blocks - state.used - state.promised;
         if blocks > available {
+            state.refusals += 1;
             return Err(Error::Budget {
                 needed: blocks * self.block_bytes,
                 available: available * self.block_bytes,
             });
         }
         Ok(())
+    }
+
+    /// Bytes promised and not taken yet, the most bytes handed out at any moment, and how many
+    /// requests did not fit.
+    pub(crate) fn figures(&self) -> (usize, usize, u64) {
+        let state = self.lock();
+        (
+            state.promised * self.block_bytes,
+            state.peak * self.block_bytes,
+            state.refusals,
+        )
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
