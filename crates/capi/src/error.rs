@@ -194,6 +194,8 @@ impl From<Error> for Failure {
             Error::Text(_) => RRPC_ERROR_TEXT,
             Error::Budget { .. } => RRPC_ERROR_BUDGET,
             Error::Context { .. } => RRPC_ERROR_CONTEXT,
+            Error::State(_) => RRPC_ERROR_STATE,
+            Error::File(_) => RRPC_ERROR_FILE,
             Error::Poisoned => RRPC_ERROR_POISONED,
             // Internal, and kinds that this library does not know yet.
             _ => RRPC_ERROR_INTERNAL,
@@ -231,6 +233,8 @@ mod tests {
                 },
                 RRPC_ERROR_CONTEXT,
             ),
+            (Error::State(text()), RRPC_ERROR_STATE),
+            (Error::File(text()), RRPC_ERROR_FILE),
             (Error::Poisoned, RRPC_ERROR_POISONED),
             (Error::Internal(text()), RRPC_ERROR_INTERNAL),
         ];
