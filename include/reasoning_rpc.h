@@ -1069,7 +1069,8 @@ rrpc_error *rrpc_detokenize(const rrpc_engine *engine,
  *
  * All merges into one entry make, in float32 and rounded once to the tensor's type,
  * key(into) = (1 - sum of key_weight) * key(into) + sum of key_weight * key(from); values alike, with
- * value_weight. Entries are as they were before the compression.
+ * value_weight. Entries are as they were before the compression. RRPC_DTYPE_I8: the entry gets a new
+ * scale too, its largest magnitude / 127; entries without merges keep their bytes and scales.
  */
 typedef struct rrpc_merge {
     /** The sequence's index in the batch. */
