@@ -166,7 +166,7 @@ uint32_t rrpc_abi_version(void);
 #define RRPC_ERROR_INVALID_HANDLE 3
 /** Another call is using the sequence, or this one was made from its callback. */
 #define RRPC_ERROR_BUSY 4
-/** A buffer is too small; how much is needed was written to the count. */
+/** A buffer is too small; how much is needed was written to the count, or the message says it. */
 #define RRPC_ERROR_BUFFER_TOO_SMALL 5
 /** The model folder is missing, damaged, edited, or of another version. */
 #define RRPC_ERROR_MODEL 6
@@ -278,7 +278,10 @@ typedef struct rrpc_engine_options {
     uint64_t budget_bytes;
     /** Threads of a step, 1 to 1024. Default RRPC_THREADS_ONE_PER_CORE. */
     uint32_t threads;
-    /** Element type of the cache, one of RRPC_DTYPE_. Default RRPC_DTYPE_DEFAULT. */
+    /**
+     * Element type of the cache: RRPC_DTYPE_DEFAULT, RRPC_DTYPE_F32 or RRPC_DTYPE_F16. Default
+     * RRPC_DTYPE_DEFAULT.
+     */
     uint32_t cache_dtype;
     /** Entries (tokens) of one block of the cache, a multiple of 16 up to 65536. Default 64. */
     uint32_t block_entries;
@@ -1384,7 +1387,8 @@ rrpc_error *rrpc_detokenize(const rrpc_engine *engine,
  *
  * All merges into one entry make, in float32 and rounded once to the tensor's type,
  * key(into) = (1 - sum of key_weight) * key(into) + sum of key_weight * key(from); values alike, with
- * value_weight. Entries are as they were before the compression.
+ * value_weight. Entries are as they were before the compression. RRPC_DTYPE_I8: the entry gets a new
+ * scale too, its largest magnitude / 127; entries without merges keep their bytes and scales.
  */
 typedef struct rrpc_merge {
     /** The sequence's index in the batch. */
@@ -1729,7 +1733,8 @@ typedef struct rrpc_plan {
     /** Copies; 0 for dense tensors. */
     size_t copy_count;
     /**
-     * Paged: blocks to which the sequence has one reference less afterwards. A block that several
+     * Paged: blocks to which a sequence has one reference less afterwards: for each sequence in the order
+     * of its row, the `from` of its copies, then the blocks behind its new length. A block that several
      * sequences let go occurs so many times.
      */
     const int32_t *freed_blocks;
