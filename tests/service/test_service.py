@@ -97,7 +97,7 @@ def test_what_the_budget_cannot_hold_is_refused_while_others_go_on(start, progra
     # A short one fits beside it.
     expected = program_answer("hi", "--raw", "--seed", 1, "--max-tokens", 20)["text"]
     assert service.generate(prompt="hi", seed=1, max_tokens=20).rest()[0] == expected
-    assert service.health()["answers"] == 1 and before["cancelled"] == 0
+    assert service.until(lambda figures: figures["answers"] == 1)["cancelled"] == before["cancelled"] == 0
     received = drained(first)
     end = json.loads(received.partition(b"event: end\ndata: ")[2].partition(b"\n")[0])
     assert (end["stop_reason"], end["tokens"]) == ("length", LONG["max_tokens"])
