@@ -190,7 +190,7 @@ extern \"C\" {{
 #endif
 "
     );
-    for (title, introduction, module) in SECTIONS {
+    for &(title, introduction, module) in SECTIONS {
         text.push_str(&format!("\n/*\n * ==== {title} ====\n"));
         if !introduction.is_empty() {
             text.push_str(" *\n");
