@@ -9,8 +9,8 @@ use reasoning_rpc_compressor::{Batch, BlockCopy, Compressor, Dtype, Error, Plan,
 use crate::args::{self, items};
 use crate::compressor_options::{self, rrpc_compressor_options, rrpc_merge};
 use crate::error::{
-    Failure, RRPC_ERROR_BUFFER_TOO_SMALL, RRPC_ERROR_BUSY, RRPC_ERROR_CALLBACK, RRPC_ERROR_INTERNAL,
-    RRPC_ERROR_INVALID_ARGUMENT, rrpc_error,
+    Failure, RRPC_ERROR_BUFFER_TOO_SMALL, RRPC_ERROR_BUSY, RRPC_ERROR_CALLBACK, RRPC_ERROR_INVALID_ARGUMENT,
+    RRPC_ERROR_OUT_OF_MEMORY, rrpc_error,
 };
 use crate::guard::{guard, guard_free};
 use crate::handles::{Kind, Table};
@@ -153,8 +153,7 @@ impl From<Error> for Failure {
             Error::TooSmall { .. } => RRPC_ERROR_BUFFER_TOO_SMALL,
             Error::Busy { .. } => RRPC_ERROR_BUSY,
             Error::Callback(_) => RRPC_ERROR_CALLBACK,
-            // Kinds that this library does not know yet.
-            _ => RRPC_ERROR_INTERNAL,
+            Error::OutOfMemory => RRPC_ERROR_OUT_OF_MEMORY,
         };
         Self::new(code, error.to_string())
     }

@@ -186,7 +186,7 @@ pub(crate) fn shared(sequence: *const rrpc_sequence) -> Result<Arc<Shared>, Fail
 /// A pointer of the caller's: one that is not const asks for a sequence that may be changed.
 pub(crate) trait Access {
     fn open(shared: &Shared) -> Result<MutexGuard<'_, Sequence>, Failure>;
-    fn as_const(self) -> *const rrpc_sequence;
+    fn to_const(self) -> *const rrpc_sequence;
 }
 
 impl Access for *const rrpc_sequence {
@@ -194,7 +194,7 @@ impl Access for *const rrpc_sequence {
         shared.lock()
     }
 
-    fn as_const(self) -> *const rrpc_sequence {
+    fn to_const(self) -> *const rrpc_sequence {
         self
     }
 }
@@ -204,7 +204,7 @@ impl Access for *mut rrpc_sequence {
         shared.lock_to_change()
     }
 
-    fn as_const(self) -> *const rrpc_sequence {
+    fn to_const(self) -> *const rrpc_sequence {
         self
     }
 }
@@ -214,7 +214,7 @@ pub(crate) fn with<P: Access, T>(
     sequence: P,
     body: impl FnOnce(&mut Sequence) -> Result<T, Failure>,
 ) -> Result<T, Failure> {
-    let shared = shared(sequence.as_const())?;
+    let shared = shared(sequence.to_const())?;
     let mut sequence = P::open(&shared)?;
     body(&mut sequence)
 }

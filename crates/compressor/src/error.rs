@@ -5,7 +5,6 @@ pub type Result<T> = std::result::Result<T, Error>;
 
 /// Why a call was refused. Nothing in the host's tensors was written when one of these comes back.
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
 pub enum Error {
     /// An option, view, batch, score or plan that cannot be; the text names what was expected and found.
     Argument(String),
@@ -25,6 +24,8 @@ pub enum Error {
         /// Its slot.
         slot: usize,
     },
+    /// There is no memory for recorded queries.
+    OutOfMemory,
     /// The callback that selects reported a failure.
     Callback(String),
 }
@@ -36,6 +37,7 @@ impl fmt::Display for Error {
             Self::TooSmall { what, needed, found } => {
                 write!(f, "{what}: expected at least {needed}, found {found}")
             }
+            Self::OutOfMemory => f.write_str("recorded queries: no memory for so many"),
             Self::Busy { layer, slot } => write!(
                 f,
                 "recorded queries of layer {layer}, slot {slot}: another call is using them"

@@ -50,14 +50,12 @@ pub(crate) struct Rings {
 impl Rings {
     pub(crate) fn new(layers: usize, slots: usize, floats: Option<usize>) -> Result<Self> {
         let count = layers.checked_mul(slots);
-        let memory =
-            || Error::Argument("recorded queries: expected rings that fit in memory, found more".into());
-        let (count, floats) = count.zip(floats).ok_or_else(memory)?;
+        let (count, floats) = count.zip(floats).ok_or(Error::OutOfMemory)?;
         let mut rings = Vec::new();
-        rings.try_reserve_exact(count).map_err(|_| memory())?;
+        rings.try_reserve_exact(count).map_err(|_| Error::OutOfMemory)?;
         for _ in 0..count {
             let mut rows = Vec::new();
-            rows.try_reserve_exact(floats).map_err(|_| memory())?;
+            rows.try_reserve_exact(floats).map_err(|_| Error::OutOfMemory)?;
             rows.resize(floats, 0.0);
             rings.push(Mutex::new(Ring { tokens: 0, rows }));
         }

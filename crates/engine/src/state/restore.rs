@@ -8,6 +8,7 @@ use reasoning_rpc_core::{Aggregation, NoCompression, Policy, Pooling, Rpc, RpcOp
 use sha2::{Digest, Sha256};
 
 use super::{HASH_BYTES, Header, LONGEST_HEADER, MAGIC, ModelName, VERSION, cache_name};
+use crate::cache::CacheType;
 use crate::compress::CompressionRecord;
 use crate::engine::EngineShared;
 use crate::error::{Error, Result};
@@ -158,6 +159,9 @@ pub(crate) fn restore(shared: &Arc<EngineShared>, bytes: &[u8]) -> Result<Sequen
         for (place, word) in rows.iter_mut().zip(words) {
             *place = f32::from_bits(word);
         }
+        if !rows.iter().all(|x| x.is_finite()) {
+            return refuse("window queries", "numbers", "infinity or NaN");
+        }
     }
     let entry_bytes = 2 * shape.head_dim * shape.element_bytes + 4;
     let head_bytes = len.checked_mul(entry_bytes).ok_or_else(too_large)?;
@@ -178,6 +182,13 @@ pub(crate) fn restore(shared: &Arc<EngineShared>, bytes: &[u8]) -> Result<Sequen
         written,
         (shape.kv_heads, per_kv_head),
     )?;
+    let planes = 2 * shape.head_dim * shape.element_bytes * len;
+    if !entries
+        .chunks_exact(head_bytes.max(1))
+        .all(|head| are_numbers(&head[..planes], cache.element()))
+    {
+        return refuse("keys and values", "numbers", "infinity or NaN");
+    }
     cache.unpack(len, entries)?;
     cache.raise_peak(within("peak bytes", header.peak_bytes, LARGEST_COUNT as usize)?);
 
@@ -291,6 +302,23 @@ fn given_ranges(mut words: impl Iterator<Item = u32>, tokens: usize) -> Result<V
         Some(first) if first.start == 0 => Ok(given),
         None if tokens == 0 => Ok(given),
         _ => refuse("given ranges", "one from token 0", "none"),
+    }
+}
+
+/// Whether elements are neither infinite nor NaN, which no step writes and no score survives.
+fn are_numbers(bytes: &[u8], element: CacheType) -> bool {
+    const F16_EXPONENT: u16 = 0x7c00;
+    match element {
+        CacheType::F32 => bytes
+            .as_chunks::<4>()
+            .0
+            .iter()
+            .all(|&word| f32::from_le_bytes(word).is_finite()),
+        CacheType::F16 => bytes
+            .as_chunks::<2>()
+            .0
+            .iter()
+            .all(|&word| u16::from_le_bytes(word) & F16_EXPONENT != F16_EXPONENT),
     }
 }
 
