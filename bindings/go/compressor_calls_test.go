@@ -245,11 +245,18 @@ func TestCompressorBounds(t *testing.T) {
 		"row, negative": func(l *KVLayer, b *Batch, w *Window) { b.Rows = []int32{0, -1} },
 		"table":         func(l *KVLayer, b *Batch, w *Window) { b.BlockTable = b.BlockTable[:h.stride+60/h.blockEntries-1] },
 		"empty table":   func(l *KVLayer, b *Batch, w *Window) { b.BlockTable = []int32{} },
-		"block":         func(l *KVLayer, b *Batch, w *Window) { b.BlockCount = int(slices.Max(h.table)) },
-		"length":        func(l *KVLayer, b *Batch, w *Window) { b.Lengths[1] = -1 },
-		"no entries":    func(l *KVLayer, b *Batch, w *Window) { b.BlockEntries = 0 },
-		"many blocks":   func(l *KVLayer, b *Batch, w *Window) { b.BlockCount += 1 + len(h.keys) },
-		"many entries":  func(l *KVLayer, b *Batch, w *Window) { b.BlockEntries = 1 << 33 },
+		"block": func(l *KVLayer, b *Batch, w *Window) {
+			b.BlockTable = slices.Clone(b.BlockTable)
+			b.BlockTable[0] = int32(b.BlockCount)
+		},
+		"negative block": func(l *KVLayer, b *Batch, w *Window) {
+			b.BlockTable = slices.Clone(b.BlockTable)
+			b.BlockTable[0] = -1
+		},
+		"length":       func(l *KVLayer, b *Batch, w *Window) { b.Lengths[1] = -1 },
+		"no entries":   func(l *KVLayer, b *Batch, w *Window) { b.BlockEntries = 0 },
+		"many blocks":  func(l *KVLayer, b *Batch, w *Window) { b.BlockCount += 1 + len(h.keys) },
+		"many entries": func(l *KVLayer, b *Batch, w *Window) { b.BlockEntries = 1 << 33 },
 	} {
 		layer, batch, window := good()
 		spoil(layer, batch, window)

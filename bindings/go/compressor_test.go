@@ -150,10 +150,9 @@ func TestLayoutsAgree(t *testing.T) {
 func testLayouts[T comparable](t *testing.T, random *rand.Rand, s shape, dtype DType, filler func() T) {
 	c := newCompressor(t, s.options(dtype))
 	window := c.Window(int(s.window), TokenMajor, Float32(s.queries(random)))
-	all := hosts(random, s.rows, s.room, s.kvHeads, s.headDim, filler)
-	source := all["paged=false layout=0"]
+	source := newHost(random, HeadMajor, false, s.rows, s.room, s.kvHeads, s.headDim, filler)
 	var first *Plan
-	for name, h := range all {
+	for name, h := range hosts(random, s.rows, s.room, s.kvHeads, s.headDim, filler) {
 		before := *h
 		for row := range s.rows {
 			for kvHead := range s.kvHeads {
