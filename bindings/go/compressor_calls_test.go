@@ -231,7 +231,7 @@ func TestCompressorBounds(t *testing.T) {
 		"stride":        func(l *KVLayer, b *Batch, w *Window) { l.KeyStrides[0]++ },
 		"negative":      func(l *KVLayer, b *Batch, w *Window) { l.KeyStrides[1] *= -1 },
 		"overflow":      func(l *KVLayer, b *Batch, w *Window) { l.KeyStrides[0] = math.MaxInt },
-		"overlap":       func(l *KVLayer, b *Batch, w *Window) { l.ValueStrides[2] = 1 },
+		"overlap":       func(l *KVLayer, b *Batch, w *Window) { l.ValueStrides[1] = 1 },
 		"layer":         func(l *KVLayer, b *Batch, w *Window) { l.Layer = -1 },
 		"queries":       func(l *KVLayer, b *Batch, w *Window) { w.Queries = Float32(queries[1:]) },
 		"query type":    func(l *KVLayer, b *Batch, w *Window) { w.Queries = Int8(make([]int8, len(queries))) },
