@@ -93,7 +93,7 @@ func Example_service() {
 	}
 	defer figures.Body.Close()
 	for lines := bufio.NewScanner(figures.Body); lines.Scan(); {
-		if name, _, _ := strings.Cut(lines.Text(), " "); strings.Contains(name, "decode_tokens") {
+		if strings.HasPrefix(lines.Text(), "reasoning_rpc_decode_tokens") {
 			fmt.Println(lines.Text())
 		}
 	}
@@ -105,4 +105,5 @@ func Example_service() {
 	// data: 69
 	// event: end
 	// data: length
+	// reasoning_rpc_decode_tokens_total 3
 }

@@ -11,27 +11,27 @@ import (
 )
 
 // Metrics are figures of an engine since it was opened, over all its sequences, those that were closed
-// included.
+// included. Each is exact; they are not all of one moment while steps run.
 type Metrics struct {
 	// SequencesAlive now.
 	SequencesAlive uint64
-	// SequencesCreated, forks and restored ones included.
+	// SequencesCreated so far, forks and restored ones included.
 	SequencesCreated uint64
-	// Steps of the model.
+	// Steps that the model has run.
 	Steps uint64
 	// PrefillTokens are the given tokens that steps have run.
 	PrefillTokens uint64
 	// DecodeTokens are the generated tokens that steps have run.
 	DecodeTokens uint64
-	// Compressions of sequences, all layers of one counted once.
+	// Compressions of a sequence, all layers at once.
 	Compressions uint64
-	// EntriesDropped by compressions, over all layers and KV heads.
+	// EntriesDropped by compressions: one token of one KV head of one layer each.
 	EntriesDropped uint64
-	// BudgetRefusals are the calls that returned ErrBudget.
+	// BudgetRefusals are the requests for cache that did not fit the budget.
 	BudgetRefusals uint64
-	// FailedSteps are the steps that returned an error once the model ran.
+	// FailedSteps of the model.
 	FailedSteps uint64
-	// StepTime of all steps.
+	// StepTime of all steps, compressions not included.
 	StepTime time.Duration
 	// CompactionTime of all compressions.
 	CompactionTime time.Duration
@@ -39,7 +39,7 @@ type Metrics struct {
 	BudgetBytes uint64
 	// BudgetUsedBytes is what caches hold now.
 	BudgetUsedBytes uint64
-	// BudgetPromisedBytes is what caches hold or were promised.
+	// BudgetPromisedBytes are promised to sequences and not held yet.
 	BudgetPromisedBytes uint64
 	// BudgetPeakBytes is the most that caches held at any moment.
 	BudgetPeakBytes uint64
@@ -74,7 +74,8 @@ func (e *Engine) Metrics() (Metrics, error) {
 // MetricsContentType is the media type of what [Engine.WriteMetrics] writes.
 const MetricsContentType = "text/plain; version=0.0.4; charset=utf-8"
 
-// WriteMetrics writes the figures of the engine in the text format that Prometheus reads.
+// WriteMetrics writes the figures of the engine in the text format that Prometheus reads. Names
+// begin with reasoning_rpc_.
 //
 // Errors: those of the writer.
 func (e *Engine) WriteMetrics(w io.Writer) error {

@@ -9,7 +9,7 @@ import (
 )
 
 // Save is the sequence as bytes, for [Engine.Restore] of this or another process: text, cache, policy, log
-// and sampler. Bytes of one engine fit every engine with the same model and cache options.
+// and sampler. They fit every engine with the same model and CacheDType.
 //
 // Errors: [ErrBusy], [ErrPoisoned].
 func (s *Sequence) Save() ([]byte, error) {
@@ -22,8 +22,8 @@ func (s *Sequence) Save() ([]byte, error) {
 
 // SaveFile saves the sequence to a file, which is there whole or not at all.
 //
-// Errors: [ErrBusy], [ErrPoisoned]; [ErrFile] if it cannot be written; [ErrInvalidArgument] for a path with
-// a NUL.
+// Errors: [ErrBusy], [ErrPoisoned]; [ErrFile] if it cannot be written; [ErrInvalidArgument] for a path that
+// is empty or has a NUL.
 func (s *Sequence) SaveFile(path string) error {
 	if err := checkPath(path); err != nil {
 		return err
@@ -53,7 +53,7 @@ func (e *Engine) Restore(data []byte) (*Sequence, error) {
 // RestoreFile makes a sequence from a file that [Sequence.SaveFile] wrote.
 //
 // Errors: those of [Engine.Restore]; [ErrFile] if the file cannot be read; [ErrInvalidArgument] for a path
-// with a NUL.
+// that is empty or has a NUL.
 func (e *Engine) RestoreFile(path string) (*Sequence, error) {
 	defer runtime.KeepAlive(e)
 	if err := checkPath(path); err != nil {
