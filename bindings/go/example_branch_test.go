@@ -129,5 +129,5 @@ func ExampleEngine_RestoreFile() {
 	// 67
 	// 69
 	// 16
-	// 11
+	// 93
 }

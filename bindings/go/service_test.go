@@ -16,7 +16,7 @@ import (
 
 func TestMetrics(t *testing.T) {
 	expected := readGolden(t)
-	engine := openEngine(t, func(o *EngineOptions) { o.BudgetBytes = 1 << 20 })
+	engine := openEngine(t, func(o *EngineOptions) { o.BudgetBytes = 1 << 18 })
 	s := newSequence(t, engine, expected.Prompt, expected.options("rpc"))
 	generate(t, s, 100)
 	mustBe(t, s.Reserve(3000), ErrBudget)
