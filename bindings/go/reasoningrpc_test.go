@@ -513,6 +513,57 @@ func TestSharedSequence(t *testing.T) {
 	group.Wait()
 }
 
+// Whoever looks at a sequence while its answer is written does not disturb it.
+func TestReadersBesideAnAnswer(t *testing.T) {
+	expected := readGolden(t)
+	engine := openEngine(t)
+	s := newSequence(t, engine, expected.Prompt, expected.options("rpc"))
+	done := make(chan struct{})
+	var group sync.WaitGroup
+	var seen [4]int
+	begin := func(i int, read func() error) {
+		group.Add(1)
+		go func() {
+			defer group.Done()
+			for {
+				select {
+				case <-done:
+					return
+				default:
+				}
+				switch err := read(); {
+				case err == nil:
+					seen[i]++
+				case !errors.Is(err, ErrBusy):
+					t.Error(err)
+				}
+			}
+		}()
+	}
+	var tokens []uint32
+	for event, err := range s.Generate(t.Context(), maxTokens(200)) {
+		must(t, err)
+		switch event.Kind {
+		case EventPrefill:
+			begin(0, func() error { _, err := s.Tokens(); return err })
+			begin(1, func() error { _, err := s.Logits(); return err })
+			begin(2, func() error { _, err := s.Stats(); return err })
+			begin(3, func() error { return s.Accept(1) })
+		case EventToken:
+			if tokens = append(tokens, event.Token); len(tokens) == 200 {
+				close(done)
+				group.Wait()
+			}
+		}
+	}
+	if !slices.Equal(tokens, expected.Results["rpc"].Tokens[:200]) {
+		t.Error("other tokens")
+	}
+	if seen[3] != 0 {
+		t.Errorf("%d calls changed it", seen[3])
+	}
+}
+
 func TestNames(t *testing.T) {
 	if Version() == "" {
 		t.Error("no version")

@@ -109,7 +109,7 @@ func TestSoak(t *testing.T) {
 	if info.BudgetUsedBytes != 0 {
 		t.Errorf("%d bytes of the budget are still in use", info.BudgetUsedBytes)
 	}
-	// A sequence that stayed would be more than 1 KiB. The race detector keeps some of every goroutine.
+	// A sequence that stayed would be more than 1 KiB. The race detector keeps some of every iter.Pull.
 	if grown := after - warm; !underRace && grown > max(8<<20, int(made)*soakEach*1024) {
 		t.Errorf("%d bytes more are resident after %d rounds", grown, made)
 	}

@@ -2,6 +2,7 @@ package reasoningrpc
 
 import (
 	"context"
+	"errors"
 	"io"
 	"os"
 	"os/exec"
@@ -119,4 +120,42 @@ func TestText(t *testing.T) {
 	mustBe(t, err, io.ErrClosedPipe)
 	must(t, s.AppendText("."))
 	must(t, s.AppendText(""))
+}
+
+// Sequences are closed while their answers are written: the text of the last event is copied whole.
+func TestCloseWithinAnswers(t *testing.T) {
+	engine, err := Open(textModel(t), f32)
+	must(t, err)
+	defer engine.Close()
+	write := func(close bool) string {
+		s, err := engine.NewSequence(greedy)
+		must(t, err)
+		defer s.Close()
+		must(t, s.AppendText("Why?"))
+		done := make(chan struct{})
+		if close {
+			go func() {
+				s.Close()
+				done <- struct{}{}
+			}()
+			defer func() { <-done }()
+		}
+		var answer strings.Builder
+		for event, err := range s.Generate(t.Context(), maxTokens(40)) {
+			if answer.WriteString(event.Text); err != nil && (!close || !errors.Is(err, ErrInvalidHandle)) {
+				t.Fatal(err)
+			}
+		}
+		return answer.String()
+	}
+	whole := write(false)
+	for range 100 {
+		if part := write(true); !strings.HasPrefix(whole, part) {
+			t.Fatalf("%q is not the beginning of %q", part, whole)
+		}
+	}
+	info, err := engine.Info()
+	if must(t, err); info.BudgetUsedBytes != 0 {
+		t.Errorf("%d bytes are still in use", info.BudgetUsedBytes)
+	}
 }
