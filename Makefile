@@ -1,7 +1,7 @@
 # make demo    a real model writes 800 tokens through the C library, its cache compressed on the way
 # make test    every test
 # make build   target/release/{reasoning-rpc,libreasoning_rpc.so}, .venv/bin/reasoning-rpc-export
-# make install PREFIX=/usr/local
+# make install PREFIX=/usr/local, make uninstall PREFIX=/usr/local
 
 PYTHON ?= python3
 PREFIX ?= /usr/local
@@ -14,9 +14,12 @@ LINTS_OF_THE_LIBRARY := $(addprefix -A clippy::,unwrap_used expect_used panic pr
 GOLDEN_MODELS := qwen2_p32 llama_p48_c8 qwen2_group_p64_c2
 
 export RRPC_ONNXRUNTIME ?= $(CURDIR)/third_party/onnxruntime/libonnxruntime.so
+# For the exporter, which loads ONNX Runtime without us: its builds report to their maker unless told.
+export ORT_DISABLE_TELEMETRY ?= 1
 export RRPC_SMOLLM2_GGUF ?= $(CURDIR)/$(GGUF)
 
-.PHONY: build demo test lint install test-models test-rust test-export test-abi test-cpp test-go test-cli rust runtime clean
+.PHONY: build demo test lint install uninstall test-models test-rust test-shuttle test-export test-abi test-cpp test-go \
+	test-cli test-service test-packaging rust runtime clean
 
 build: rust runtime $(VENV)/installed
 
@@ -78,12 +81,13 @@ demo: build models/smollm2-int4/manifest.json target/example
 target/example: bindings/c/example.c include/reasoning_rpc.h rust
 	$(CC) -std=c99 -O2 -Wall -Wextra -Wpedantic -Werror -Iinclude $< -o $@ -Ltarget/release -lreasoning_rpc
 
-test: build test-models lint test-export test-rust test-abi test-cpp test-go test-cli
+test: build test-models lint test-export test-rust test-shuttle test-abi test-cpp test-go test-cli test-service test-packaging
 
 lint:
 	cargo fmt --all --check
 	cargo clippy --release --locked --workspace --lib --bins -- -D warnings
 	cargo clippy --release --locked --workspace --all-targets -- -D warnings $(LINTS_OF_THE_LIBRARY)
+	cargo clippy --release --locked -p reasoning-rpc-engine --features shuttle --all-targets -- -D warnings $(LINTS_OF_THE_LIBRARY)
 
 test-export: $(VENV)/installed $(GGUF)
 	cd onnx-export && ../$(VENV)/bin/python -m pytest -q tests
@@ -91,6 +95,10 @@ test-export: $(VENV)/installed $(GGUF)
 # Release: the real model decodes thousands of tokens.
 test-rust: runtime test-models
 	cargo test --release --locked --workspace
+
+# The block pool's threads in thousands of orders.
+test-shuttle:
+	cargo test --release --locked -p reasoning-rpc-engine --features shuttle --lib shuttle
 
 test-abi: build test-models
 	tests/abi/run
@@ -105,8 +113,23 @@ test-go: build test-models
 test-cli: build test-models
 	$(VENV)/bin/python -m pytest -q -rs tests/cli
 
+third_party/debian/packages: scripts/fetch-cpp-httplib
+	scripts/fetch-cpp-httplib
+	touch $@
+
+# The example service in C++, as its clients see it.
+test-service: build test-models third_party/debian/packages
+	$(VENV)/bin/python -m pytest -q -rs tests/service
+
+# The library from outside: installed, found in each way, the programs of README.md.
+test-packaging: build test-models
+	PYTHON=$(CURDIR)/$(VENV)/bin/python tests/packaging/run
+
 install: build
 	scripts/install $(PREFIX)
+
+uninstall:
+	scripts/uninstall $(PREFIX)
 
 clean:
 	rm -rf target models third_party $(VENV)

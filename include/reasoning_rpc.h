@@ -53,10 +53,10 @@
  * States that a program expects (no logits yet, an answer that was cancelled) are outputs, not errors.
  * Nothing is printed but the report of a panic, which is a bug, on stderr.
  *
- * Handles. rrpc_engine and rrpc_sequence pointers are numbers in the shape of pointers: an index and a
- * generation, never dereferenced. One that was freed, is of the other kind or is garbage gives
- * INVALID_HANDLE; none is used twice. A sequence keeps what it needs of its engine alive. Freeing NULL or a
- * freed handle does nothing.
+ * Handles. rrpc_engine, rrpc_sequence, rrpc_compressor and rrpc_tensor pointers are numbers in the shape of
+ * pointers: an index and a generation, never dereferenced. One that was freed, is of another kind or is
+ * garbage gives INVALID_HANDLE; none is used twice. A sequence keeps what it needs of its engine alive.
+ * Freeing NULL or a freed handle does nothing.
  *
  * Threads. Every function may be called from every thread. Engines are shared: any number of calls may
  * use one at the same time. Sequences are exclusive: one call at a time uses one, and a second one that
@@ -188,6 +188,12 @@ uint32_t rrpc_abi_version(void);
 #define RRPC_ERROR_OUT_OF_MEMORY 14
 /** A bug in the library. The sequences involved are poisoned. */
 #define RRPC_ERROR_INTERNAL 15
+/** A saved sequence is damaged, of another version, or of another model. */
+#define RRPC_ERROR_STATE 16
+/** A file cannot be read or written. */
+#define RRPC_ERROR_FILE 17
+/** A callback of the caller's reported a failure. */
+#define RRPC_ERROR_CALLBACK 18
 
 /** What went wrong: a code to act on and a message to read. */
 typedef struct rrpc_error rrpc_error;
@@ -829,6 +835,136 @@ rrpc_error *rrpc_sequence_tokens(const rrpc_sequence *sequence,
                                  size_t *count);
 
 /*
+ * ==== Forks, rewinds, the cache ====
+ *
+ * Several answers to one text, or several ways to go on with an answer: append the text, run it,
+ * then fork as often as answers are wanted, give each fork a seed of its own, and step them together.
+ * Forks share what they have in common. To try again from an earlier place, rewind.
+ */
+
+/**
+ * The cache of one KV head of one layer, as it lies in memory: `length` entries of a key, a value and
+ * a position in the text, in blocks. Entry e is in block b = block_table[e / block_entries] at place
+ * p = e % block_entries. Set struct_size before it is filled.
+ */
+typedef struct rrpc_cache_view {
+    /** sizeof(rrpc_cache_view), set by the caller. */
+    size_t struct_size;
+    /**
+     * Keys, rotated for their positions: `head_dim` elements of `dtype` at
+     * keys + b * block_stride + p * entry_stride bytes. NULL if there is no entry.
+     */
+    const void *keys;
+    /**
+     * Values: `head_dim` elements of `dtype` at values + b * block_stride + p * entry_stride bytes.
+     * NULL if there is no entry.
+     */
+    const void *values;
+    /**
+     * Positions in the text, from 0 with the given text counted: a uint32_t at
+     * (const char *)positions + b * block_stride + p * 4 bytes. They ascend with e. NULL if there is no
+     * entry.
+     */
+    const uint32_t *positions;
+    /**
+     * The blocks of the entries, in order: `block_count` of them. Sequences that share a block have the
+     * same number here. NULL if there is no entry.
+     */
+    const uint32_t *block_table;
+    /** Blocks in `block_table`: `length` / `block_entries`, rounded up. */
+    uint64_t block_count;
+    /** Entries. */
+    uint64_t length;
+    /** Bytes from one block to the next, of keys, values and positions alike. */
+    uint64_t block_stride;
+    /** Bytes from one key (value) of a block to the next. */
+    uint64_t entry_stride;
+    /**
+     * Entries that a block has room for. A model of the portable flavour has one block, of number 0,
+     * with room for as many entries as the cache has taken memory for.
+     */
+    uint32_t block_entries;
+    /** Elements of a key, and of a value. */
+    uint32_t head_dim;
+    /** Their type: RRPC_DTYPE_F32 or RRPC_DTYPE_F16. */
+    uint32_t dtype;
+    /** 0. */
+    uint32_t reserved;
+} rrpc_cache_view;
+
+/**
+ * Makes a second sequence that goes on exactly as `sequence` would: the same text, options, cache,
+ * logits, sampler state, log of compressions and figures. Compressions still to come are the same,
+ * too. From then on the two know nothing of each other. A promise (rrpc_sequence_reserve) is not
+ * inherited.
+ *
+ * Blocks of the cache are shared and copied when one of the two is about to write them, by appending
+ * to one that is not full or by a compression; until then they count once in the budget. The blocks
+ * that both may have to write (those that are not full, and with compression all that are not full of
+ * the text given first) are promised a copy at once, so that neither fails for the other's sake. A
+ * model of the portable flavour has no blocks to share: its cache is copied.
+ *
+ * Ownership: the fork goes to `*fork` (NULL after an error); the caller frees it with
+ * rrpc_sequence_free, before or after `sequence`. It keeps the engine's model alive.
+ * Threads: any; one call at a time on a sequence.
+ * Errors: NULL_POINTER, INVALID_HANDLE, BUSY, POISONED; BUDGET if the copies cannot be promised. Nothing
+ * has changed then. OUT_OF_MEMORY if there are too many sequences.
+ * Since: 0.1
+ */
+RRPC_NODISCARD
+rrpc_error *rrpc_sequence_fork(const rrpc_sequence *sequence,
+                               rrpc_sequence **fork);
+
+/**
+ * Sets the seed of the tokens drawn from now on: the next one takes its first draw. For forks that are
+ * to write different answers. Without effect on greedy sampling.
+ *
+ * Ownership: nothing changes hands.
+ * Threads: any; one call at a time on a sequence.
+ * Errors: NULL_POINTER, INVALID_HANDLE, BUSY, POISONED.
+ * Since: 0.1
+ */
+RRPC_NODISCARD rrpc_error *rrpc_sequence_set_seed(rrpc_sequence *sequence, uint64_t seed);
+
+/**
+ * Shortens the text to its first `tokens` tokens, given and generated counted. The last one becomes
+ * pending, so that one rrpc_step gives its logits again. The sampler is put back to where it was, a
+ * rrpc_sequence_set_seed behind the new end included: left to itself, the sequence writes the text that
+ * it wrote. A promise (rrpc_sequence_reserve) ends. The figures of rrpc_sequence_get_stats go on
+ * counting the work done.
+ *
+ * What a compression dropped cannot come back, so a rewind ends no further back than one token behind
+ * the last compression.
+ *
+ * Ownership: nothing changes hands. Pointers to the sequence's logits and cache are no longer valid.
+ * Threads: any; one call at a time on a sequence.
+ * Errors: NULL_POINTER, INVALID_HANDLE, BUSY, POISONED; INVALID_ARGUMENT, naming the possible lengths, if
+ * `tokens` is 0, more than the text has, or before the last compression. Nothing has changed then.
+ * Since: 0.1
+ */
+RRPC_NODISCARD
+rrpc_error *rrpc_sequence_rewind(rrpc_sequence *sequence,
+                                 size_t tokens);
+
+/**
+ * The cache of KV head `kv_head` of layer `layer`, both counted from 0, without a copy: what the steps
+ * have run and the compressions have left.
+ *
+ * Ownership: the struct is the caller's; what it points to is the sequence's. The pointers are valid
+ * until the next call with a pointer to this sequence that is not const, and not to be written. Only
+ * the entries are to be read: the rest of a block, and other blocks, may belong to others.
+ * Threads: any; one call at a time on a sequence. The pointers may be read from any thread.
+ * Errors: NULL_POINTER, INVALID_HANDLE, BUSY, POISONED; INVALID_ARGUMENT if there is no such layer or KV
+ * head, or for a struct_size that is none.
+ * Since: 0.1
+ */
+RRPC_NODISCARD
+rrpc_error *rrpc_sequence_cache_view(const rrpc_sequence *sequence,
+                                     uint32_t layer,
+                                     uint32_t kv_head,
+                                     rrpc_cache_view *view);
+
+/*
  * ==== What compressions did ====
  */
 
@@ -920,7 +1056,7 @@ typedef struct rrpc_sequence_stats {
     double decode_seconds;
     /** Seconds of the compressions. */
     double compaction_seconds;
-    /** Bytes of the cache now, in whole blocks. */
+    /** Bytes of the cache now, in whole blocks, those shared with forks included. */
     uint64_t cache_bytes;
     /** The most bytes of the cache at any moment. */
     uint64_t cache_peak_bytes;
@@ -1021,6 +1157,707 @@ rrpc_error *rrpc_detokenize(const rrpc_engine *engine,
                             char *out,
                             size_t capacity,
                             size_t *count);
+
+/*
+ * ==== Compressors ====
+ *
+ * For hosts that run the model themselves and own its cache: serving systems, other runtimes. A
+ * compressor needs no engine. It works on the host's memory, dense or paged, where it lies:
+ *
+ * when rrpc_compressor_due says so, for each layer: rrpc_compressor_compress; or, to look or to
+ * interfere between them: rrpc_compressor_score, rrpc_compressor_select, rrpc_compressor_apply.
+ * After the last layer, the host takes over the plan's lengths and blocks.
+ *
+ * score, select, apply, compress, record and forget allocate nothing (but the text of an error) and
+ * wait for nothing. Any number of calls may use one compressor at the same time, each with its own
+ * workspace, sequences and blocks.
+ */
+
+/** The host's memory: tensors, workspaces and everything else lie in main memory. */
+#define RRPC_DEVICE_CPU 0
+
+/** bfloat16, 2 bytes. Keys, values and queries of a compressor; not an engine's cache. */
+#define RRPC_DTYPE_BF16 3
+
+/**
+ * Signed bytes with one float scale for each entry and KV head: number = byte * scale. Keys and values
+ * of a compressor.
+ */
+#define RRPC_DTYPE_I8 4
+
+/** A compressor asks the callback of its options what to keep, when RRPC_POLICY_RPC would choose. */
+#define RRPC_POLICY_CALLBACK 2
+
+/** The scale of attention: 1 / sqrt(head_dim). */
+#define RRPC_SCALE_DEFAULT -1.0
+
+/**
+ * One dropped entry that is merged into a kept one. This struct never grows.
+ *
+ * All merges into one entry make, in float32 and rounded once to the tensor's type,
+ * key(into) = (1 - sum of key_weight) * key(into) + sum of key_weight * key(from); values alike, with
+ * value_weight. Entries are as they were before the compression.
+ */
+typedef struct rrpc_merge {
+    /** The sequence's index in the batch. */
+    uint32_t sequence;
+    /** The KV head whose entries are merged. */
+    uint32_t kv_head;
+    /** The candidate that is dropped: 0 is the entry after the prompt. */
+    uint32_t from;
+    /** The candidate that is kept and takes it in. */
+    uint32_t into;
+    /** Finite. */
+    float key_weight;
+    /** Finite. */
+    float value_weight;
+} rrpc_merge;
+
+/** What a callback that selects is shown of one sequence and layer, and where it answers. */
+typedef struct rrpc_select_request {
+    /** The size of what the library passes; fields at and behind it are not there. */
+    size_t struct_size;
+    /**
+     * The candidates' scores, `[kv_heads][candidates]`: what rrpc_compressor_score wrote and the host
+     * may have changed; not pooled.
+     */
+    const float *scores;
+    /**
+     * Out: room for kv_heads * candidates indices of candidates. `sets` sets of `kept_count` each, one
+     * after the other; within a set ascending, each once.
+     */
+    uint32_t *kept;
+    /**
+     * Out: room for `max_merges` of the compressor's options. Their `sequence` is this one; sorted by
+     * kv_head, into, from, none twice.
+     */
+    rrpc_merge *merges;
+    /** The layer. */
+    uint32_t layer;
+    /** The sequence's index in the batch. */
+    uint32_t sequence;
+    /** KV heads. */
+    uint32_t kv_heads;
+    /** Candidates: entries behind the prompt and before the window. At least 1. */
+    uint32_t candidates;
+    /** Compressions of the sequence before this one. */
+    uint32_t compressions;
+    /**
+     * Out: 1, one set for all KV heads, or kv_heads, one set for each; the same for all sequences of the
+     * batch. 1 before the call.
+     */
+    uint32_t sets;
+    /** Out: entries of each set, up to `candidates`. 0 before the call. */
+    uint32_t kept_count;
+    /** Out: merges. 0 before the call. */
+    uint32_t merge_count;
+} rrpc_select_request;
+
+/**
+ * Selects what stays of one sequence in one layer. Called by rrpc_compressor_select and
+ * rrpc_compressor_compress, in the thread that called them, for each sequence of the batch that has
+ * candidates. Returns 0 to go on; anything else ends the call with CALLBACK, and nothing has been moved.
+ *
+ * The request and its arrays are the library's and valid during the call. What it answers is checked.
+ * It may call the library, also with this compressor, but not with the workspace or the blocks at
+ * work. It must return: no exception and no longjmp may leave it.
+ */
+typedef int32_t (*rrpc_select_callback)(rrpc_select_request *request, void *user_data);
+
+/** Options of rrpc_compressor_create, to be filled by rrpc_compressor_options_init. */
+typedef struct rrpc_compressor_options {
+    /** sizeof(rrpc_compressor_options), set by rrpc_compressor_options_init. */
+    size_t struct_size;
+    /** Where tensors lie and the work is done. RRPC_DEVICE_CPU, which is the default. */
+    uint32_t device;
+    /** Which of the devices of that kind. 0, which is the default. */
+    uint32_t device_index;
+    /** Query heads, a multiple of `kv_heads`. Must be set: the default 0 is refused. */
+    uint32_t heads;
+    /** KV heads. Must be set. */
+    uint32_t kv_heads;
+    /** Elements of one head's key, value or query: a multiple of 8 up to 256. Must be set. */
+    uint32_t head_dim;
+    /**
+     * Type of keys and values: RRPC_DTYPE_F32, RRPC_DTYPE_F16, RRPC_DTYPE_BF16 or RRPC_DTYPE_I8. Default
+     * RRPC_DTYPE_F16.
+     */
+    uint32_t dtype;
+    /**
+     * What products of queries and keys are multiplied by before the softmax: above 0 and finite. Default
+     * RRPC_SCALE_DEFAULT.
+     */
+    float scale;
+    /**
+     * RRPC_POLICY_RPC or RRPC_POLICY_CALLBACK; RRPC_POLICY_NONE is never due and keeps everything. The
+     * next six fields are those of rrpc_sequence_options, with the same defaults; RRPC_POLICY_CALLBACK
+     * reads `interval`, `window` and `ratio`. Default RRPC_POLICY_RPC.
+     */
+    uint32_t policy;
+    /** Generated tokens between two compressions (P), a multiple of `ratio`. Default 4096. */
+    uint32_t interval;
+    /**
+     * The newest entries, which score the others and always stay (R): 1 or more, less than
+     * `interval`. Default 32.
+     */
+    uint32_t window;
+    /** One of so many entries stays (c), 1 or more. Default 4. */
+    uint32_t ratio;
+    /** One of RRPC_AGGREGATION_. Default RRPC_AGGREGATION_LAYER. */
+    uint32_t aggregation;
+    /** One of RRPC_POOLING_. Default RRPC_POOLING_AVERAGE. */
+    uint32_t pooling;
+    /** Width of the pooling, in scores: odd, 1 (none) to 65535. Default 7. */
+    uint32_t kernel;
+    /** The most merges of one sequence that a callback or a plan may ask for. Default 0. */
+    uint32_t max_merges;
+    /** Layers that rrpc_compressor_record keeps windows of. Default 0. */
+    uint32_t recorded_layers;
+    /**
+     * Slots that rrpc_compressor_record keeps windows of. It takes
+     * recorded_layers * recorded_sequences * window * heads * head_dim floats. Default 0.
+     */
+    uint32_t recorded_sequences;
+    /** 0. */
+    uint32_t reserved;
+    /** RRPC_POLICY_CALLBACK: what selects. Default NULL. */
+    rrpc_select_callback select;
+    /** Passed to `select`; must live as long as the compressor. Default NULL. */
+    void *user_data;
+} rrpc_compressor_options;
+
+/**
+ * The policy that a name selects: "none", "rpc" or "callback". `name` is NUL-terminated.
+ *
+ * Ownership: nothing changes hands.
+ * Threads: any.
+ * Errors: NULL_POINTER; INVALID_ARGUMENT for another name.
+ * Since: 0.1
+ */
+RRPC_NODISCARD rrpc_error *rrpc_policy_from_name(const char *name, uint32_t *policy);
+
+/**
+ * Fills `options` with the defaults. `size` is sizeof(rrpc_compressor_options). `heads`, `kv_heads` and
+ * `head_dim` are 0 then, and have to be set.
+ *
+ * Ownership: the struct is the caller's.
+ * Threads: any.
+ * Errors: NULL_POINTER; INVALID_ARGUMENT for a size that is none.
+ * Since: 0.1
+ */
+RRPC_NODISCARD
+rrpc_error *rrpc_compressor_options_init(rrpc_compressor_options *options,
+                                         size_t size);
+
+/*
+ * ==== The host's cache ====
+ */
+
+/**
+ * The keys and values of one layer. Strides are counted in elements of the tensor (scale strides in
+ * floats) and go from one sequence (dense) or block (paged) to the next, from one KV head to the next,
+ * and from one entry to the next: head-major and token-major pages differ in them only. The head_dim
+ * elements of an entry lie together. Strides are not negative; entries that overlap are refused.
+ */
+typedef struct rrpc_kv_layer {
+    /** sizeof(rrpc_kv_layer), set by the caller. */
+    size_t struct_size;
+    /** Keys, rotated, of the compressor's dtype and aligned to it: row or block 0, KV head 0, entry 0. */
+    void *keys;
+    /** Values, likewise. */
+    void *values;
+    /** RRPC_DTYPE_I8: the scale of each key of each KV head. NULL for the other types. */
+    float *key_scales;
+    /** Likewise, of each value. */
+    float *value_scales;
+    /** Elements from one sequence or block, KV head, entry of the keys to the next. */
+    int64_t key_strides[3];
+    /** Likewise, of the values. */
+    int64_t value_strides[3];
+    /** Likewise, of the keys' scales, in floats. Read for RRPC_DTYPE_I8 only. */
+    int64_t key_scale_strides[3];
+    /** Likewise, of the values' scales. */
+    int64_t value_scale_strides[3];
+    /** The layer: which recorded windows are read, what a callback is told, what errors say. */
+    uint32_t layer;
+    /** 0. */
+    uint32_t reserved;
+} rrpc_kv_layer;
+
+/**
+ * The sequences to compress, the same for every layer. Arrays are read during the call only, and must
+ * not be changed meanwhile.
+ *
+ * A sequence's entries are its prompt (`prompt_lengths`), then the candidates, then the window:
+ * candidates = max(0, length - prompt_length - window). The prompt and the window always stay.
+ *
+ * Blocks of a sequence that a compression may write must be its own: such a block occurs once in the
+ * batch, or is named in `shared_blocks`.
+ */
+typedef struct rrpc_kv_batch {
+    /** sizeof(rrpc_kv_batch), set by the caller. */
+    size_t struct_size;
+    /** `[sequences]` Valid entries of each sequence, those of the newest token included. */
+    const int32_t *lengths;
+    /** `[sequences]` Leading entries of each that are never dropped. */
+    const int32_t *prompt_lengths;
+    /** `[sequences]` Compressions of each before this one. */
+    const int32_t *compressions;
+    /**
+     * `[sequences]` The row of each in the tensors (dense) or in the block table (paged). NULL: 0, 1,
+     * 2, and so on. Dense rows occur once each.
+     */
+    const int32_t *rows;
+    /**
+     * Paged: ids of blocks, below `block_count`. Row r begins at block_table + r * block_table_stride
+     * and has at least as many ids as its sequence's length takes; what lies behind is not read. NULL:
+     * dense.
+     */
+    const int32_t *block_table;
+    /** Ids from one row of the block table to the next. */
+    int64_t block_table_stride;
+    /**
+     * `[shared_count]` Blocks that others read too (prefix caches, forks), which are never written. NULL
+     * if there are none.
+     */
+    const int32_t *shared_blocks;
+    /** Shared blocks. */
+    size_t shared_count;
+    /**
+     * `[spare_count]` Free blocks that shared ones may be copied to: copy k goes to spare_blocks[k]. NULL
+     * if there are none.
+     */
+    const int32_t *spare_blocks;
+    /** Spare blocks. */
+    size_t spare_count;
+    /** The stream to work on. NULL on the CPU. */
+    void *stream;
+    /** Sequences of the batch, up to 65536. With none nothing is done. */
+    uint32_t sequences;
+    /** Rows of the tensors (dense) or of the block table (paged). */
+    uint32_t row_count;
+    /** Paged: entries of one block. Dense: entries that each row has room for. */
+    uint32_t block_entries;
+    /** Paged: blocks of the tensors. Dense: 0. */
+    uint32_t block_count;
+} rrpc_kv_batch;
+
+/**
+ * The rotated queries of each sequence's newest `window` tokens, which score the candidates. A ring of
+ * the host's, or what rrpc_compressor_record kept.
+ */
+typedef struct rrpc_query_window {
+    /** sizeof(rrpc_query_window), set by the caller. */
+    size_t struct_size;
+    /**
+     * The ring: row 0, token 0, query head 0; aligned to its type. NULL: the recorded queries of this
+     * layer; the next two fields are not read then.
+     */
+    const void *queries;
+    /**
+     * Elements from one row, token, query head to the next. Rows are those of the batch's `rows`; the
+     * head_dim elements of a query lie together. Not negative.
+     */
+    int64_t strides[3];
+    /**
+     * `[sequences]` The place in the ring, below `ring_tokens`, of each window's oldest token; the next
+     * ones follow, and place 0 follows the last. NULL: 0.
+     */
+    const int32_t *oldest;
+    /** `[sequences]` Recorded queries: the slot of each sequence. NULL: its row. */
+    const int32_t *slots;
+    /** Tokens that each row of the ring has room for, at least the compressor's `window`. */
+    uint32_t ring_tokens;
+    /** Type of the queries: RRPC_DTYPE_F32, RRPC_DTYPE_F16 or RRPC_DTYPE_BF16. */
+    uint32_t dtype;
+} rrpc_query_window;
+
+/*
+ * ==== Compressions of the host's cache ====
+ */
+
+/**
+ * Compresses caches that a host owns. Shared by any number of threads. A handle: never dereferenced,
+ * checked at every call. It needs no engine, no model and no ONNX Runtime.
+ */
+typedef struct rrpc_compressor rrpc_compressor;
+
+/** What calls with a batch need. Set struct_size before it is filled. */
+typedef struct rrpc_compressor_sizes {
+    /** sizeof(rrpc_compressor_sizes), set by the caller. */
+    size_t struct_size;
+    /** Bytes of the workspace, at any address. */
+    size_t workspace_bytes;
+    /** Floats of the scores: kv_heads times the sum of the candidates. */
+    size_t score_count;
+} rrpc_compressor_sizes;
+
+/**
+ * A block that is copied before a sequence is compressed, because it is shared and in the way of what
+ * moves. This struct never grows.
+ */
+typedef struct rrpc_block_copy {
+    /** The sequence's index in the batch. */
+    uint32_t sequence;
+    /** Which entry of the sequence's row of the block table becomes `to`. */
+    uint32_t index;
+    /** The shared block. */
+    int32_t from;
+    /** The spare block that takes its place. */
+    int32_t to;
+} rrpc_block_copy;
+
+/**
+ * What a compression of one layer keeps, moves, copies and sets free.
+ *
+ * Made by rrpc_compressor_select, its arrays lie in the workspace of that call. A host may change it, or
+ * make one of its own, for rrpc_compressor_apply. Everything but the kept sets and the merges follows
+ * from them and the batch, and is the same for every layer if the kept counts are.
+ *
+ * After the compression a sequence's cache is its prompt, the kept candidates in their order, and the
+ * window; a host sets its length to `new_lengths`, writes the copies to its block table, and drops one
+ * reference to each of `freed_blocks`. Positions that a host stores for each entry it moves alike.
+ *
+ * If anything of a sequence is dropped, each of its shared blocks that holds an entry from its
+ * prompt_length up to its new length is copied first, whole, with all KV heads, keys, values and scales.
+ * Freed are the blocks behind the new length and the `from` of the copies.
+ */
+typedef struct rrpc_plan {
+    /** sizeof(rrpc_plan), set by the caller. */
+    size_t struct_size;
+    /** `[sequences]` Entries of each kept set of each sequence. */
+    const uint32_t *kept_counts;
+    /**
+     * For each sequence, for each of its sets, its candidates that stay, ascending. Candidate 0 is the
+     * entry behind the prompt.
+     */
+    const uint32_t *kept;
+    /** Items of `kept`: `sets` times the sum of the kept counts. */
+    size_t kept_len;
+    /** `[sequences]` Entries of each sequence afterwards. */
+    const int32_t *new_lengths;
+    /** Blocks to copy, in order of sequence and index. */
+    const rrpc_block_copy *copies;
+    /** Copies; 0 for dense tensors. */
+    size_t copy_count;
+    /**
+     * Paged: blocks to which the sequence has one reference less afterwards. A block that several
+     * sequences let go occurs so many times.
+     */
+    const int32_t *freed_blocks;
+    /** Freed blocks; 0 for dense tensors. */
+    size_t freed_count;
+    /** Entries that are merged into others, sorted by sequence, kv_head, into, from. */
+    const rrpc_merge *merges;
+    /** Merges. */
+    size_t merge_count;
+    /** Sequences of the batch. */
+    uint32_t sequences;
+    /** Kept sets of each sequence: 1 for all KV heads, or one for each. */
+    uint32_t sets;
+} rrpc_plan;
+
+/**
+ * Makes a compressor.
+ *
+ * Ownership: the compressor goes to `*compressor` (NULL after an error); the caller frees it with
+ * rrpc_compressor_free. `options` is read during the call only; its `user_data` has to live as long as
+ * the compressor.
+ * Threads: any.
+ * Errors: NULL_POINTER; INVALID_ARGUMENT for an option, such as `heads` that is no multiple of `kv_heads`
+ * or a policy that calls back without a callback.
+ * Since: 0.1
+ */
+RRPC_NODISCARD
+rrpc_error *rrpc_compressor_create(const rrpc_compressor_options *options,
+                                   rrpc_compressor **compressor);
+
+/**
+ * Frees a compressor. NULL and handles that were freed before are accepted. Plans and recorded windows
+ * that a call is using stay until it ends; plans of ended calls stay valid, in their workspace.
+ *
+ * Ownership: takes the compressor's handle and what it recorded.
+ * Threads: any.
+ * Errors: none.
+ * Since: 0.1
+ */
+void rrpc_compressor_free(rrpc_compressor *compressor);
+
+/**
+ * Whether a sequence is to be compressed now: `*due` gets 1 once `generated` is
+ * (compressions + 1) * interval + window or more, else 0; always 0 with RRPC_POLICY_NONE.
+ *
+ * `generated` counts the generated tokens whose keys and values were written, dropped ones included;
+ * `compressions` the sequence's compressions so far.
+ *
+ * Ownership: nothing changes hands.
+ * Threads: any.
+ * Errors: NULL_POINTER, INVALID_HANDLE.
+ * Since: 0.1
+ */
+RRPC_NODISCARD
+rrpc_error *rrpc_compressor_due(const rrpc_compressor *compressor,
+                                uint64_t generated,
+                                uint64_t compressions,
+                                uint32_t *due);
+
+/**
+ * Records the rotated queries of one token of one layer, `[count][heads][head_dim]`, in the rings of
+ * `count` slots: the newest `window` of each slot are kept, as float32.
+ *
+ * `slots` are below the options' recorded_sequences, each once; NULL: 0 to count - 1. `row_stride` and
+ * `head_stride` are elements from one slot's queries and from one head to the next, positive; the
+ * head_dim elements lie together. `dtype` is RRPC_DTYPE_F32, RRPC_DTYPE_F16 or RRPC_DTYPE_BF16.
+ *
+ * Ownership: the queries are copied.
+ * Threads: any; one call at a time on a slot of a layer, those that read its window included.
+ * Errors: NULL_POINTER, INVALID_HANDLE; BUSY if another call is using a slot; INVALID_ARGUMENT for a layer
+ * or slot that the options have no ring for, one slot twice, or a stride or dtype that cannot be.
+ * Since: 0.1
+ */
+RRPC_NODISCARD
+rrpc_error *rrpc_compressor_record(const rrpc_compressor *compressor,
+                                   uint32_t layer,
+                                   const int32_t *slots,
+                                   size_t count,
+                                   const void *queries,
+                                   int64_t row_stride,
+                                   int64_t head_stride,
+                                   uint32_t dtype);
+
+/**
+ * Empties the rings of a slot in all layers, for another sequence.
+ *
+ * Ownership: nothing changes hands.
+ * Threads: any; not while another call uses the slot.
+ * Errors: NULL_POINTER, INVALID_HANDLE; BUSY if another call is using the slot; INVALID_ARGUMENT for a slot
+ * that the options have no rings for.
+ * Since: 0.1
+ */
+RRPC_NODISCARD
+rrpc_error *rrpc_compressor_forget(const rrpc_compressor *compressor,
+                                   int32_t slot);
+
+/**
+ * How large the workspace and the scores of a batch are. The size of a workspace is enough for every
+ * call with this batch, and for batches whose sequences are not more and not longer.
+ *
+ * Ownership: the structs are the caller's.
+ * Threads: any.
+ * Errors: NULL_POINTER, INVALID_HANDLE; INVALID_ARGUMENT for a struct_size that is none or a batch that
+ * cannot be.
+ * Since: 0.1
+ */
+RRPC_NODISCARD
+rrpc_error *rrpc_compressor_get_sizes(const rrpc_compressor *compressor,
+                                      const rrpc_kv_batch *batch,
+                                      rrpc_compressor_sizes *sizes);
+
+/**
+ * Scores the candidates of every sequence in one layer: products of the window's queries with the
+ * candidates' keys, times the scale, softmax over the candidates, summed over the window's tokens, mean
+ * over the query heads of each KV head; in float32. Not pooled.
+ *
+ * `scores` gets, for each sequence, `[kv_heads][candidates]` floats, one sequence after the other. The
+ * host may change them before it selects: add them up over ranks that have other heads, say.
+ *
+ * Ownership: everything stays the caller's and is used during the call only.
+ * Threads: any; each call with its own scores and workspace.
+ * Errors: NULL_POINTER, INVALID_HANDLE; BUFFER_TOO_SMALL for the workspace; BUSY if a recorded window is
+ * being written; INVALID_ARGUMENT for a layer, batch or window that cannot be, a window that has recorded
+ * too few queries, or a score_count that is not the one of rrpc_compressor_get_sizes. Nothing has been
+ * written to `scores` then.
+ * Since: 0.1
+ */
+RRPC_NODISCARD
+rrpc_error *rrpc_compressor_score(const rrpc_compressor *compressor,
+                                  const rrpc_kv_layer *layer,
+                                  const rrpc_kv_batch *batch,
+                                  const rrpc_query_window *window,
+                                  float *scores,
+                                  size_t score_count,
+                                  void *workspace,
+                                  size_t workspace_bytes);
+
+/**
+ * Selects what stays by the scores of one layer. RRPC_POLICY_RPC averages them over the KV heads (with
+ * RRPC_AGGREGATION_LAYER), pools them, and keeps the best
+ * min(candidates, (compressions + 1) * interval / ratio) of each sequence; of equal ones the first.
+ *
+ * `layer` is what a callback is told and errors say. `plan` gets pointers into the workspace, valid until
+ * the next rrpc_compressor_select or rrpc_compressor_compress with it.
+ *
+ * Ownership: the structs are the caller's; the plan's arrays lie in the caller's workspace.
+ * Threads: any; each call with its own workspace.
+ * Errors: NULL_POINTER, INVALID_HANDLE; BUFFER_TOO_SMALL for the workspace, or for too few spare blocks,
+ * with the number that is needed; CALLBACK if a callback returned anything but 0; INVALID_ARGUMENT for a
+ * batch that cannot be, a score that is not a number, or an answer of a callback that cannot be.
+ * Since: 0.1
+ */
+RRPC_NODISCARD
+rrpc_error *rrpc_compressor_select(const rrpc_compressor *compressor,
+                                   uint32_t layer,
+                                   const rrpc_kv_batch *batch,
+                                   const float *scores,
+                                   size_t score_count,
+                                   void *workspace,
+                                   size_t workspace_bytes,
+                                   rrpc_plan *plan);
+
+/**
+ * Carries a plan out in one layer: copies shared blocks that are in the way, merges, and moves what stays
+ * forward, keys, values and scales. Entries that stay keep their bytes.
+ *
+ * The plan may be the one of rrpc_compressor_select, that one changed, or one of the host's, with arrays
+ * wherever it wants, but not in the part of the workspace that is scratch: a plan of
+ * rrpc_compressor_select lies outside of it. All of it is checked against the batch before anything is
+ * written.
+ *
+ * Ownership: everything stays the caller's and is used during the call only.
+ * Threads: any; each call with its own workspace and its own blocks.
+ * Errors: NULL_POINTER, INVALID_HANDLE; BUFFER_TOO_SMALL for the workspace or too few spare blocks;
+ * INVALID_ARGUMENT for a layer or batch that cannot be, or a plan that does not fit it. Nothing has been
+ * moved then.
+ * Since: 0.1
+ */
+RRPC_NODISCARD
+rrpc_error *rrpc_compressor_apply(const rrpc_compressor *compressor,
+                                  const rrpc_kv_layer *layer,
+                                  const rrpc_kv_batch *batch,
+                                  const rrpc_plan *plan,
+                                  void *workspace,
+                                  size_t workspace_bytes);
+
+/**
+ * rrpc_compressor_score, rrpc_compressor_select and rrpc_compressor_apply in one call. `plan` gets what
+ * was done.
+ *
+ * Ownership: the structs are the caller's; the plan's arrays lie in the caller's workspace.
+ * Threads: any; each call with its own workspace and its own blocks.
+ * Errors: those of the three. Nothing has been moved then.
+ * Since: 0.1
+ */
+RRPC_NODISCARD
+rrpc_error *rrpc_compressor_compress(const rrpc_compressor *compressor,
+                                     const rrpc_kv_layer *layer,
+                                     const rrpc_kv_batch *batch,
+                                     const rrpc_query_window *window,
+                                     void *workspace,
+                                     size_t workspace_bytes,
+                                     rrpc_plan *plan);
+
+/*
+ * ==== Tensors of other libraries ====
+ *
+ * DLPack, as PyTorch, JAX, NumPy and others export it, for compressors.
+ */
+
+/** `[sequence or block][head][entry][head_dim]` */
+#define RRPC_LAYOUT_HEAD_MAJOR 0
+/** `[sequence or block][entry][head][head_dim]` */
+#define RRPC_LAYOUT_TOKEN_MAJOR 1
+
+/** A tensor of another library. A handle: never dereferenced, checked at every call. */
+typedef struct rrpc_tensor rrpc_tensor;
+
+/** What a tensor is. Set struct_size before it is filled. */
+typedef struct rrpc_tensor_info {
+    /** sizeof(rrpc_tensor_info), set by the caller. */
+    size_t struct_size;
+    /** Its first element: DLPack's byte_offset is counted in. It lives as long as the tensor. */
+    void *data;
+    /** The size of each dimension; 0 behind the last one. */
+    int64_t shape[8];
+    /** Elements from one index of each dimension to the next; 0 behind the last one. */
+    int64_t strides[8];
+    /** Dimensions, up to 8. */
+    uint32_t dimensions;
+    /** RRPC_DTYPE_F32, RRPC_DTYPE_F16, RRPC_DTYPE_BF16 or RRPC_DTYPE_I8 (bytes without their scales). */
+    uint32_t dtype;
+    /** RRPC_DEVICE_CPU. */
+    uint32_t device;
+    /** Which of the devices of that kind. */
+    uint32_t device_index;
+    /** 1: its producer forbids writing to it. */
+    uint32_t read_only;
+    /** 0. */
+    uint32_t reserved;
+} rrpc_tensor_info;
+
+/**
+ * Takes over a tensor of another library, given as DLPack: a DLManagedTensor if `versioned` is 0, a
+ * DLManagedTensorVersioned of major version 1 if it is 1. No data are copied. It has to lie in main
+ * memory (kDLCPU, kDLCUDAHost or kDLROCMHost), with up to 8 dimensions, and to be float32, float16,
+ * bfloat16 or int8. Strides of NULL are those of a compact row-major tensor.
+ *
+ * Ownership: after success `managed` is the library's, and its deleter runs once, when the tensor is
+ * freed; a deleter of NULL is accepted. After an error it is still the caller's and its deleter has not
+ * run. The tensor goes to `*tensor` (NULL after an error); the caller frees it with rrpc_tensor_free.
+ * Threads: any. The deleter runs in the thread that frees the tensor, or in one that was using it then.
+ * Errors: NULL_POINTER; INVALID_ARGUMENT for a tensor that is not as said above.
+ * Since: 0.1
+ */
+RRPC_NODISCARD
+rrpc_error *rrpc_tensor_from_dlpack(void *managed,
+                                    uint32_t versioned,
+                                    rrpc_tensor **tensor);
+
+/**
+ * Frees a tensor and runs its deleter. NULL and handles that were freed before are accepted.
+ *
+ * Ownership: takes the tensor's handle. Pointers into it are no longer valid, those in a rrpc_kv_layer
+ * or rrpc_query_window included.
+ * Threads: any. If a call is using the tensor, the deleter runs when that call ends, in its thread.
+ * Errors: none.
+ * Since: 0.1
+ */
+void rrpc_tensor_free(rrpc_tensor *tensor);
+
+/**
+ * Says what a tensor is.
+ *
+ * Ownership: the struct is the caller's; `data` points into the tensor.
+ * Threads: any.
+ * Errors: NULL_POINTER, INVALID_HANDLE; INVALID_ARGUMENT for a struct_size that is none.
+ * Since: 0.1
+ */
+RRPC_NODISCARD
+rrpc_error *rrpc_tensor_get_info(const rrpc_tensor *tensor,
+                                 rrpc_tensor_info *info);
+
+/**
+ * Fills keys, values, key_strides and value_strides of `layer` from two tensors of one type and shape,
+ * of four dimensions in the order that `layout` names, one of RRPC_LAYOUT_. The other fields stay as they
+ * are; struct_size is set before. Blocks, entries, heads and head_dim of the tensors have to be at least
+ * those of the batch and the compressor that the layer is used with.
+ *
+ * Ownership: the tensors have to live as long as the layer is used.
+ * Threads: any.
+ * Errors: NULL_POINTER, INVALID_HANDLE; INVALID_ARGUMENT for a struct_size that is none, tensors of other
+ * dimensions, of two types or shapes, that may not be written, or whose last stride is not 1.
+ * Since: 0.1
+ */
+RRPC_NODISCARD
+rrpc_error *rrpc_kv_layer_from_tensors(const rrpc_tensor *keys,
+                                       const rrpc_tensor *values,
+                                       uint32_t layout,
+                                       rrpc_kv_layer *layer);
+
+/**
+ * Fills queries, strides, ring_tokens and dtype of `window` from a tensor of four dimensions: its rows,
+ * and then tokens and query heads in the order that `layout` names, one of RRPC_LAYOUT_ (entries are the
+ * ring's tokens). The other fields stay as they are; struct_size is set before.
+ *
+ * Ownership: the tensor has to live as long as the window is used.
+ * Threads: any.
+ * Errors: NULL_POINTER, INVALID_HANDLE; INVALID_ARGUMENT for a struct_size that is none, a tensor of other
+ * dimensions, of bytes, or whose last stride is not 1.
+ * Since: 0.1
+ */
+RRPC_NODISCARD
+rrpc_error *rrpc_query_window_from_tensor(const rrpc_tensor *queries,
+                                          uint32_t layout,
+                                          rrpc_query_window *window);
 
 #ifdef __cplusplus
 }

@@ -78,17 +78,28 @@ func (l Layout) Strides(heads, entries, headDim int) [3]int {
 	return [3]int{heads * entries * headDim, entries * headDim, headDim}
 }
 
-// KVLayer is one layer's keys and values. The elements of an entry lie together. The strides are elements
-// from one sequence (dense) or block (paged), KV head and entry to the next: layouts of pages differ only
-// here.
+// KVLayer is one layer's keys and values. The elements of an entry lie together. Layouts differ in the
+// strides only, which are elements (or scales) from one sequence (dense) or block (paged), KV head and
+// entry to the next, in this order, and not negative.
 type KVLayer struct {
 	// Layer, from 0.
 	Layer int
-	// Keys, rotated, and Values, of the compressor's DType.
-	Keys, Values                       Elements
-	KeyStrides, ValueStrides           [3]int
-	KeyScales, ValueScales             []float32 // DTypeI8 only
-	KeyScaleStrides, ValueScaleStrides [3]int
+	// Keys, rotated, of the compressor's DType.
+	Keys Elements
+	// Values, of the same type.
+	Values Elements
+	// KeyStrides are elements.
+	KeyStrides [3]int
+	// ValueStrides are elements.
+	ValueStrides [3]int
+	// KeyScales of DTypeI8: one for each entry and KV head. nil for the other types.
+	KeyScales []float32
+	// ValueScales, likewise.
+	ValueScales []float32
+	// KeyScaleStrides are scales.
+	KeyScaleStrides [3]int
+	// ValueScaleStrides are scales.
+	ValueScaleStrides [3]int
 }
 
 // Layer describes one layer's keys and values in tensors without gaps, of one layout. entries is how many

@@ -53,10 +53,10 @@
  * States that a program expects (no logits yet, an answer that was cancelled) are outputs, not errors.
  * Nothing is printed but the report of a panic, which is a bug, on stderr.
  *
- * Handles. rrpc_engine and rrpc_sequence pointers are numbers in the shape of pointers: an index and a
- * generation, never dereferenced. One that was freed, is of the other kind or is garbage gives
- * INVALID_HANDLE; none is used twice. A sequence keeps what it needs of its engine alive. Freeing NULL or a
- * freed handle does nothing.
+ * Handles. rrpc_engine, rrpc_sequence, rrpc_compressor and rrpc_tensor pointers are numbers in the shape of
+ * pointers: an index and a generation, never dereferenced. One that was freed, is of another kind or is
+ * garbage gives INVALID_HANDLE; none is used twice. A sequence keeps what it needs of its engine alive.
+ * Freeing NULL or a freed handle does nothing.
  *
  * Threads. Every function may be called from every thread. Engines are shared: any number of calls may
  * use one at the same time. Sequences are exclusive: one call at a time uses one, and a second one that

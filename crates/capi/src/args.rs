@@ -44,6 +44,34 @@ pub(crate) unsafe fn items<'a, T>(
     Ok(unsafe { slice::from_raw_parts(data, count) })
 }
 
+/// A slice of the caller's that is written.
+///
+/// # Safety
+/// As [`items`], and nothing else reads or writes the values while the slice is used.
+pub(crate) unsafe fn items_mut<'a, T>(
+    argument: &str,
+    data: *mut T,
+    count: usize,
+    most: usize,
+) -> Result<&'a mut [T], Failure> {
+    // SAFETY: the caller's promise. The check of the address and the count is the whole use of the result.
+    if unsafe { items(argument, data.cast_const(), count, most) }?.is_empty() {
+        return Ok(&mut []);
+    }
+    // SAFETY: `items` found it not NULL, aligned and not too long; the rest is the caller's promise.
+    Ok(unsafe { slice::from_raw_parts_mut(data, count) })
+}
+
+/// A field named reserved.
+pub(crate) fn zero(argument: &str, value: u32) -> Result<(), Failure> {
+    match value {
+        0 => Ok(()),
+        _ => Err(Failure::argument(format!(
+            "{argument}: expected 0, found {value}"
+        ))),
+    }
+}
+
 /// A text of the caller's, checked to be UTF-8.
 ///
 /// # Safety

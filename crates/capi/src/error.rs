@@ -39,6 +39,12 @@ pub const RRPC_ERROR_FORKED: i32 = 13;
 pub const RRPC_ERROR_OUT_OF_MEMORY: i32 = 14;
 /// A bug in the library. The sequences involved are poisoned.
 pub const RRPC_ERROR_INTERNAL: i32 = 15;
+/// A saved sequence is damaged, of another version, or of another model.
+pub const RRPC_ERROR_STATE: i32 = 16;
+/// A file cannot be read or written.
+pub const RRPC_ERROR_FILE: i32 = 17;
+/// A callback of the caller's reported a failure.
+pub const RRPC_ERROR_CALLBACK: i32 = 18;
 
 /// What went wrong: a code to act on and a message to read.
 pub struct rrpc_error {

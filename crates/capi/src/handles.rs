@@ -19,10 +19,12 @@ const LAST_GENERATION: u32 = (1 << GENERATION_BITS) - 1;
 pub(crate) enum Kind {
     Engine = 0x5201,
     Sequence = 0x5202,
+    Compressor = 0x5203,
+    Tensor = 0x5204,
 }
 
 impl Kind {
-    const ALL: [Self; 2] = [Self::Engine, Self::Sequence];
+    const ALL: [Self; 4] = [Self::Engine, Self::Sequence, Self::Compressor, Self::Tensor];
 
     fn of(handle: usize) -> Option<Self> {
         Self::ALL.into_iter().find(|&kind| handle >> 48 == kind as usize)
@@ -32,6 +34,8 @@ impl Kind {
         match self {
             Self::Engine => "an engine",
             Self::Sequence => "a sequence",
+            Self::Compressor => "a compressor",
+            Self::Tensor => "a tensor",
         }
     }
 }

@@ -12,27 +12,37 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::panic))]
 
 mod args;
+mod cache;
 mod compression;
+mod compressor;
+mod compressor_options;
 mod engine;
 mod error;
 mod fork;
 mod generate;
 mod guard;
 mod handles;
+mod kv;
 mod sequence;
 mod sized;
 mod stats;
 mod step;
+mod tensor;
 mod text;
 mod version;
 
+pub use cache::*;
 pub use compression::*;
+pub use compressor::*;
+pub use compressor_options::*;
 pub use engine::*;
 pub use error::*;
 pub use generate::*;
+pub use kv::*;
 pub use sequence::*;
 pub use stats::*;
 pub use step::*;
+pub use tensor::*;
 pub use text::*;
 pub use version::*;
 

@@ -162,6 +162,15 @@ pub(crate) fn with<T>(
     body(&mut sequence)
 }
 
+/// Gives a sequence of `engine` a handle.
+pub(crate) fn adopt(sequence: Sequence, engine: Engine) -> Result<*mut rrpc_sequence, Failure> {
+    let handle = SEQUENCES.insert(Shared {
+        engine,
+        sequence: Mutex::new(sequence),
+    })?;
+    Ok(ptr::without_provenance_mut(handle))
+}
+
 fn defaults(engine: &Engine) -> rrpc_sequence_options {
     let rpc = RpcOptions::default();
     let sampling = engine.default_sampling();
@@ -300,13 +309,9 @@ pub unsafe extern "C" fn rrpc_sequence_create(
         let engine = Engine::clone(&*engine_of(engine)?);
         // SAFETY: the caller's promise.
         let options = unsafe { convert(&engine, options) }?;
-        let state = Mutex::new(engine.sequence(options)?);
-        let handle = SEQUENCES.insert(Shared {
-            engine,
-            sequence: state,
-        })?;
+        let handle = adopt(engine.sequence(options)?, engine)?;
         // SAFETY: the caller's promise.
-        unsafe { args::set("sequence", sequence, ptr::without_provenance_mut(handle)) }
+        unsafe { args::set("sequence", sequence, handle) }
     })
 }
 

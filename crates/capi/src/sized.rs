@@ -10,7 +10,8 @@ const LARGEST: usize = 4096;
 /// A struct with `size_t struct_size` first.
 ///
 /// # Safety
-/// `repr(C)`, no padding, and every pattern of bits is a valid value: integers, floats, raw pointers.
+/// `repr(C)`, no padding, and every pattern of bits is a valid value: integers, floats, arrays of them, raw pointers,
+/// optional pointers to functions.
 pub(crate) unsafe trait Growing: Copy {
     /// The struct's name in C.
     const NAME: &'static str;
@@ -22,7 +23,7 @@ pub(crate) unsafe trait Growing: Copy {
 macro_rules! sized {
     ($name:ident { struct_size, $($field:ident),+ $(,)? }) => {
         // SAFETY: the assertion below excludes padding; the fields of every struct listed are integers,
-        // floats and raw pointers.
+        // floats, arrays of integers, raw pointers and optional pointers to functions.
         unsafe impl $crate::sized::Growing for $name {
             const NAME: &'static str = stringify!($name);
             const ENDS: &'static [usize] = &[

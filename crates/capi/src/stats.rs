@@ -28,7 +28,7 @@ pub struct rrpc_sequence_stats {
     pub decode_seconds: f64,
     /// Seconds of the compressions.
     pub compaction_seconds: f64,
-    /// Bytes of the cache now, in whole blocks.
+    /// Bytes of the cache now, in whole blocks, those shared with forks included.
     pub cache_bytes: u64,
     /// The most bytes of the cache at any moment.
     pub cache_peak_bytes: u64,

@@ -9,7 +9,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The sections, from simple to advanced: title, introduction, module.
-const SECTIONS: [(&str, &str, &str); 9] = [
+const SECTIONS: &[(&str, &str, &str)] = &[
     ("Versions", "", "version"),
     ("Errors", "Codes are only ever added.", "error"),
     ("Engines", "An engine is an open model.", "engine"),
@@ -28,9 +28,37 @@ const SECTIONS: [(&str, &str, &str); 9] = [
          rrpc_sequence_sample (or rrpc_sequence_accept a token of one's own), rrpc_step.",
         "step",
     ),
+    (
+        "Forks, rewinds, the cache",
+        "Several answers to one text, or several ways to go on with an answer: append the text, run it,\n\
+         then fork as often as answers are wanted, give each fork a seed of its own, and step them together.\n\
+         Forks share what they have in common. To try again from an earlier place, rewind.",
+        "cache",
+    ),
     ("What compressions did", "", "compression"),
     ("Figures and planning", "", "stats"),
     ("Tokens and text", "", "text"),
+    (
+        "Compressors",
+        "For hosts that run the model themselves and own its cache: serving systems, other runtimes. A\n\
+         compressor needs no engine. It works on the host's memory, dense or paged, where it lies:\n\
+         \n\
+         when rrpc_compressor_due says so, for each layer: rrpc_compressor_compress; or, to look or to\n\
+         interfere between them: rrpc_compressor_score, rrpc_compressor_select, rrpc_compressor_apply.\n\
+         After the last layer, the host takes over the plan's lengths and blocks.\n\
+         \n\
+         score, select, apply, compress, record and forget allocate nothing (but the text of an error) and\n\
+         wait for nothing. Any number of calls may use one compressor at the same time, each with its own\n\
+         workspace, sequences and blocks.",
+        "compressor_options",
+    ),
+    ("The host's cache", "", "kv"),
+    ("Compressions of the host's cache", "", "compressor"),
+    (
+        "Tensors of other libraries",
+        "DLPack, as PyTorch, JAX, NumPy and others export it, for compressors.",
+        "tensor",
+    ),
 ];
 
 /// A constant that cbindgen cannot write: `usize::MAX`.
@@ -61,7 +89,10 @@ fn section(module: &str) -> String {
     config.function.sort_by = Some(cbindgen::SortKey::None);
     config.function.must_use = Some("RRPC_NODISCARD".into());
     config.function.args = cbindgen::Layout::Auto;
-    config.export.include = vec!["rrpc_text".into()];
+    // Structs that no function of their own section takes.
+    config.export.include = ["rrpc_text", "rrpc_kv_layer", "rrpc_kv_batch", "rrpc_query_window"]
+        .map(String::from)
+        .to_vec();
     let mut out = Vec::new();
     cbindgen::Builder::new()
         .with_config(config)

@@ -19,7 +19,7 @@ pub mod schedule;
 pub mod selection;
 
 pub use budget::CacheShape;
-pub use plan::{LayerPlan, PlanError};
+pub use plan::{LayerPlan, PlanError, PlanMemory};
 pub use policy::{LayerView, NoCompression, Policy, ScoreRule, Spec, Trigger};
 pub use pooling::Pooling;
 pub use rpc::{Aggregation, Rpc, RpcOptions};

@@ -8,40 +8,84 @@ use std::fmt;
 /// window are not candidates, so no plan can drop them. A plan has one kept set for the whole layer
 /// or one per KV head; sets may differ in length.
 ///
-/// Reused from layer to layer: [`clear`](Self::clear) keeps the memory.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct LayerPlan {
-    kept: Vec<u32>,
-    ends: Vec<usize>,
+/// It lies in borrowed memory ([`PlanMemory`] has some to lend) and never allocates.
+#[derive(Debug)]
+pub struct LayerPlan<'m> {
+    kept: &'m mut [u32],
+    ends: &'m mut [usize],
+    scratch: &'m mut [f32],
+    sets: usize,
 }
 
-impl LayerPlan {
-    /// An empty plan: no set yet.
-    pub fn new() -> Self {
-        Self::default()
+impl<'m> LayerPlan<'m> {
+    /// An empty plan: no set yet. `kept` has room for all candidates of all KV heads, `ends` for one
+    /// number per KV head, `scratch` for [`scratch_floats`](Self::scratch_floats); what they hold does
+    /// not matter.
+    pub fn over(kept: &'m mut [u32], ends: &'m mut [usize], scratch: &'m mut [f32]) -> Self {
+        Self {
+            kept,
+            ends,
+            scratch,
+            sets: 0,
+        }
     }
 
-    /// Forgets all sets.
-    pub fn clear(&mut self) {
-        self.kept.clear();
-        self.ends.clear();
+    /// Floats of scratch that policies may use, if no KV head has more `candidates`.
+    pub fn scratch_floats(candidates: usize) -> usize {
+        candidates.saturating_mul(2)
+    }
+
+    fn used(&self) -> usize {
+        self.sets.checked_sub(1).map_or(0, |last| self.ends[last])
+    }
+
+    /// Room for the next set, to be filled from its beginning and then made a set by
+    /// [`push_room`](Self::push_room), and scratch.
+    ///
+    /// # Errors
+    /// The plan's memory is less than `entries` and `floats`.
+    pub fn room(&mut self, entries: usize, floats: usize) -> Result<(&mut [u32], &mut [f32]), PlanError> {
+        let used = self.used();
+        let left = self.kept.len() - used;
+        if entries > left || floats > self.scratch.len() || self.sets >= self.ends.len() {
+            return Err(PlanError::Room {
+                expected: (self.sets + 1, entries, floats),
+                found: (self.ends.len(), left, self.scratch.len()),
+            });
+        }
+        Ok((&mut self.kept[used..used + entries], &mut self.scratch[..floats]))
+    }
+
+    /// Makes the first `entries` of the [`room`](Self::room) the next kept set.
+    ///
+    /// # Errors
+    /// The plan's memory is less.
+    pub fn push_room(&mut self, entries: usize) -> Result<(), PlanError> {
+        self.room(entries, 0)?;
+        self.ends[self.sets] = self.used() + entries;
+        self.sets += 1;
+        Ok(())
     }
 
     /// Adds the next kept set (the layer's only one, or the next KV head's), ascending.
-    pub fn push_set(&mut self, kept: &[u32]) {
-        self.kept.extend_from_slice(kept);
-        self.ends.push(self.kept.len());
+    ///
+    /// # Errors
+    /// The plan's memory is less.
+    pub fn push_set(&mut self, kept: &[u32]) -> Result<(), PlanError> {
+        self.room(kept.len(), 0)?.0.copy_from_slice(kept);
+        self.push_room(kept.len())
     }
 
     /// Number of kept sets: 1, or one per KV head.
     pub fn sets(&self) -> usize {
-        self.ends.len()
+        self.sets
     }
 
     /// The `index`-th kept set.
     pub fn set(&self, index: usize) -> &[u32] {
-        let start = if index == 0 { 0 } else { self.ends[index - 1] };
-        &self.kept[start..self.ends[index]]
+        let ends = &self.ends[..self.sets];
+        let start = if index == 0 { 0 } else { ends[index - 1] };
+        &self.kept[start..ends[index]]
     }
 
     /// The kept set that applies to a KV head. Call it on a validated plan.
@@ -85,6 +129,28 @@ impl LayerPlan {
     }
 }
 
+/// Memory for plans, reused from layer to layer.
+#[derive(Debug, Clone, Default)]
+pub struct PlanMemory {
+    kept: Vec<u32>,
+    ends: Vec<usize>,
+    scratch: Vec<f32>,
+}
+
+impl PlanMemory {
+    /// An empty plan for KV heads with these numbers of candidates.
+    pub fn lend(&mut self, candidates: &[usize]) -> LayerPlan<'_> {
+        let most = candidates.iter().copied().max().unwrap_or(0);
+        let grow = usize::max;
+        self.kept
+            .resize(grow(self.kept.len(), candidates.iter().sum()), 0);
+        self.ends.resize(grow(self.ends.len(), candidates.len()), 0);
+        self.scratch
+            .resize(grow(self.scratch.len(), LayerPlan::scratch_floats(most)), 0.0);
+        LayerPlan::over(&mut self.kept, &mut self.ends, &mut self.scratch)
+    }
+}
+
 /// A plan, or the material for one, that cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
@@ -116,6 +182,13 @@ pub enum PlanError {
     },
     /// The scores do not fit the candidates, or a score is not a number.
     Scores(String),
+    /// The memory that the plan lies in is too small. Sets, entries of the next set, floats of scratch.
+    Room {
+        /// What is needed.
+        expected: (usize, usize, usize),
+        /// What there is.
+        found: (usize, usize, usize),
+    },
     /// Layer aggregation needs equally many candidates in every KV head.
     UnequalHeads {
         /// Candidates of the first KV head.
@@ -147,6 +220,11 @@ impl fmt::Display for PlanError {
             } => write!(
                 f,
                 "plan of KV head {kv_head}: expected indices below {candidates} (its candidates), found {index}"
+            ),
+            Self::Room { expected, found } => write!(
+                f,
+                "memory of the plan: expected {} sets, {} entries and {} floats, found {}, {} and {}",
+                expected.0, expected.1, expected.2, found.0, found.1, found.2
             ),
             Self::Scores(text) => write!(f, "scores: {text}"),
             Self::UnequalHeads { expected, found } => write!(

@@ -24,11 +24,11 @@ pub trait Policy: Send + Sync {
     /// written; exact, so that a request is admitted or refused before its first token.
     fn peak_generated(&self, generated: usize) -> usize;
 
-    /// Chooses for one layer. `plan` arrives empty.
+    /// Chooses for one layer. `plan` arrives empty, with the memory that [`LayerPlan::over`] asks for.
     ///
     /// # Errors
     /// What the view shows does not fit the policy.
-    fn plan(&self, view: &LayerView<'_>, plan: &mut LayerPlan) -> Result<(), PlanError>;
+    fn plan(&self, view: &LayerView<'_>, plan: &mut LayerPlan<'_>) -> Result<(), PlanError>;
 }
 
 /// What a policy needs to see, and when it is asked.
@@ -132,10 +132,11 @@ impl Policy for NoCompression {
         generated
     }
 
-    fn plan(&self, view: &LayerView<'_>, plan: &mut LayerPlan) -> Result<(), PlanError> {
+    fn plan(&self, view: &LayerView<'_>, plan: &mut LayerPlan<'_>) -> Result<(), PlanError> {
         for &count in view.candidates {
-            let all: Vec<u32> = (0..count as u32).collect();
-            plan.push_set(&all);
+            let (all, _) = plan.room(count, 0)?;
+            all.iter_mut().zip(0..).for_each(|(slot, index)| *slot = index);
+            plan.push_room(count)?;
         }
         Ok(())
     }

@@ -13,18 +13,17 @@ pub enum Pooling {
 }
 
 impl Pooling {
-    /// Pools `scores` into `out`, which becomes as long as `scores`. `kernel` is odd
+    /// Pools `scores` into `out`, which is as long as `scores`. `kernel` is odd
     /// ([`check_kernel`]).
-    pub fn apply(self, scores: &[f32], kernel: usize, out: &mut Vec<f32>) {
+    pub fn apply(self, scores: &[f32], kernel: usize, out: &mut [f32]) {
         let half = kernel / 2;
-        out.clear();
-        out.extend((0..scores.len()).map(|i| {
+        for (i, pooled) in out.iter_mut().enumerate().take(scores.len()) {
             let near = &scores[i.saturating_sub(half)..(i + half + 1).min(scores.len())];
-            match self {
+            *pooled = match self {
                 Self::Average => near.iter().sum::<f32>() / kernel as f32,
                 Self::Max => near.iter().copied().fold(f32::NEG_INFINITY, f32::max),
-            }
-        }));
+            };
+        }
     }
 }
 
@@ -47,12 +46,11 @@ mod tests {
 
     #[test]
     fn padding_counts_in_the_mean_and_not_in_the_maximum() {
-        let mut out = Vec::new();
+        let mut out = [0.0; 4];
         Pooling::Average.apply(&[3.0, 6.0, 9.0, 0.0], 3, &mut out);
         assert_eq!(out, [3.0, 6.0, 5.0, 3.0]);
         Pooling::Max.apply(&[-3.0, -6.0, -9.0, -1.0], 3, &mut out);
         assert_eq!(out, [-3.0, -3.0, -1.0, -1.0]);
-        Pooling::Average.apply(&[], 3, &mut out);
-        assert!(out.is_empty());
+        Pooling::Average.apply(&[], 3, &mut []);
     }
 }

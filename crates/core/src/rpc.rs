@@ -93,15 +93,16 @@ impl Policy for Rpc {
         self.schedule.peak_generated(generated)
     }
 
-    fn plan(&self, view: &LayerView<'_>, plan: &mut LayerPlan) -> Result<(), PlanError> {
+    fn plan(&self, view: &LayerView<'_>, plan: &mut LayerPlan<'_>) -> Result<(), PlanError> {
         let keep = self.schedule.kept(view.done);
-        let mut pooled = Vec::new();
-        let mut kept = Vec::new();
         match self.aggregation {
             Aggregation::Layer => {
                 let count = view.candidates.first().copied().unwrap_or(0);
-                let mut mean = vec![0.0f32; count];
-                for head in view.head_scores()? {
+                let heads = view.head_scores()?;
+                let (best, scratch) = plan.room(count, LayerPlan::scratch_floats(count))?;
+                let (mean, pooled) = scratch.split_at_mut(count);
+                mean.fill(0.0);
+                for head in heads {
                     if head.len() != count {
                         return Err(PlanError::UnequalHeads {
                             expected: count,
@@ -116,15 +117,16 @@ impl Policy for Rpc {
                 // the mean over all query heads.
                 let heads = view.candidates.len() as f32;
                 mean.iter_mut().for_each(|sum| *sum /= heads);
-                self.pooling.apply(&mean, self.kernel, &mut pooled);
-                top_k(&pooled, keep, &mut kept);
-                plan.push_set(&kept);
+                self.pooling.apply(mean, self.kernel, pooled);
+                let kept = top_k(pooled, keep, best);
+                plan.push_room(kept)?;
             }
             Aggregation::KvHead => {
                 for head in view.head_scores()? {
-                    self.pooling.apply(head, self.kernel, &mut pooled);
-                    top_k(&pooled, keep, &mut kept);
-                    plan.push_set(&kept);
+                    let (best, pooled) = plan.room(head.len(), head.len())?;
+                    self.pooling.apply(head, self.kernel, pooled);
+                    let kept = top_k(pooled, keep, best);
+                    plan.push_room(kept)?;
                 }
             }
         }

@@ -2,13 +2,14 @@
 
 use std::cmp::Ordering;
 
-/// Writes the indices of the `k` best `scores` in ascending order to `out`. All of them when
-/// `k >= scores.len()`. Scores must not be NaN; where one is, it counts as the lowest.
-pub fn top_k(scores: &[f32], k: usize, out: &mut Vec<u32>) {
-    out.clear();
-    out.extend(0..scores.len() as u32);
+/// Writes the indices of the `k` best `scores` in ascending order to the beginning of `out`
+/// and returns how many they are: all when `k >= scores.len()`. `out` is as long as `scores`. Scores
+/// must not be NaN; where one is, it counts as the lowest.
+pub fn top_k(scores: &[f32], k: usize, out: &mut [u32]) -> usize {
+    let out = &mut out[..scores.len()];
+    out.iter_mut().zip(0..).for_each(|(slot, index)| *slot = index);
     if k >= scores.len() {
-        return;
+        return scores.len();
     }
     let key = |i: u32| {
         let score = scores[i as usize];
@@ -24,8 +25,8 @@ pub fn top_k(scores: &[f32], k: usize, out: &mut Vec<u32>) {
     if k > 0 {
         out.select_nth_unstable_by(k - 1, best_first);
     }
-    out.truncate(k);
-    out.sort_unstable();
+    out[..k].sort_unstable();
+    k
 }
 
 #[cfg(test)]
@@ -35,15 +36,16 @@ mod tests {
 
     #[test]
     fn ties_go_to_the_lower_index() {
-        let mut out = Vec::new();
-        top_k(&[1.0, 2.0, 1.0, 2.0, 1.0], 3, &mut out);
-        assert_eq!(out, [0, 1, 3]);
-        top_k(&[0.0, -0.0, 0.0], 2, &mut out);
-        assert_eq!(out, [0, 1]);
-        top_k(&[1.0], 0, &mut out);
-        assert!(out.is_empty());
-        top_k(&[1.0, 2.0], 9, &mut out);
-        assert_eq!(out, [0, 1]);
+        let best = |scores: &[f32], k| {
+            let mut out = vec![0; scores.len()];
+            let count = top_k(scores, k, &mut out);
+            out.truncate(count);
+            out
+        };
+        assert_eq!(best(&[1.0, 2.0, 1.0, 2.0, 1.0], 3), [0, 1, 3]);
+        assert_eq!(best(&[0.0, -0.0, 0.0], 2), [0, 1]);
+        assert!(best(&[1.0], 0).is_empty());
+        assert_eq!(best(&[1.0, 2.0], 9), [0, 1]);
     }
 
     #[test]
@@ -54,9 +56,9 @@ mod tests {
             order.sort_by(|a, b| scores[*b as usize].total_cmp(&scores[*a as usize]));
             order.truncate(k);
             order.sort_unstable();
-            let mut out = Vec::new();
-            top_k(&scores, k, &mut out);
-            prop_assert_eq!(out, order);
+            let mut out = vec![0; scores.len()];
+            let count = top_k(&scores, k, &mut out);
+            prop_assert_eq!(&out[..count], order);
             Ok(())
         });
     }

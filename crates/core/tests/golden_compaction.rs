@@ -1,6 +1,6 @@
 //! One compression each, as the published code did it: scores, kept sets, and what is left of K and V.
 
-use reasoning_rpc_core::{Aggregation, LayerPlan, LayerView, Policy, Pooling, Rpc, RpcOptions, reference};
+use reasoning_rpc_core::{Aggregation, LayerView, PlanMemory, Policy, Pooling, Rpc, RpcOptions, reference};
 use reasoning_rpc_test_support::{Tensors, golden};
 use serde_json::Value;
 
@@ -85,7 +85,8 @@ fn kept_sets_and_caches() {
                 scores.extend(reference::score(queries, keys, head_dim, group));
             }
             let counts = vec![candidates.len(); kv_heads];
-            let mut plan = LayerPlan::new();
+            let mut memory = PlanMemory::default();
+            let mut plan = memory.lend(&counts);
             let view = LayerView {
                 layer: 0,
                 done: case.number("num_comp"),

@@ -2,7 +2,8 @@
 
 use proptest::prelude::*;
 use reasoning_rpc_core::{
-    Aggregation, CacheShape, LayerPlan, LayerView, PlanError, Policy, Pooling, Rpc, RpcOptions, Schedule,
+    Aggregation, CacheShape, LayerPlan, LayerView, PlanError, PlanMemory, Policy, Pooling, Rpc, RpcOptions,
+    Schedule,
 };
 use reasoning_rpc_test_support::{Random, property};
 
@@ -71,7 +72,8 @@ fn plans_are_valid() {
                 candidates: &counts,
                 scores: &scores,
             };
-            let mut plan = LayerPlan::new();
+            let mut memory = PlanMemory::default();
+            let mut plan = memory.lend(&counts);
             policy.plan(&view, &mut plan).unwrap();
             plan.validate(&counts).unwrap();
             prop_assert_eq!(plan.sets(), if per_head { kv_heads } else { 1 });
@@ -105,28 +107,29 @@ fn bytes_are_rounded_up_to_blocks() {
 
 #[test]
 fn bad_plans_are_refused_with_the_numbers() {
-    let plan_of = |sets: &[&[u32]]| {
-        let mut plan = LayerPlan::new();
-        sets.iter().for_each(|set| plan.push_set(set));
-        plan
+    let validate = |sets: &[&[u32]], counts: &[usize]| {
+        let (mut kept, mut ends) = ([0; 8], [0; 4]);
+        let mut plan = LayerPlan::over(&mut kept, &mut ends, &mut []);
+        sets.iter().for_each(|set| plan.push_set(set).unwrap());
+        plan.validate(counts)
     };
     let counts = [4, 4];
     assert_eq!(
-        plan_of(&[]).validate(&counts),
+        validate(&[], &counts),
         Err(PlanError::Sets {
             expected: 2,
             found: 0
         })
     );
     assert_eq!(
-        plan_of(&[&[0], &[1], &[2]]).validate(&counts),
+        validate(&[&[0], &[1], &[2]], &counts),
         Err(PlanError::Sets {
             expected: 2,
             found: 3
         })
     );
     assert_eq!(
-        plan_of(&[&[1, 1]]).validate(&counts),
+        validate(&[&[1, 1]], &counts),
         Err(PlanError::Order {
             kv_head: 0,
             first: 1,
@@ -134,7 +137,7 @@ fn bad_plans_are_refused_with_the_numbers() {
         })
     );
     assert_eq!(
-        plan_of(&[&[0, 3], &[2, 4]]).validate(&counts),
+        validate(&[&[0, 3], &[2, 4]], &counts),
         Err(PlanError::Range {
             kv_head: 1,
             index: 4,
@@ -143,14 +146,26 @@ fn bad_plans_are_refused_with_the_numbers() {
     );
     // One set that is to serve a head with fewer candidates.
     assert_eq!(
-        plan_of(&[&[3]]).validate(&[4, 3]),
+        validate(&[&[3]], &[4, 3]),
         Err(PlanError::Range {
             kv_head: 1,
             index: 3,
             candidates: 3
         })
     );
-    assert_eq!(plan_of(&[&[], &[0, 1, 2, 3]]).validate(&counts), Ok(()));
+    assert_eq!(validate(&[&[], &[0, 1, 2, 3]], &counts), Ok(()));
+}
+
+/// A policy writes no more than the memory it was lent, and says what is missing.
+#[test]
+fn memory_that_is_too_small_is_an_error() {
+    let (mut kept, mut ends) = ([0; 3], [0; 1]);
+    let mut plan = LayerPlan::over(&mut kept, &mut ends, &mut []);
+    let error = plan.push_set(&[0, 1, 2, 3]).unwrap_err();
+    assert!(error.to_string().contains("1 sets, 4 entries"), "{error}");
+    plan.push_set(&[0, 2]).unwrap();
+    assert!(plan.push_set(&[1]).is_err());
+    assert_eq!((plan.sets(), plan.kept(1)), (1, &[0, 2][..]));
 }
 
 #[test]
@@ -168,7 +183,9 @@ fn scores_that_are_no_numbers_are_refused() {
         candidates: &[4],
         scores: &[0.0, f32::NAN, 0.0, 0.0],
     };
-    let error = policy.plan(&view, &mut LayerPlan::new()).unwrap_err();
+    let error = policy
+        .plan(&view, &mut PlanMemory::default().lend(&[4]))
+        .unwrap_err();
     assert!(
         error.to_string().contains("layer 7") && error.to_string().contains("NaN at 1"),
         "{error}"
@@ -177,5 +194,5 @@ fn scores_that_are_no_numbers_are_refused() {
         scores: &[0.0],
         ..view
     };
-    assert!(policy.plan(&view, &mut LayerPlan::new()).is_err());
+    assert!(policy.plan(&view, &mut PlanMemory::default().lend(&[4])).is_err());
 }

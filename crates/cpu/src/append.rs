@@ -36,7 +36,7 @@ pub fn append<E: Element>(
             found: 0,
         });
     }
-    let (key_to, value_to) = (pages.tables().key(at).0, pages.tables().value(at).0);
+    let (key_to, value_to) = (pages.tables().keys.at(at).0, pages.tables().values.at(at).0);
     // SAFETY: the set is available; `at` is within the capacity, so both destinations are `head_dim` writable elements, and the
     // sources are as long.
     unsafe {

@@ -1,11 +1,11 @@
-use crate::element::Element;
-use crate::error::{Error, at_least, at_most, plus, times};
-use crate::pages::KvPagesMut;
+use crate::element::Stored;
+use crate::error::{Error, at_most, plus, times};
+use crate::pages::{Column, KvPagesMut};
 use crate::simd::Simd;
 use std::marker::PhantomData;
 use std::ptr::NonNull;
 
-/// Moves entry `kept[i]` to index `first + i`, keys and values, in place, and makes `first + kept.len()` the number of valid entries,
+/// Moves entry `kept[i]` to index `first + i`, keys and values (and their scales), in place, and makes `first + kept.len()` the number of valid entries,
 /// which is also returned. Entries before `first` stay; what is not kept is lost.
 ///
 /// No destination lies behind its source, so nothing is overwritten before it has been moved. Entries that already lie right are not
@@ -14,7 +14,7 @@ use std::ptr::NonNull;
 /// # Errors
 /// When `kept` does not ascend strictly, names an entry before its destination or beyond the valid ones, or `first` is beyond them.
 /// All of it is checked before anything moves.
-pub fn compact<E: Element>(
+pub fn compact<E: Stored>(
     simd: Simd,
     pages: &mut KvPagesMut<'_, E>,
     first: usize,
@@ -22,30 +22,16 @@ pub fn compact<E: Element>(
 ) -> Result<usize, Error> {
     simd.check()?;
     check(first, kept, pages.len())?;
-    let layout = pages.layout();
     let tables = pages.tables();
     runs(first, kept, |to, from, count| {
-        let mut done = 0;
-        while done < count {
-            let (key_to, room) = tables.key(to + done);
-            let (key_from, there) = tables.key(from + done);
-            let (value_to, _) = tables.value(to + done);
-            let (value_from, _) = tables.value(from + done);
-            let entries = room.min(there).min(count - done);
-            // SAFETY: `check` has seen that source and destination are valid entries; `entries` of them share a page on each side.
-            unsafe {
-                if layout.is_contiguous() {
-                    std::ptr::copy(key_from, key_to, entries * layout.head_dim);
-                    std::ptr::copy(value_from, value_to, entries * layout.head_dim);
-                } else {
-                    for e in 0..entries {
-                        let (k, v) = (e * layout.key_stride, e * layout.value_stride);
-                        std::ptr::copy(key_from.add(k), key_to.add(k), layout.head_dim);
-                        std::ptr::copy(value_from.add(v), value_to.add(v), layout.head_dim);
-                    }
-                }
+        // SAFETY: `check` has seen that sources and destinations are valid entries.
+        unsafe {
+            tables.keys.copy(to, from, count);
+            tables.values.copy(to, from, count);
+            if let Some(scales) = &tables.scales {
+                scales.keys.copy(to, from, count);
+                scales.values.copy(to, from, count);
             }
-            done += entries;
         }
     });
     let len = first + kept.len();
@@ -96,20 +82,13 @@ fn runs(first: usize, kept: &[u32], mut copy: impl FnMut(usize, usize, usize)) {
     }
 }
 
-/// The positions that a cache's entries have in the text, paged like the entries: position of entry e at `e % page_entries` of page
-/// `e / page_entries`.
+/// The positions that a cache's entries have in the text, paged like the entries: position of entry e at
+/// `(e % page_entries) * stride` of page `e / page_entries`.
 #[derive(Debug)]
 pub struct PositionPagesMut<'a> {
-    pages: Pages<'a>,
-    page_entries: usize,
+    column: Column<'a, u32>,
     len: usize,
     lifetime: PhantomData<&'a mut [u32]>,
-}
-
-#[derive(Debug)]
-enum Pages<'a> {
-    One(NonNull<u32>),
-    Many(&'a [NonNull<u32>]),
 }
 
 // SAFETY: like `&mut [u32]` of the positions.
@@ -118,7 +97,7 @@ unsafe impl Send for PositionPagesMut<'_> {}
 unsafe impl Sync for PositionPagesMut<'_> {}
 
 impl<'a> PositionPagesMut<'a> {
-    /// `pages[i]` is the address of page i; the first `len` positions are valid.
+    /// `pages[i]` is the address of page i, where positions lie one behind the other; the first `len` are valid.
     ///
     /// # Errors
     /// When `page_entries` is 0 or `len` is more than the pages hold.
@@ -127,15 +106,28 @@ impl<'a> PositionPagesMut<'a> {
     /// For `'a`, the first `len` positions are initialised, aligned and valid for reads and writes, no two of them overlap, and nobody
     /// else reads or writes them.
     pub unsafe fn new(pages: &'a [NonNull<u32>], page_entries: usize, len: usize) -> Result<Self, Error> {
-        at_least("entries in a page", 1, page_entries)?;
-        at_most(
-            "valid entries",
-            times("capacity", pages.len(), page_entries)?,
-            len,
-        )?;
+        // SAFETY: the caller's contract.
+        unsafe { PositionPagesMut::strided(pages, page_entries, 1, len) }
+    }
+
+    /// [`PositionPagesMut::new`] with `stride` numbers from one position of a page to the next. What lies between is never touched.
+    ///
+    /// # Errors
+    /// As [`PositionPagesMut::new`]; when `stride` is 0.
+    ///
+    /// # Safety
+    /// As [`PositionPagesMut::new`].
+    pub unsafe fn strided(
+        pages: &'a [NonNull<u32>],
+        page_entries: usize,
+        stride: usize,
+        len: usize,
+    ) -> Result<Self, Error> {
+        let column = Column::numbers(pages, page_entries, "stride of the positions", stride)?;
+        let capacity = times("capacity", pages.len(), page_entries)?;
+        at_most("valid entries", capacity, len)?;
         Ok(PositionPagesMut {
-            pages: Pages::Many(pages),
-            page_entries,
+            column,
             len,
             lifetime: PhantomData,
         })
@@ -146,8 +138,7 @@ impl<'a> PositionPagesMut<'a> {
         let len = positions.len();
         let page = NonNull::from(positions).cast();
         PositionPagesMut {
-            pages: Pages::One(page),
-            page_entries: len.max(1),
+            column: Column::one_page(page, len.max(1)),
             len,
             lifetime: PhantomData,
         }
@@ -162,16 +153,6 @@ impl<'a> PositionPagesMut<'a> {
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
-
-    /// The address of a position and how many from there on share its page. `entry < len`.
-    fn at(&self, entry: usize) -> (*mut u32, usize) {
-        let (page, at) = (entry / self.page_entries, entry % self.page_entries);
-        let page = match &self.pages {
-            Pages::One(only) => *only,
-            Pages::Many(pages) => pages[page],
-        };
-        (page.as_ptr().wrapping_add(at), self.page_entries - at)
-    }
 }
 
 /// [`compact`] for the entries' positions in the text.
@@ -185,15 +166,8 @@ pub fn compact_positions(
 ) -> Result<usize, Error> {
     check(first, kept, positions.len)?;
     runs(first, kept, |to, from, count| {
-        let mut done = 0;
-        while done < count {
-            let (target, room) = positions.at(to + done);
-            let (source, there) = positions.at(from + done);
-            let entries = room.min(there).min(count - done);
-            // SAFETY: `check` has seen that both are valid positions; `entries` of them share a page on each side.
-            unsafe { std::ptr::copy(source, target, entries) };
-            done += entries;
-        }
+        // SAFETY: `check` has seen that both are valid positions.
+        unsafe { positions.column.copy(to, from, count) }
     });
     let len = plus("valid entries", first, kept.len())?;
     positions.len = len;

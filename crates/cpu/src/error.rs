@@ -58,7 +58,7 @@ pub enum Error {
         /// Valid entries in the cache.
         len: usize,
     },
-    /// Kept entries that are not strictly ascending.
+    /// Entries to keep or to write that are not strictly ascending.
     NotAscending {
         /// Where in the list.
         index: usize,
@@ -75,6 +75,22 @@ pub enum Error {
         destination: usize,
         /// The entry given.
         found: u32,
+    },
+    /// A merge of an entry into itself.
+    MergeIntoItself {
+        /// Where in the list.
+        index: usize,
+        /// The entry.
+        entry: u32,
+    },
+    /// A merge that does not follow the one before it.
+    MergeOrder {
+        /// Where in the list.
+        index: usize,
+        /// The entry merged into.
+        into: u32,
+        /// The entry merged.
+        from: u32,
     },
 }
 
@@ -121,7 +137,7 @@ impl fmt::Display for Error {
             } => {
                 write!(
                     f,
-                    "kept[{index}] is {found}, which does not follow {previous}: kept entries must ascend strictly"
+                    "entry {index} of the list is {found}, which does not follow {previous}: entries must ascend strictly"
                 )
             }
             Error::Behind {
@@ -132,6 +148,15 @@ impl fmt::Display for Error {
                 write!(
                     f,
                     "kept[{index}] is {found}, before the entry {destination} that it would become"
+                )
+            }
+            Error::MergeIntoItself { index, entry } => {
+                write!(f, "merge {index} is of entry {entry} into itself")
+            }
+            Error::MergeOrder { index, into, from } => {
+                write!(
+                    f,
+                    "merge {index}, of entry {from} into {into}, does not follow the one before: merges must ascend by (into, from)"
                 )
             }
         }

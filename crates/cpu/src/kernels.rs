@@ -9,7 +9,7 @@
 
 #![allow(clippy::needless_range_loop)] // indices into registers, unrolled: an iterator hides what the block computes
 
-use crate::element::Element;
+use crate::element::{Element, Stored};
 use crate::vector::{Kernel, Vector};
 
 /// Entries of a tile: attention goes through the cache in tiles of this many, counted from entry 0.
@@ -64,7 +64,7 @@ pub(crate) unsafe fn store_row<V: Vector, E: Element>(from: *const f32, head_dim
 
 /// `to[0..padded] = from[0..head_dim]`, zeros behind. `to` has room for `padded(head_dim)`.
 #[inline(always)]
-pub(crate) unsafe fn load_row<V: Vector, E: Element>(from: *const E, head_dim: usize, to: *mut f32) {
+pub(crate) unsafe fn load_row<V: Vector, E: Stored>(from: *const E, head_dim: usize, to: *mut f32) {
     let full = head_dim / V::LANES * V::LANES;
     // SAFETY: as in `store_row`; the half register is stored whole, within the padding.
     unsafe {
@@ -79,6 +79,20 @@ pub(crate) unsafe fn load_row<V: Vector, E: Element>(from: *const E, head_dim: u
         }
         while d < padded(head_dim) {
             V::zero().store(to.add(d));
+            d += V::LANES;
+        }
+    }
+}
+
+/// `row[0..padded] *= factor`.
+#[inline(always)]
+pub(crate) unsafe fn scale_row<V: Vector>(row: *mut f32, head_dim: usize, factor: f32) {
+    // SAFETY: the caller's contract; padding is a multiple of LANES.
+    unsafe {
+        let factor = V::splat(factor);
+        let mut d = 0;
+        while d < padded(head_dim) {
+            V::load(row.add(d)).mul(factor).store(row.add(d));
             d += V::LANES;
         }
     }

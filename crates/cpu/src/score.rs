@@ -1,8 +1,8 @@
-use crate::element::Element;
+use crate::element::Stored;
 use crate::error::{Error, at_least, exactly, plus, times};
-use crate::kernels::{Ahead, Dot, Rows, TILE, load_row, padded};
+use crate::kernels::{Ahead, Dot, Rows, TILE, load_row, padded, scale_row};
 use crate::pages::KvPages;
-use crate::scratch::{Parts, Scratch};
+use crate::scratch::{Parts, ScratchOn};
 use crate::simd::Simd;
 use crate::vector::{Kernel, Vector};
 use std::ops::Range;
@@ -16,12 +16,13 @@ const BATCH: usize = 24;
 /// `candidates` are ranges of entries; their concatenation, C entries, is what the softmax runs over and what `out` lists. `queries` is
 /// `[count, head_dim]`, rotated: the R newest queries of each of the `group` query heads of this KV head, in any order that the caller
 /// keeps. So the result is the mean over the query heads of the sum over the window (arXiv 2505.13866, section 3). Softmax in `f32`;
-/// queries are summed in their order.
+/// queries are summed in their order. Bits are those that `f32` keys of the same values give, whatever the format of the keys.
 ///
 /// # Errors
-/// When a range does not lie within the cache, `queries` is not a whole number of rows, `out` is not C long, or `group` is 0.
+/// When a range does not lie within the cache, `queries` is not a whole number of rows, `out` is not C long, `group` is 0, or borrowed
+/// scratch is smaller than [`score_scratch_bytes`].
 #[allow(clippy::too_many_arguments)] // each is a plain number or slice that the formula names
-pub fn score<E: Element>(
+pub fn score<E: Stored>(
     simd: Simd,
     pages: &KvPages<'_, E>,
     candidates: &[Range<usize>],
@@ -29,7 +30,7 @@ pub fn score<E: Element>(
     group: usize,
     scale: f32,
     out: &mut [f32],
-    scratch: &mut Scratch,
+    scratch: &mut ScratchOn<'_>,
 ) -> Result<(), Error> {
     simd.check()?;
     let head_dim = pages.layout().head_dim;
@@ -48,9 +49,9 @@ pub fn score<E: Element>(
     at_least("query heads in a group", 1, group)?;
     exactly("floats beyond whole queries", 0, queries.len() % head_dim)?;
     exactly("scores", total, out.len())?;
-    out.fill(0.0);
     let count = queries.len() / head_dim;
     if count == 0 || total == 0 {
+        out.fill(0.0);
         return Ok(());
     }
     times(
@@ -58,7 +59,8 @@ pub fn score<E: Element>(
         total.div_ceil(TILE) * TILE,
         BATCH * size_of::<f32>(),
     )?;
-    let base = scratch.floats(Buffers::parts(std::ptr::null_mut(), count, total, head_dim).1);
+    let base = scratch.floats(Buffers::parts(std::ptr::null_mut(), count, total, head_dim).1)?;
+    out.fill(0.0);
     let buffers = Buffers::parts(base, count, total, head_dim).0;
     // SAFETY: the set is available; the ranges lie within the valid entries, `out` holds all of them, and the scratch was sized by the
     // same function that divided it.
@@ -77,7 +79,8 @@ pub fn score<E: Element>(
     Ok(())
 }
 
-/// Bytes of scratch that [`score`] needs for that many queries and candidates.
+/// Bytes of scratch that [`score`] needs for that many queries and candidates, from the start of a cache line (see
+/// [`ScratchOn::over`]).
 pub fn score_scratch_bytes(queries: usize, candidates: usize, head_dim: usize) -> usize {
     Buffers::parts(std::ptr::null_mut(), queries, candidates, head_dim)
         .1
@@ -128,14 +131,16 @@ struct Score<'a, 'k, E> {
     buffers: Buffers,
 }
 
-impl<E: Element> Kernel for Score<'_, '_, E> {
+impl<E: Stored> Kernel for Score<'_, '_, E> {
     type Output = ();
 
     #[inline(always)]
     unsafe fn run<V: Vector>(self) {
         let b = self.buffers;
         let head_dim = self.pages.layout().head_dim;
+        let tables = self.pages.tables();
         let mut list = [std::ptr::null::<E>(); TILE];
+        let mut scales = [std::ptr::null::<f32>(); TILE];
         let mut converted = [std::ptr::null::<f32>(); TILE];
         for (e, slot) in converted.iter_mut().enumerate() {
             *slot = b.keys.wrapping_add(e * b.queries.stride);
@@ -155,11 +160,20 @@ impl<E: Element> Kernel for Score<'_, '_, E> {
                 let mut first = 0;
                 while first < self.total {
                     let entries = TILE.min(self.total - first);
-                    cursor.keys_into(self.pages, &mut list[..entries]);
+                    cursor.next(entries, |at, first, count| {
+                        tables.keys.addresses(first, &mut list[at..at + count]);
+                        if let Some(columns) = &tables.scales {
+                            columns.keys.addresses(first, &mut scales[at..at + count]);
+                        }
+                    });
                     let queries = b.queries.between(0, count);
                     let (out, stride) = (b.weights.first.add(first), b.weights.stride);
                     for (e, &key) in list[..entries].iter().enumerate() {
-                        load_row::<V, E>(key, head_dim, b.keys.add(e * b.queries.stride));
+                        let row = b.keys.add(e * b.queries.stride);
+                        load_row::<V, E>(key, head_dim, row);
+                        if tables.scales.is_some() {
+                            scale_row::<V>(row, head_dim, *scales[e]);
+                        }
                     }
                     V::call(Dot {
                         queries,
@@ -195,17 +209,16 @@ struct Cursor<'a> {
 }
 
 impl Cursor<'_> {
-    /// Addresses of the next `to.len()` keys; there are that many.
+    /// Calls `take(at, first, count)` for each run of neighbours among the next `entries`, of which there are as many: the `at`th of
+    /// them and `count - 1` more are the entries from `first` on.
     #[inline(always)]
-    fn keys_into<E: Element>(&mut self, pages: &KvPages<'_, E>, to: &mut [*const E]) {
+    fn next(&mut self, entries: usize, mut take: impl FnMut(usize, usize, usize)) {
         let mut done = 0;
-        while done < to.len() {
+        while done < entries {
             let range = &self.ranges[self.index];
             let left = range.end - range.start - self.offset;
-            let count = left.min(to.len() - done);
-            pages
-                .tables()
-                .keys_into(range.start + self.offset, &mut to[done..done + count]);
+            let count = left.min(entries - done);
+            take(done, range.start + self.offset, count);
             done += count;
             self.offset += count;
             if count == left {

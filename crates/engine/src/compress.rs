@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use half::f16;
-use reasoning_rpc_core::{LayerPlan, LayerView, Policy, ScoreRule};
+use reasoning_rpc_core::{LayerPlan, LayerView, PlanMemory, Policy, ScoreRule};
 use reasoning_rpc_cpu::{self as cpu, Element, Scratch, Simd};
 
 use crate::cache::{CacheType, SequenceCache};
@@ -43,7 +43,7 @@ pub(crate) struct Moment<'a> {
 /// Buffers of [`compress`], reused.
 #[derive(Default)]
 pub(crate) struct Workspace {
-    plan: LayerPlan,
+    plan: PlanMemory,
     candidates: Vec<Vec<Range<usize>>>,
     counts: Vec<usize>,
     scores: Vec<f32>,
@@ -80,15 +80,15 @@ fn compress_typed<E: Element>(
     for layer in 0..shape.layers {
         find_candidates(cache, layer, moment, workspace);
         score_layer::<E>(simd, cache, layer, moment, workspace)?;
-        workspace.plan.clear();
+        let mut plan = workspace.plan.lend(&workspace.counts);
         let view = LayerView {
             layer,
             done: moment.done,
             candidates: &workspace.counts,
             scores: &workspace.scores,
         };
-        moment.policy.plan(&view, &mut workspace.plan)?;
-        workspace.plan.validate(&workspace.counts)?;
+        moment.policy.plan(&view, &mut plan)?;
+        plan.validate(&workspace.counts)?;
 
         let longest = |cache: &SequenceCache| {
             (0..shape.kv_heads)
@@ -104,16 +104,18 @@ fn compress_typed<E: Element>(
             kept: Vec::new(),
         };
         if moment.record_kept {
-            record.kept = (0..workspace.plan.sets())
+            record.kept = (0..plan.sets())
                 .map(|set| {
-                    entries_of(&workspace.candidates[set], workspace.plan.set(set))
+                    entries_of(&workspace.candidates[set], plan.set(set))
                         .map(|entry| cache.position(layer, set, entry))
                         .collect()
                 })
                 .collect();
         }
         for kv_head in 0..shape.kv_heads {
-            apply::<E>(simd, cache, layer, kv_head, workspace)?;
+            let candidates = &workspace.candidates[kv_head];
+            let kept = &mut workspace.kept;
+            apply::<E>(simd, cache, layer, kv_head, candidates, &plan, kept)?;
         }
         record.len_after = longest(cache);
         log.push(record);
@@ -198,10 +200,11 @@ fn apply<E: Element>(
     cache: &mut SequenceCache,
     layer: usize,
     kv_head: usize,
-    workspace: &mut Workspace,
+    candidates: &[Range<usize>],
+    plan: &LayerPlan<'_>,
+    kept: &mut Vec<u32>,
 ) -> Result<()> {
     let len = cache.head(layer, kv_head).len();
-    let candidates = &workspace.candidates[kv_head];
     let Some(first) = candidates.first().map(|range| range.start) else {
         return Ok(());
     };
@@ -211,9 +214,8 @@ fn apply<E: Element>(
     to_u32(len)?;
     // All that stays from the first candidate on: kept candidates, and whatever lies between and
     // behind the candidates.
-    let kept = &mut workspace.kept;
     kept.clear();
-    let mut plan = entries_of(candidates, workspace.plan.kept(kv_head)).peekable();
+    let mut plan = entries_of(candidates, plan.kept(kv_head)).peekable();
     let mut end = first;
     for range in candidates {
         kept.extend(end as u32..range.start as u32);

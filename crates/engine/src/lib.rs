@@ -38,7 +38,7 @@ mod sequence;
 mod tests;
 pub mod text;
 
-pub use cache::CacheType;
+pub use cache::{CacheType, CacheView};
 pub use compress::CompressionRecord;
 pub use engine::{Engine, EngineOptions};
 pub use error::{Error, Result};

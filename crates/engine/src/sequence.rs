@@ -1,5 +1,7 @@
 //! One text: its tokens, its cache, its policy, its sampler. Everything is per sequence.
 
+mod branch;
+
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,7 +26,8 @@ pub struct SequenceOptions {
     pub record_kept: bool,
 }
 
-/// Figures of one sequence. Times are wall-clock times of the steps that it took part in.
+/// Figures of one sequence. Times are wall-clock times of the steps that it took part in. A fork
+/// begins with its original's; a rewind takes nothing back but the bytes of the cache.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Stats {
     /// Given tokens whose K and V were written.
@@ -39,7 +42,7 @@ pub struct Stats {
     pub compressions: usize,
     /// Time spent scoring, selecting and moving.
     pub compaction_time: Duration,
-    /// Bytes of the cache now, in whole blocks.
+    /// Bytes of the cache now, in whole blocks, those shared with forks included.
     pub cache_bytes: usize,
     /// The most bytes at any moment.
     pub cache_peak_bytes: usize,
@@ -62,6 +65,7 @@ pub struct Sequence {
     policy: Arc<dyn Policy>,
     sampler: Sampler,
     seed: u64,
+    draws: branch::DrawLog,
     record_kept: bool,
     tokens: Vec<u32>,
     /// Positions given by the caller, ascending and apart; all others are generated.
@@ -69,6 +73,8 @@ pub struct Sequence {
     /// Tokens whose K and V were written.
     written: usize,
     generated_written: usize,
+    /// Tokens written when the last compression ran; 0 before the first.
+    compressed_at: usize,
 }
 
 impl Sequence {
@@ -91,12 +97,14 @@ impl Sequence {
             log: Vec::new(),
             policy: options.policy,
             seed: options.sampling.seed,
+            draws: branch::DrawLog::new(options.sampling.seed),
             sampler,
             record_kept: options.record_kept,
             tokens: Vec::new(),
             given: Vec::new(),
             written: 0,
             generated_written: 0,
+            compressed_at: 0,
             shared,
         })
     }
@@ -236,7 +244,11 @@ impl Sequence {
             .tokenizer()
             .map_or(u32::MAX, |tokenizer| tokenizer.vocab_size());
         let known = self.logits.len().min(tokens as usize);
+        let before = self.sampler.draws();
         let token = self.sampler.sample(&self.logits[..known])?;
+        if self.sampler.draws() > before {
+            self.draws.record(self.tokens.len());
+        }
         self.push(&[token]);
         Ok(token)
     }
@@ -363,6 +375,7 @@ impl Sequence {
         let cache = self.cache.as_deref_mut().ok_or(Error::Poisoned)?;
         self.shared.compress(cache, &moment, &mut self.log)?;
         self.stats.compressions += 1;
+        self.compressed_at = self.written;
         self.stats.compaction_time += start.elapsed();
         Ok(())
     }

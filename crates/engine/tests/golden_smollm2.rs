@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 use reasoning_rpc_core::{
-    Aggregation, LayerPlan, LayerView, NoCompression, PlanError, Policy, Rpc, RpcOptions, Spec,
+    Aggregation, LayerPlan, LayerView, NoCompression, PlanError, PlanMemory, Policy, Rpc, RpcOptions, Spec,
 };
 use reasoning_rpc_engine::sampling::SamplingOptions;
 use reasoning_rpc_engine::{CacheType, Engine, EngineOptions, Sequence, SequenceOptions};
@@ -88,8 +88,9 @@ impl Policy for Watched {
         self.rpc.peak_generated(generated)
     }
 
-    fn plan(&self, view: &LayerView<'_>, plan: &mut LayerPlan) -> Result<(), PlanError> {
-        let mut ours = LayerPlan::new();
+    fn plan(&self, view: &LayerView<'_>, plan: &mut LayerPlan<'_>) -> Result<(), PlanError> {
+        let mut memory = PlanMemory::default();
+        let mut ours = memory.lend(view.candidates);
         self.rpc.plan(view, &mut ours)?;
         let place = (view.done, view.layer);
         let (golden, margin) = &self.expected[&place];
@@ -105,7 +106,7 @@ impl Policy for Watched {
                 self.wrong.lock().unwrap().push(text);
             }
             *self.swapped.lock().unwrap() += usize::from(other > 0);
-            plan.push_set(expected);
+            plan.push_set(expected)?;
         }
         Ok(())
     }

@@ -5,7 +5,7 @@ use crate::error::{Error, at_most, exactly, plus};
 use crate::heads::{Heads, HeadsMut};
 use crate::kernels::{Rows, TILE, load_row, padded};
 use crate::pages::KvPages;
-use crate::scratch::{Parts, Scratch};
+use crate::scratch::{Parts, ScratchOn};
 use crate::simd::Simd;
 use crate::vector::{Kernel, Vector};
 use tile::{AHEAD_BYTES, Addresses, Tile};
@@ -25,7 +25,7 @@ pub const ATTEND_TOKEN_TILE: usize = 32;
 /// hold. The bits of a result depend on its own query and entries alone (and on the instruction set).
 ///
 /// # Errors
-/// When shapes disagree, or `before + tokens` is above `pages.len()`.
+/// When shapes disagree, `before + tokens` is above `pages.len()`, or borrowed scratch is too small.
 pub fn attend<E: Element>(
     simd: Simd,
     pages: &KvPages<'_, E>,
@@ -33,7 +33,7 @@ pub fn attend<E: Element>(
     queries: Heads<'_>,
     out: &mut HeadsMut<'_>,
     scale: f32,
-    scratch: &mut Scratch,
+    scratch: &mut ScratchOn<'_>,
 ) -> Result<(), Error> {
     simd.check()?;
     let head_dim = pages.layout().head_dim;
@@ -47,7 +47,7 @@ pub fn attend<E: Element>(
         return Ok(());
     }
     let count = queries.tokens() * queries.group();
-    let base = scratch.floats(Buffers::parts(std::ptr::null_mut(), count, head_dim).1);
+    let base = scratch.floats(Buffers::parts(std::ptr::null_mut(), count, head_dim).1)?;
     let buffers = Buffers::parts(base, count, head_dim).0;
     // SAFETY: the set is available; entries up to `end` are readable, the heads have the shapes that were compared, and the scratch
     // was sized by the same function that divided it.
@@ -152,7 +152,7 @@ impl<E: Element> Kernel for Attend<'_, '_, '_, E> {
                 *b.maxima.add(q) = f32::NEG_INFINITY;
                 *b.totals.add(q) = 0.0;
             }
-            let convert = E::SIZE < f32::SIZE && count > V::CONVERT_ABOVE;
+            let convert = E::SIZE < size_of::<f32>() && count > V::CONVERT_ABOVE;
             let distance = (AHEAD_BYTES / (head_dim * E::SIZE)).clamp(4, TILE);
             let mut addresses = Addresses::new(self.pages.tables(), end);
             let mut converted = [std::ptr::null::<f32>(); 2 * TILE];

@@ -23,7 +23,7 @@ impl<'a, E: Element> Addresses<'a, E> {
     #[inline(always)]
     pub(super) fn new(tables: &'a Tables<'a, E>, end: usize) -> Self {
         // What is not an entry's address is one that may be fetched.
-        let any: *const E = tables.key(0).0;
+        let any: *const E = tables.keys.at(0).0;
         let mut addresses = Addresses {
             list: [any; 4 * TILE],
             tables,
@@ -45,8 +45,8 @@ impl<'a, E: Element> Addresses<'a, E> {
     fn list_next(&mut self) {
         let entries = TILE.min(self.end - self.listed);
         let (keys, values) = self.list[2 * TILE..].split_at_mut(TILE);
-        self.tables.keys_into(self.listed, &mut keys[..entries]);
-        self.tables.values_into(self.listed, &mut values[..entries]);
+        self.tables.keys.addresses(self.listed, &mut keys[..entries]);
+        self.tables.values.addresses(self.listed, &mut values[..entries]);
         self.listed += entries;
     }
 

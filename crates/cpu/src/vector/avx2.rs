@@ -1,5 +1,5 @@
 use super::{Kernel, Vector};
-use half::f16;
+use half::{bf16, f16};
 use std::arch::x86_64::*;
 
 /// Eight numbers in a `ymm` register.
@@ -53,6 +53,39 @@ impl Vector for Avx2 {
     }
 
     #[inline(always)]
+    unsafe fn load_bf16(from: *const bf16) -> Self {
+        // SAFETY: see above.
+        Avx2(unsafe {
+            let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast()));
+            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide))
+        })
+    }
+
+    #[inline(always)]
+    unsafe fn load_half_bf16(from: *const bf16) -> Self {
+        // SAFETY: see above; zeros become zeros.
+        Avx2(unsafe {
+            let wide = _mm256_cvtepu16_epi32(_mm_loadl_epi64(from.cast()));
+            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide))
+        })
+    }
+
+    #[inline(always)]
+    unsafe fn load_i8(from: *const i8) -> Self {
+        // SAFETY: see above.
+        Avx2(unsafe { _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(from.cast()))) })
+    }
+
+    #[inline(always)]
+    unsafe fn load_half_i8(from: *const i8) -> Self {
+        // SAFETY: see above; zeros become zeros.
+        Avx2(unsafe {
+            let four = _mm_cvtsi32_si128(from.cast::<i32>().read_unaligned());
+            _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(four))
+        })
+    }
+
+    #[inline(always)]
     unsafe fn store(self, to: *mut f32) {
         // SAFETY: see above.
         unsafe { _mm256_storeu_ps(to, self.0) }
@@ -74,6 +107,18 @@ impl Vector for Avx2 {
     unsafe fn store_half_f16(self, to: *mut f16) {
         // SAFETY: see above.
         unsafe { _mm_storel_epi64(to.cast(), self.to_f16()) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_bf16(self, to: *mut bf16) {
+        // SAFETY: see above.
+        unsafe { _mm_storeu_si128(to.cast(), self.to_bf16()) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_half_bf16(self, to: *mut bf16) {
+        // SAFETY: see above.
+        unsafe { _mm_storel_epi64(to.cast(), self.to_bf16()) }
     }
 
     #[inline(always)]
@@ -241,6 +286,27 @@ impl Avx2 {
         unsafe {
             let low = _mm256_min_ps(_mm256_set1_ps(MOST), self.0);
             _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(_mm256_max_ps(_mm256_set1_ps(-MOST), low))
+        }
+    }
+
+    /// Rounds on the bits, which is exact for denormals too. A NaN keeps its upper bits and becomes quiet.
+    #[inline(always)]
+    unsafe fn to_bf16(self) -> __m128i {
+        // SAFETY: see above.
+        unsafe {
+            let bits = _mm256_castps_si256(self.0);
+            let upper = _mm256_srli_epi32::<16>(bits);
+            let half = _mm256_add_epi32(
+                _mm256_set1_epi32(0x7fff),
+                _mm256_and_si256(upper, _mm256_set1_epi32(1)),
+            );
+            let rounded = _mm256_srli_epi32::<16>(_mm256_add_epi32(bits, half));
+            let nan = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_UNORD_Q>(self.0, self.0));
+            let quiet = _mm256_or_si256(upper, _mm256_set1_epi32(0x40));
+            let wide = _mm256_blendv_epi8(rounded, quiet, nan);
+            // Packs within each half; the numbers are below 2^16.
+            let packed = _mm256_packus_epi32(wide, wide);
+            _mm256_castsi256_si128(_mm256_permute4x64_epi64::<0x08>(packed))
         }
     }
 }

@@ -1,5 +1,5 @@
 use super::{Avx2, Kernel, Vector};
-use half::f16;
+use half::{bf16, f16};
 use std::arch::x86_64::*;
 
 /// Sixteen numbers in a `zmm` register.
@@ -53,6 +53,33 @@ impl Vector for Avx512 {
     }
 
     #[inline(always)]
+    unsafe fn load_bf16(from: *const bf16) -> Self {
+        // SAFETY: see above.
+        Avx512(unsafe {
+            let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast()));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
+        })
+    }
+
+    #[inline(always)]
+    unsafe fn load_half_bf16(from: *const bf16) -> Self {
+        // SAFETY: see above; AVX-512 includes AVX2.
+        Avx512(unsafe { _mm512_zextps256_ps512(Avx2::load_bf16(from).0) })
+    }
+
+    #[inline(always)]
+    unsafe fn load_i8(from: *const i8) -> Self {
+        // SAFETY: see above.
+        Avx512(unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from.cast()))) })
+    }
+
+    #[inline(always)]
+    unsafe fn load_half_i8(from: *const i8) -> Self {
+        // SAFETY: see above; AVX-512 includes AVX2.
+        Avx512(unsafe { _mm512_zextps256_ps512(Avx2::load_i8(from).0) })
+    }
+
+    #[inline(always)]
     unsafe fn store(self, to: *mut f32) {
         // SAFETY: see above.
         unsafe { _mm512_storeu_ps(to, self.0) }
@@ -74,6 +101,18 @@ impl Vector for Avx512 {
     unsafe fn store_half_f16(self, to: *mut f16) {
         // SAFETY: see above.
         unsafe { _mm_storeu_si128(to.cast(), _mm256_castsi256_si128(self.to_f16())) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_bf16(self, to: *mut bf16) {
+        // SAFETY: see above.
+        unsafe { _mm256_storeu_si256(to.cast(), self.to_bf16()) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_half_bf16(self, to: *mut bf16) {
+        // SAFETY: see above.
+        unsafe { _mm_storeu_si128(to.cast(), _mm256_castsi256_si128(self.to_bf16())) }
     }
 
     #[inline(always)]
@@ -244,6 +283,24 @@ impl Avx512 {
         unsafe {
             let low = _mm512_min_ps(_mm512_set1_ps(MOST), self.0);
             _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(_mm512_max_ps(_mm512_set1_ps(-MOST), low))
+        }
+    }
+
+    /// Rounds on the bits, which is exact for denormals too. A NaN keeps its upper bits and becomes quiet.
+    #[inline(always)]
+    unsafe fn to_bf16(self) -> __m256i {
+        // SAFETY: see above.
+        unsafe {
+            let bits = _mm512_castps_si512(self.0);
+            let upper = _mm512_srli_epi32::<16>(bits);
+            let half = _mm512_add_epi32(
+                _mm512_set1_epi32(0x7fff),
+                _mm512_and_si512(upper, _mm512_set1_epi32(1)),
+            );
+            let rounded = _mm512_srli_epi32::<16>(_mm512_add_epi32(bits, half));
+            let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(self.0, self.0);
+            let wide = _mm512_mask_or_epi32(rounded, nan, upper, _mm512_set1_epi32(0x40));
+            _mm512_cvtepi32_epi16(wide)
         }
     }
 }

@@ -13,7 +13,7 @@ pub use avx2::Avx2;
 pub use avx512::Avx512;
 pub use portable::Portable;
 
-use half::f16;
+use half::{bf16, f16};
 
 /// A computation that [`Simd::run`](crate::Simd) compiles once per instruction set.
 pub trait Kernel {
@@ -40,11 +40,18 @@ pub trait Vector: Copy {
     unsafe fn load_half(from: *const f32) -> Self;
     unsafe fn load_f16(from: *const f16) -> Self;
     unsafe fn load_half_f16(from: *const f16) -> Self;
+    unsafe fn load_bf16(from: *const bf16) -> Self;
+    unsafe fn load_half_bf16(from: *const bf16) -> Self;
+    unsafe fn load_i8(from: *const i8) -> Self;
+    unsafe fn load_half_i8(from: *const i8) -> Self;
     unsafe fn store(self, to: *mut f32);
     unsafe fn store_half(self, to: *mut f32);
     /// Nearest, ties to even, saturating at +-65504, NaN stays NaN.
     unsafe fn store_f16(self, to: *mut f16);
     unsafe fn store_half_f16(self, to: *mut f16);
+    /// Nearest, ties to even, NaN stays NaN (quiet, with the upper bits of its payload).
+    unsafe fn store_bf16(self, to: *mut bf16);
+    unsafe fn store_half_bf16(self, to: *mut bf16);
     unsafe fn add(self, other: Self) -> Self;
     unsafe fn sub(self, other: Self) -> Self;
     unsafe fn mul(self, other: Self) -> Self;

@@ -1,6 +1,6 @@
 use super::{Kernel, Vector};
 use crate::element::{Element, f16_to_f32};
-use half::f16;
+use half::{bf16, f16};
 
 /// Eight numbers in an array; the compiler makes of it what the target's baseline allows.
 #[derive(Clone, Copy)]
@@ -61,6 +61,34 @@ impl Vector for Portable {
     }
 
     #[inline(always)]
+    unsafe fn load_bf16(from: *const bf16) -> Self {
+        // SAFETY: eight readable numbers, any alignment.
+        let eight = unsafe { from.cast::<[bf16; 8]>().read_unaligned() };
+        Portable(eight.map(Element::to_f32))
+    }
+
+    #[inline(always)]
+    unsafe fn load_half_bf16(from: *const bf16) -> Self {
+        // SAFETY: four readable numbers, any alignment.
+        let [a, b, c, d] = unsafe { from.cast::<[bf16; 4]>().read_unaligned() }.map(Element::to_f32);
+        Portable([a, b, c, d, 0.0, 0.0, 0.0, 0.0])
+    }
+
+    #[inline(always)]
+    unsafe fn load_i8(from: *const i8) -> Self {
+        // SAFETY: eight readable numbers, any alignment.
+        let eight = unsafe { from.cast::<[i8; 8]>().read_unaligned() };
+        Portable(eight.map(f32::from))
+    }
+
+    #[inline(always)]
+    unsafe fn load_half_i8(from: *const i8) -> Self {
+        // SAFETY: four readable numbers, any alignment.
+        let [a, b, c, d] = unsafe { from.cast::<[i8; 4]>().read_unaligned() }.map(f32::from);
+        Portable([a, b, c, d, 0.0, 0.0, 0.0, 0.0])
+    }
+
+    #[inline(always)]
     unsafe fn store(self, to: *mut f32) {
         // SAFETY: eight writable numbers, any alignment.
         unsafe { to.cast::<[f32; 8]>().write_unaligned(self.0) }
@@ -87,6 +115,22 @@ impl Vector for Portable {
         let [a, b, c, d, ..] = self.0.map(<f16 as Element>::from_f32);
         // SAFETY: four writable numbers, any alignment.
         unsafe { to.cast::<[f16; 4]>().write_unaligned([a, b, c, d]) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_bf16(self, to: *mut bf16) {
+        // SAFETY: eight writable numbers, any alignment.
+        unsafe {
+            to.cast::<[bf16; 8]>()
+                .write_unaligned(self.0.map(<bf16 as Element>::from_f32))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store_half_bf16(self, to: *mut bf16) {
+        let [a, b, c, d, ..] = self.0.map(<bf16 as Element>::from_f32);
+        // SAFETY: four writable numbers, any alignment.
+        unsafe { to.cast::<[bf16; 4]>().write_unaligned([a, b, c, d]) }
     }
 
     #[inline(always)]

@@ -1,7 +1,7 @@
 use crate::cache::{Cache, bits};
 use crate::paths;
 use crate::rng::{ForElement, Rng, for_elements};
-use half::f16;
+use half::{bf16, f16};
 use reasoning_rpc_cpu::{Element, Layout, append};
 
 #[test]
@@ -136,4 +136,72 @@ fn nearest(x: f32) -> u16 {
         high
     };
     code | if x.is_sign_negative() { 0x8000 } else { 0 }
+}
+
+/// `bf16` as every instruction set rounds it: from every code, the numbers around the middle between it and the next, by definition;
+/// and every code back.
+#[test]
+fn bf16_rounds_to_nearest_even() {
+    let rng = &mut Rng::new();
+    for simd in paths() {
+        for head_dim in [64, 8, 24] {
+            let mut cache = Cache::<bf16>::new(Layout::contiguous(1, head_dim), 1, rng);
+            let mut store = |numbers: &[f32], expected: &[u16]| {
+                append(simd, &mut cache.pages_mut(), 0, numbers, numbers).unwrap();
+                for ((&x, &expected), (&key, &value)) in
+                    (numbers.iter().zip(expected)).zip(cache.key(0).iter().zip(cache.value(0)))
+                {
+                    let found = key.to_bits();
+                    assert_eq!(found, expected, "{}: {x:e} ({:#x})", simd.name(), x.to_bits());
+                    assert_eq!(found, value.to_bits());
+                    assert_eq!(found, <bf16 as Element>::from_f32(x).to_bits());
+                    assert_eq!(found, bf16::from_f32(x).to_bits(), "half itself");
+                }
+            };
+            // Each code with six continuations: itself, up to the middle, the middle, behind it, up to the next code.
+            let lower = [0u32, 1, 0x7fff, 0x8000, 0x8001, 0xffff];
+            let (mut numbers, mut expected) = (Vec::new(), Vec::new());
+            for code in 0..=u16::MAX {
+                for lower in lower {
+                    let bits = u32::from(code) << 16 | lower;
+                    let up = match lower {
+                        0..0x8000 => 0,
+                        0x8000 => code & 1,
+                        _ => 1,
+                    };
+                    // A NaN stays one: quiet, with what it keeps of its payload.
+                    let nan = f32::from_bits(bits).is_nan();
+                    numbers.push(f32::from_bits(bits));
+                    expected.push(if nan { code | 0x40 } else { code + up });
+                    if numbers.len() == head_dim {
+                        store(&numbers, &expected);
+                        numbers.clear();
+                        expected.clear();
+                    }
+                }
+            }
+            assert!(numbers.is_empty());
+        }
+    }
+    for code in 0..=u16::MAX {
+        let ours = Element::to_f32(bf16::from_bits(code));
+        assert_eq!(ours.to_bits(), u32::from(code) << 16);
+    }
+}
+
+/// `bf16` has the denormals of `f32`: they are stored as they are even by threads that flush them.
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn bf16_keeps_denormals_on_threads_that_flush_them() {
+    let rng = &mut Rng::new();
+    for simd in paths() {
+        let numbers: Vec<f32> = (0..64)
+            .map(|_| f32::from_bits(rng.between(0, 0x007f_ffff) as u32))
+            .collect();
+        let mut cache = Cache::<bf16>::new(Layout::contiguous(1, 64), 1, rng);
+        crate::flushing(|| append(simd, &mut cache.pages_mut(), 0, &numbers, &numbers)).unwrap();
+        for (x, found) in numbers.iter().zip(cache.key(0)) {
+            assert_eq!(found.to_bits(), bf16::from_f32(*x).to_bits(), "{}", simd.name());
+        }
+    }
 }

@@ -501,9 +501,9 @@ fn heads_in_parallel() {
 #[cfg(target_arch = "x86_64")]
 #[test]
 fn flushing_denormals_changes_nothing() {
+    use crate::flushing;
     use half::f16;
     use reasoning_rpc_cpu::append;
-    use std::arch::asm;
 
     let rng = &mut Rng::new();
     for simd in paths() {
@@ -524,15 +524,7 @@ fn flushing_denormals_changes_nothing() {
             )
         };
         let kept = run(&mut cache);
-        let mut before = 0u32;
-        // SAFETY: reads and writes the register that says how denormals are treated; put back below.
-        unsafe { asm!("stmxcsr [{}]", in(reg) &mut before) };
-        let flush = before | 0x8040;
-        // SAFETY: as above.
-        unsafe { asm!("ldmxcsr [{}]", in(reg) &flush) };
-        let flushed = run(&mut cache);
-        // SAFETY: as above.
-        unsafe { asm!("ldmxcsr [{}]", in(reg) &before) };
+        let flushed = flushing(|| run(&mut cache));
         assert_eq!(kept, flushed, "{}", simd.name());
     }
 }

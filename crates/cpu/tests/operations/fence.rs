@@ -1,10 +1,13 @@
 //! Nothing reads or writes beyond the entries: keys, values, queries and outputs end where an unmapped page begins.
 #![cfg(unix)]
 
+use crate::host::{ForFormat, Format, for_formats};
 use crate::paths;
 use crate::rng::{ForElement, Rng, for_elements};
 use reasoning_rpc_cpu::*;
 use std::ffi::{c_int, c_void};
+use std::mem::MaybeUninit;
+use std::ptr::NonNull;
 
 const PAGE: usize = 4096;
 
@@ -135,4 +138,77 @@ fn nothing_touches_memory_beyond_the_entries() {
         }
     }
     for_elements(&mut Test(Rng::new()));
+}
+
+/// What the compressor uses, in every format, with scales that end there too.
+#[test]
+fn no_format_is_touched_beyond_its_entries() {
+    struct Test(Rng);
+    impl ForFormat for Test {
+        fn run<E: Format>(&mut self) {
+            let rng = &mut self.0;
+            for simd in paths() {
+                for at_end in [true, false] {
+                    for head_dim in [8, 24, 64, 72, 128, 200] {
+                        let (len, group) = (rng.between(3, 140), rng.between(1, 7));
+                        let mut keys = Fenced::new(len * head_dim, at_end, || E::random(rng));
+                        let mut values = Fenced::new(len * head_dim, at_end, || E::random(rng));
+                        let mut key_scales = Fenced::new(len, at_end, || 0.5f32);
+                        let mut value_scales = Fenced::new(len, at_end, || 0.5f32);
+                        let address = |part: &mut Fenced<f32>| [NonNull::from(part.slice()).cast()];
+                        let (ks, vs) = (address(&mut key_scales), address(&mut value_scales));
+                        let scales = Scales {
+                            keys: &ks,
+                            values: &vs,
+                            key_stride: 1,
+                            value_stride: 1,
+                        };
+                        let tables: ([NonNull<E>; 1], [NonNull<E>; 1]) = (
+                            [NonNull::from(keys.slice()).cast()],
+                            [NonNull::from(values.slice()).cast()],
+                        );
+                        let layout = Layout::contiguous(len, head_dim);
+                        // SAFETY: the mappings hold `len` initialised entries and nobody else uses them.
+                        let pages = unsafe {
+                            let scales = E::SCALED.then_some(scales);
+                            KvPagesMut::with_scales(&tables.0, &tables.1, scales, layout, len)
+                        };
+                        let mut pages = pages.unwrap();
+                        let mut queries = Fenced::new(group * head_dim, at_end, || 0.25f32);
+                        let mut scores = Fenced::new(len, at_end, || 0f32);
+                        let bytes = score_scratch_bytes(group, len, head_dim);
+                        let mut memory = Fenced::new(bytes, at_end, || 0xff_u8);
+                        let memory = memory.slice();
+                        // SAFETY: bytes as bytes that need not be initialised; only the library writes to them.
+                        let memory = unsafe { &mut *(std::ptr::from_mut(memory) as *mut [MaybeUninit<u8>]) };
+                        let all = 0..len;
+                        score(
+                            simd,
+                            &pages.view(),
+                            std::slice::from_ref(&all),
+                            queries.slice(),
+                            group,
+                            0.3,
+                            scores.slice(),
+                            &mut ScratchOn::over(memory),
+                        )
+                        .unwrap();
+                        let last = len as u32 - 1;
+                        let merge = Merge {
+                            from: 0,
+                            into: last,
+                            key_weight: 0.5,
+                            value_weight: 0.5,
+                        };
+                        let mut row = Fenced::new(2 * head_dim, at_end, || 0f32);
+                        merged_rows(&pages.view(), std::iter::once(merge), row.slice()).unwrap();
+                        write_rows(&mut pages, std::iter::once(last), row.slice()).unwrap();
+                        compact(simd, &mut pages, 0, &[1, last]).unwrap();
+                        write_rows(&mut pages, std::iter::once(0), row.slice()).unwrap();
+                    }
+                }
+            }
+        }
+    }
+    for_formats(&mut Test(Rng::new()));
 }

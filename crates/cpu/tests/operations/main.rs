@@ -11,6 +11,10 @@ mod cache;
 mod compact;
 mod fence;
 mod golden;
+mod host;
+mod int8;
+mod layouts;
+mod memory;
 mod misuse;
 mod rng;
 mod rope;
@@ -18,7 +22,38 @@ mod score;
 mod simd;
 
 use reasoning_rpc_cpu::Simd;
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
 use std::io::Write;
+
+/// Counts the allocations of each thread.
+struct Counting;
+
+#[global_allocator]
+static COUNTING: Counting = Counting;
+
+thread_local! {
+    static ALLOCATIONS: Cell<usize> = const { Cell::new(0) };
+}
+
+// SAFETY: the system's allocator, with a count beside it that itself allocates nothing.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.set(ALLOCATIONS.get() + 1);
+        // SAFETY: the caller's contract.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
+        // SAFETY: the caller's contract.
+        unsafe { System.dealloc(at, layout) }
+    }
+}
+
+/// Allocations of this thread so far.
+fn allocations() -> usize {
+    ALLOCATIONS.get()
+}
 
 /// The instruction sets to test; the others are reported.
 fn paths() -> Vec<Simd> {
@@ -45,4 +80,21 @@ const EXP: f64 = 4.0 * U;
 /// D/8 sums of a lane, 4 of the tree, and has one rounding of its own (where the CPU does not fuse it) and one of the scale.
 fn logit_error(head_dim: usize, magnitude: f64) -> f64 {
     (head_dim as f64 / 8.0 + 6.0) * U * magnitude
+}
+
+/// Runs something on a thread that flushes denormals, as runtimes set theirs.
+#[cfg(target_arch = "x86_64")]
+fn flushing<R>(run: impl FnOnce() -> R) -> R {
+    use std::arch::asm;
+
+    let mut before = 0u32;
+    // SAFETY: reads and writes the register that says how denormals are treated; put back below.
+    unsafe { asm!("stmxcsr [{}]", in(reg) &mut before) };
+    let flush = before | 0x8040;
+    // SAFETY: as above.
+    unsafe { asm!("ldmxcsr [{}]", in(reg) &flush) };
+    let result = run();
+    // SAFETY: as above.
+    unsafe { asm!("ldmxcsr [{}]", in(reg) &before) };
+    result
 }

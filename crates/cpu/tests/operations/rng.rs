@@ -1,4 +1,4 @@
-use half::f16;
+use half::{bf16, f16};
 use reasoning_rpc_cpu::Element;
 
 /// SplitMix64 with a seed that is fresh in every run unless `SEED` is set; printed when a test that holds one panics.
@@ -72,7 +72,7 @@ impl Drop for Rng {
     }
 }
 
-/// A test body for both element types.
+/// A test body for the floating-point element types.
 pub trait ForElement {
     fn run<E: Element>(&mut self);
 }
@@ -80,4 +80,5 @@ pub trait ForElement {
 pub fn for_elements(test: &mut impl ForElement) {
     test.run::<f32>();
     test.run::<f16>();
+    test.run::<bf16>();
 }

@@ -3,10 +3,15 @@
 //!
 //! Pages are blocks of the pool (graphs of the `cached` flavour), or one page spans a KV head's part
 //! of a contiguous buffer (`portable`). Everything above this room sees pages and lengths only.
+//! Blocks are shared by forks; a block is this cache's alone before anything writes it.
 
 #![allow(unsafe_code)] // page tables are raw memory
 
+mod branch;
+mod ledger;
 mod pool;
+#[cfg(all(test, feature = "shuttle"))]
+mod shuttle;
 
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -15,7 +20,9 @@ use half::f16;
 use reasoning_rpc_core::CacheShape;
 use reasoning_rpc_cpu::{self as cpu, Element, KvPages, KvPagesMut, Layout, PositionPagesMut, Simd};
 
-pub(crate) use pool::{Account, BlockId, BlockPool};
+pub use branch::CacheView;
+pub(crate) use ledger::{Account, BlockId};
+pub(crate) use pool::{BlockPool, Held, Hold};
 
 use crate::error::{Error, Result};
 
@@ -45,10 +52,21 @@ pub(crate) struct HeadCache {
     values: Vec<NonNull<u8>>,
     positions: Vec<NonNull<u32>>,
     blocks: Vec<BlockId>,
+    /// How each block is held.
+    holds: Vec<Hold>,
     len: usize,
 }
 
 impl HeadCache {
+    const EMPTY: Self = Self {
+        keys: Vec::new(),
+        values: Vec::new(),
+        positions: Vec::new(),
+        blocks: Vec::new(),
+        holds: Vec::new(),
+        len: 0,
+    };
+
     /// Valid entries.
     pub(crate) fn len(&self) -> usize {
         self.len
@@ -65,6 +83,7 @@ enum Storage {
     },
 }
 
+#[derive(Default)]
 struct ContiguousLayer {
     keys: Vec<f32>,
     values: Vec<f32>,
@@ -73,7 +92,7 @@ struct ContiguousLayer {
 
 /// The rotated queries of the newest generated tokens of one layer: a ring of `tokens` rows of
 /// `[num_heads][head_dim]`, where generated token g lies in row g mod `tokens`.
-#[derive(Default)]
+#[derive(Default, Clone)]
 pub(crate) struct QueryWindow {
     rows: Vec<f32>,
     tokens: usize,
@@ -117,6 +136,38 @@ pub(crate) struct SequenceCache {
     peak_bytes: usize,
 }
 
+impl ContiguousLayer {
+    /// A copy with room for `to` entries in place of `from`.
+    fn resized(&self, shape: &CacheShape, from: usize, to: usize) -> Self {
+        fn spread<T: Copy + Default>(old: &[T], heads: usize, from: usize, to: usize) -> Vec<T> {
+            let mut new = vec![T::default(); heads * to];
+            if from > 0 && to > 0 {
+                for (new, old) in new.chunks_exact_mut(to).zip(old.chunks_exact(from)) {
+                    let count = from.min(to);
+                    new[..count].copy_from_slice(&old[..count]);
+                }
+            }
+            new
+        }
+        let (heads, width) = (shape.kv_heads, shape.head_dim);
+        Self {
+            keys: spread(&self.keys, heads, from * width, to * width),
+            values: spread(&self.values, heads, from * width, to * width),
+            positions: spread(&self.positions, heads, from, to),
+        }
+    }
+
+    /// Makes each head's part of the buffers its only page.
+    fn point(&mut self, heads: &mut [HeadCache], shape: &CacheShape, capacity: usize) {
+        for (index, head) in heads.iter_mut().enumerate() {
+            let start = index * capacity * shape.head_dim;
+            head.keys = vec![NonNull::from(&mut self.keys[start..]).cast()];
+            head.values = vec![NonNull::from(&mut self.values[start..]).cast()];
+            head.positions = vec![NonNull::from(&mut self.positions[index * capacity..]).cast()];
+        }
+    }
+}
+
 impl SequenceCache {
     /// An empty cache. `query_width` = num_heads * head_dim; `window` = tokens whose queries are
     /// remembered.
@@ -128,22 +179,12 @@ impl SequenceCache {
         query_width: usize,
         window: usize,
     ) -> Self {
-        let head = || HeadCache {
-            keys: Vec::new(),
-            values: Vec::new(),
-            positions: Vec::new(),
-            blocks: Vec::new(),
-            len: 0,
-        };
-        let layer = || ContiguousLayer {
-            keys: Vec::new(),
-            values: Vec::new(),
-            positions: Vec::new(),
-        };
         Self {
             shape,
             element,
-            heads: (0..shape.layers * shape.kv_heads).map(|_| head()).collect(),
+            heads: (0..shape.layers * shape.kv_heads)
+                .map(|_| HeadCache::EMPTY)
+                .collect(),
             windows: (0..shape.layers)
                 .map(|_| QueryWindow {
                     rows: vec![0.0; window * query_width],
@@ -152,7 +193,7 @@ impl SequenceCache {
                 .collect(),
             storage: if contiguous {
                 Storage::Contiguous {
-                    layers: (0..shape.layers).map(|_| layer()).collect(),
+                    layers: (0..shape.layers).map(|_| ContiguousLayer::default()).collect(),
                     capacity: 0,
                 }
             } else {
@@ -196,7 +237,15 @@ impl SequenceCache {
 
     /// Promises this cache the blocks for `entries` entries per KV head.
     pub(crate) fn reserve(&mut self, entries: usize) -> Result<()> {
-        self.pool.reserve(&mut self.account, self.shape.blocks(entries))
+        let claims = match entries {
+            0 => Vec::new(),
+            _ => self.tails(Held::Reader),
+        };
+        let ids = self.ids(&claims);
+        self.pool
+            .reserve(&mut self.account, self.shape.blocks(entries), &ids)?;
+        self.hold(&claims, Held::Writer);
+        Ok(())
     }
 
     /// Makes room for `tokens` more entries in every KV head. Takes nothing if that does not fit.
@@ -217,31 +266,54 @@ impl SequenceCache {
 
     fn grow_blocks(&mut self, tokens: usize) -> Result<()> {
         let missing = |head: &HeadCache, shape: &CacheShape| {
-            shape.blocks_per_head(head.len + tokens) - head.blocks.len()
+            shape
+                .blocks_per_head(head.len + tokens)
+                .saturating_sub(head.blocks.len())
         };
         let count: usize = self.heads.iter().map(|head| missing(head, &self.shape)).sum();
-        if count == 0 {
-            return Ok(());
-        }
-        let mut taken = Vec::with_capacity(count);
-        self.pool.take(&mut self.account, count, &mut taken)?;
-        let plane = self.shape.block_entries * self.shape.head_dim * self.element.bytes();
-        let mut taken = taken.into_iter();
-        for head in &mut self.heads {
-            let count = missing(head, &self.shape);
-            for block in taken.by_ref().take(count) {
-                let keys = self.pool.address(block);
-                head.blocks.push(block);
-                head.keys.push(keys);
-                // SAFETY: a block has a plane of keys, one of values and the positions, in this
-                // order (CacheShape::block_bytes), so both offsets lie inside it.
-                unsafe {
-                    head.values.push(keys.add(plane));
-                    head.positions.push(keys.add(2 * plane).cast());
+        let claims = self.tails(Held::Reader);
+        if count > 0 || !claims.is_empty() {
+            let mut taken = Vec::with_capacity(count);
+            let ids = self.ids(&claims);
+            self.pool.take(&mut self.account, count, &ids, &mut taken)?;
+            self.hold(&claims, Held::Writer);
+            let mut taken = taken.into_iter();
+            for index in 0..self.heads.len() {
+                let count = missing(&self.heads[index], &self.shape);
+                for block in taken.by_ref().take(count) {
+                    self.push_block(index, block, Held::Alone);
                 }
             }
         }
+        for (head, block) in self.tails(Held::Writer) {
+            self.own(head, block);
+        }
         Ok(())
+    }
+
+    /// Puts a block behind a head's last one.
+    fn push_block(&mut self, head: usize, block: BlockId, held: Held) {
+        let (keys, values, positions) = self.addresses(block);
+        let head = &mut self.heads[head];
+        head.blocks.push(block);
+        head.holds.push(Hold::new(held));
+        head.keys.push(keys);
+        head.values.push(values);
+        head.positions.push(positions);
+    }
+
+    /// Where a block's keys, values and positions begin.
+    fn addresses(&self, block: BlockId) -> (NonNull<u8>, NonNull<u8>, NonNull<u32>) {
+        let plane = self.plane();
+        let keys = self.pool.address(block);
+        // SAFETY: a block has a plane of keys, one of values and the positions, in this order
+        // (CacheShape::block_bytes), so both offsets lie inside it.
+        unsafe { (keys, keys.add(plane), keys.add(2 * plane).cast()) }
+    }
+
+    /// Bytes of a block's keys, and of its values.
+    fn plane(&self) -> usize {
+        self.shape.block_entries * self.shape.head_dim * self.element.bytes()
     }
 
     /// A contiguous buffer moves when it grows, so it at least doubles; what was reserved is taken
@@ -255,45 +327,28 @@ impl SequenceCache {
         } else {
             2 * capacity
         });
+        self.take_contiguous(wanted)?;
         let wanted = shape.blocks_per_head(wanted) * shape.block_entries;
-        let count = shape.blocks(wanted) - self.account.held();
-        // Blocks are taken for their count alone here: the pool's memory stays untouched.
-        let mut taken = Vec::with_capacity(count);
-        self.pool.take(&mut self.account, count, &mut taken)?;
-        self.heads[0].blocks.extend(taken);
-
         let Storage::Contiguous { layers, capacity } = &mut self.storage else {
             return Err(Error::Internal("a cache of blocks has no buffer".into()));
         };
         for (layer, heads) in layers.iter_mut().zip(self.heads.chunks_exact_mut(shape.kv_heads)) {
-            let widen = |old: &[f32]| {
-                let mut new = vec![0.0; shape.kv_heads * wanted * shape.head_dim];
-                if *capacity > 0 {
-                    let rows = old.chunks_exact(*capacity * shape.head_dim);
-                    for (to, from) in new.chunks_exact_mut(wanted * shape.head_dim).zip(rows) {
-                        to[..from.len()].copy_from_slice(from);
-                    }
-                }
-                new
-            };
-            layer.keys = widen(&layer.keys);
-            layer.values = widen(&layer.values);
-            let mut positions = vec![0u32; shape.kv_heads * wanted];
-            if *capacity > 0 {
-                let rows = layer.positions.chunks_exact(*capacity);
-                for (to, from) in positions.chunks_exact_mut(wanted).zip(rows) {
-                    to[..from.len()].copy_from_slice(from);
-                }
-            }
-            layer.positions = positions;
-            for (index, head) in heads.iter_mut().enumerate() {
-                let start = index * wanted * shape.head_dim;
-                head.keys = vec![NonNull::from(&mut layer.keys[start..]).cast()];
-                head.values = vec![NonNull::from(&mut layer.values[start..]).cast()];
-                head.positions = vec![NonNull::from(&mut layer.positions[index * wanted..]).cast()];
-            }
+            *layer = layer.resized(&shape, *capacity, wanted);
+            layer.point(heads, &shape, wanted);
         }
         *capacity = wanted;
+        Ok(())
+    }
+
+    /// Takes blocks for a buffer of `entries` entries, for their count alone: the pool's memory stays
+    /// untouched.
+    fn take_contiguous(&mut self, entries: usize) -> Result<()> {
+        let count = self.shape.blocks(entries) - self.account.held();
+        let mut taken = Vec::with_capacity(count);
+        self.pool.take(&mut self.account, count, &[], &mut taken)?;
+        let counted = &mut self.heads[0];
+        counted.blocks.extend(taken);
+        counted.holds.extend((0..count).map(|_| Hold::new(Held::Alone)));
         Ok(())
     }
 
@@ -354,7 +409,8 @@ impl SequenceCache {
     /// different KV heads of one cache at the same time.
     ///
     /// # Safety
-    /// Nothing else reads or writes this KV head's pages while the view lives.
+    /// Nothing else reads or writes this KV head's pages of this cache while the view lives, and what is
+    /// written lies in blocks that are its own: `grow` sees to it for new entries, `own_entries` for old.
     pub(crate) unsafe fn pages_mut<E: Element>(
         &self,
         layer: usize,
@@ -375,6 +431,12 @@ impl SequenceCache {
         let (page, offset) = (entry / self.page_entries(), entry % self.page_entries());
         // SAFETY: the entry is below `len`, so it was written by `commit` and lies in a held page.
         unsafe { head.positions[page].add(offset).read() }
+    }
+
+    /// Bytes of the whole pool that are promised and not used yet.
+    #[cfg(test)]
+    pub(crate) fn promised(&self) -> usize {
+        self.pool.counts().1 * self.shape.block_bytes()
     }
 
     /// The key and the value of a valid entry, as float32.
@@ -434,12 +496,17 @@ impl SequenceCache {
         first: usize,
         kept: &[u32],
     ) -> Result<()> {
-        // SAFETY: `self` is borrowed exclusively.
+        let moved = (first..).zip(kept).find(|&(to, &from)| to != from as usize);
+        if let Some((to, _)) = moved {
+            self.own_entries(layer, kv_head, to..first + kept.len())?;
+        }
+        // SAFETY: `self` is borrowed exclusively, and the blocks of what moves are its own.
         let mut pages = unsafe { self.pages_mut::<E>(layer, kv_head) }?;
         let len = cpu::compact(simd, &mut pages, first, kept)?;
         let page_entries = self.page_entries();
         let head = &mut self.heads[layer * self.shape.kv_heads + kv_head];
-        // SAFETY: the positions of all valid entries are written, in pages that only this cache has.
+        // SAFETY: the positions of all valid entries are written; those that move, in blocks that only
+        // this cache has.
         let positions = unsafe { PositionPagesMut::new(&head.positions, page_entries, head.len) };
         cpu::compact_positions(&mut positions?, first, kept)?;
         head.len = len;
@@ -453,23 +520,26 @@ impl SequenceCache {
         }
         let mut freed = Vec::new();
         for head in &mut self.heads {
-            let needed = self.shape.blocks_per_head(head.len);
-            freed.extend(head.blocks.drain(needed..));
+            let needed = self.shape.blocks_per_head(head.len).min(head.blocks.len());
+            let holds = head.holds.drain(needed..).map(|hold| hold.get());
+            freed.extend(head.blocks.drain(needed..).zip(holds));
             head.keys.truncate(needed);
             head.values.truncate(needed);
             head.positions.truncate(needed);
         }
-        self.pool.give_back(&mut self.account, &freed);
+        self.pool.let_go(&mut self.account, &freed);
     }
 }
 
 impl Drop for SequenceCache {
     fn drop(&mut self) {
-        for head in &self.heads {
-            self.pool.give_back(&mut self.account, &head.blocks);
-        }
         // A promise can always be taken back.
-        let _ = self.pool.reserve(&mut self.account, 0);
+        let _ = self.pool.reserve(&mut self.account, 0, &[]);
+        for head in &self.heads {
+            let holds = head.holds.iter().map(Hold::get);
+            let held: Vec<_> = head.blocks.iter().copied().zip(holds).collect();
+            self.pool.let_go(&mut self.account, &held);
+        }
     }
 }
 
@@ -478,8 +548,8 @@ fn typed<E>(pages: &[NonNull<u8>]) -> &[NonNull<E>] {
     unsafe { std::slice::from_raw_parts(pages.as_ptr().cast(), pages.len()) }
 }
 
-// SAFETY: the page tables point into blocks or buffers that this cache alone holds; blocks are not
-// bound to a thread.
+// SAFETY: the page tables point into buffers that this cache alone has, or into blocks, which are not
+// bound to a thread and which nobody writes while more than one cache holds them.
 unsafe impl Send for SequenceCache {}
 // SAFETY: shared access reads only, but for `pages_mut`, whose callers promise exclusivity.
 unsafe impl Sync for SequenceCache {}

@@ -3,12 +3,16 @@
 #![allow(unsafe_code)] // mmap
 
 use std::ptr::{self, NonNull};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::PoisonError;
+use std::sync::atomic::{AtomicU8, Ordering};
 
+#[cfg(feature = "shuttle")]
+use ::shuttle::sync::{Mutex, MutexGuard};
+#[cfg(not(feature = "shuttle"))]
+use std::sync::{Mutex, MutexGuard};
+
+use super::ledger::{Account, BlockId, Ledger, Share};
 use crate::error::{Error, Result};
-
-/// A block's index in its pool.
-pub(crate) type BlockId = u32;
 
 /// Blocks are aligned to a cache line, so that no two KV heads share one.
 const ALIGNMENT: usize = 64;
@@ -19,7 +23,8 @@ const HUGE_PAGE: usize = 2 << 20;
 ///
 /// The memory is reserved at once and becomes resident as blocks are first written. Blocks are
 /// promised before they are taken ([`BlockPool::reserve`]), so that a request that was admitted
-/// never meets an empty pool.
+/// never meets an empty pool. Blocks may be shared ([`BlockPool::share`]) and are copied before one
+/// of their holders writes them ([`BlockPool::own`]); the [`Ledger`] counts all of it.
 pub(crate) struct BlockPool {
     /// The first block, at a huge page's start.
     base: NonNull<u8>,
@@ -27,39 +32,40 @@ pub(crate) struct BlockPool {
     mapped: usize,
     block_bytes: usize,
     blocks: usize,
-    state: Mutex<State>,
+    ledger: Mutex<Ledger>,
 }
 
-#[derive(Default)]
-struct State {
-    free: Vec<BlockId>,
-    /// Blocks from here on were never handed out.
-    fresh: usize,
-    used: usize,
-    /// Promised to accounts and not taken yet.
-    promised: usize,
+/// How a sequence holds a block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Held {
+    /// Alone: it may write.
+    Alone,
+    /// Perhaps with others; it may have to write, after [`BlockPool::own`].
+    Writer,
+    /// Perhaps with others, and it will not write: no copy is promised. One that has to write after
+    /// all claims the block first.
+    Reader,
 }
 
-/// What one sequence holds of a pool and what it was promised, in blocks.
-#[derive(Debug, Default)]
-pub(crate) struct Account {
-    held: usize,
-    reserved: usize,
-}
+/// A [`Held`] that a fork changes through a shared reference, under the pool's lock.
+#[derive(Debug)]
+pub(crate) struct Hold(AtomicU8);
 
-impl Account {
-    fn promise(&self) -> usize {
-        self.reserved.saturating_sub(self.held)
+impl Hold {
+    pub(crate) fn new(held: Held) -> Self {
+        Self(AtomicU8::new(held as u8))
     }
 
-    /// Blocks promised in all, what is held included.
-    pub(crate) fn reserved(&self) -> usize {
-        self.reserved
+    pub(crate) fn get(&self) -> Held {
+        match self.0.load(Ordering::Relaxed) {
+            0 => Held::Alone,
+            1 => Held::Writer,
+            _ => Held::Reader,
+        }
     }
 
-    /// Blocks held.
-    pub(crate) fn held(&self) -> usize {
-        self.held
+    pub(crate) fn set(&self, held: Held) {
+        self.0.store(held as u8, Ordering::Relaxed);
     }
 }
 
@@ -104,7 +110,7 @@ impl BlockPool {
             mapped,
             block_bytes,
             blocks,
-            state: Mutex::default(),
+            ledger: Mutex::new(Ledger::new(blocks, block_bytes)),
         })
     }
 
@@ -113,52 +119,78 @@ impl BlockPool {
         self.blocks * self.block_bytes
     }
 
-    /// Bytes of the blocks that are handed out.
+    /// Bytes of the blocks that are handed out; of a shared one, once.
     pub(crate) fn used(&self) -> usize {
-        self.lock().used * self.block_bytes
+        self.lock().used() * self.block_bytes
     }
 
-    /// Promises an account `blocks` in all, what it holds included. A smaller promise than before
-    /// gives the difference back.
-    pub(crate) fn reserve(&self, account: &mut Account, blocks: usize) -> Result<()> {
-        let mut state = self.lock();
-        let before = account.promise();
-        let after = blocks.saturating_sub(account.held);
-        if after > before {
-            self.check_available(&state, after - before)?;
+    /// Blocks used and blocks promised, at one moment.
+    #[cfg(test)]
+    pub(crate) fn counts(&self) -> (usize, usize) {
+        let ledger = self.lock();
+        (ledger.used(), ledger.promised())
+    }
+
+    #[cfg(all(test, feature = "shuttle"))]
+    pub(crate) fn is_shared(&self, id: BlockId) -> bool {
+        self.lock().is_shared(id)
+    }
+
+    /// [`Ledger::reserve`].
+    pub(crate) fn reserve(&self, account: &mut Account, blocks: usize, claims: &[BlockId]) -> Result<()> {
+        self.lock().reserve(account, blocks, claims)
+    }
+
+    /// [`Ledger::take`].
+    pub(crate) fn take(
+        &self,
+        account: &mut Account,
+        count: usize,
+        claims: &[BlockId],
+        out: &mut Vec<BlockId>,
+    ) -> Result<()> {
+        self.lock().take(account, count, claims, out)
+    }
+
+    /// Before a writer writes a block: copies it if another holds it too. The block that is the
+    /// writer's alone, and may have another id.
+    pub(crate) fn own(&self, id: BlockId) -> BlockId {
+        let mut ledger = self.lock();
+        let Some(copy) = ledger.copy(id) else {
+            return id;
+        };
+        let (from, to) = (self.address(id), self.address(copy));
+        // SAFETY: both are blocks of this pool and differ. Nobody writes `from`: it was shared until
+        // now, and a holder that is alone with it learns that from `own`, which waits for this lock.
+        // `to` has no other holder yet.
+        unsafe { from.copy_to_nonoverlapping(to, self.block_bytes) };
+        copy
+    }
+
+    /// Shares blocks with a new holder, whose account is `account`: each with how it is held, which
+    /// becomes how both hold it. Changes nothing if the copies cannot be promised.
+    pub(crate) fn share(&self, account: &mut Account, blocks: &[(BlockId, &Hold, Held)]) -> Result<()> {
+        // Forks of one sequence at the same time take turns here, with all that they read and write.
+        let mut ledger = self.lock();
+        let shares: Vec<Share> = blocks
+            .iter()
+            .map(|&(id, hold, after)| Share {
+                id,
+                was_writer: hold.get() != Held::Reader,
+                writers: after != Held::Reader,
+            })
+            .collect();
+        ledger.share(account, &shares)?;
+        for (_, hold, after) in blocks {
+            hold.set(*after);
         }
-        state.promised = state.promised - before + after;
-        account.reserved = blocks;
         Ok(())
     }
 
-    /// Takes `count` blocks and appends their ids to `out`; takes none if there are not enough.
-    pub(crate) fn take(&self, account: &mut Account, count: usize, out: &mut Vec<BlockId>) -> Result<()> {
-        let mut state = self.lock();
-        let promised = count.min(account.promise());
-        self.check_available(&state, count - promised)?;
-        for _ in 0..count {
-            // What was freed last is warm in the caches.
-            let id = state.free.pop().unwrap_or_else(|| {
-                state.fresh += 1;
-                (state.fresh - 1) as BlockId
-            });
-            out.push(id);
-        }
-        state.used += count;
-        state.promised -= promised;
-        account.held += count;
-        Ok(())
-    }
-
-    /// Gives blocks back.
-    pub(crate) fn give_back(&self, account: &mut Account, blocks: &[BlockId]) {
-        let mut state = self.lock();
-        let before = account.promise();
-        account.held -= blocks.len();
-        state.promised = state.promised - before + account.promise();
-        state.used -= blocks.len();
-        state.free.extend_from_slice(blocks);
+    /// Gives blocks back, each with how it was held.
+    pub(crate) fn let_go(&self, account: &mut Account, blocks: &[(BlockId, Held)]) {
+        let blocks = blocks.iter().map(|&(id, held)| (id, held != Held::Reader));
+        self.lock().let_go(account, blocks);
     }
 
     /// Where a block begins.
@@ -168,19 +200,8 @@ impl BlockPool {
         unsafe { self.base.add(id as usize * self.block_bytes) }
     }
 
-    fn check_available(&self, state: &State, blocks: usize) -> Result<()> {
-        let available = self.blocks - state.used - state.promised;
-        if blocks > available {
-            return Err(Error::Budget {
-                needed: blocks * self.block_bytes,
-                available: available * self.block_bytes,
-            });
-        }
-        Ok(())
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Ledger> {
+        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -191,8 +212,8 @@ impl Drop for BlockPool {
     }
 }
 
-// SAFETY: the pool hands out disjoint blocks; what is written to a block is the business of the one
-// cache that holds it. The pool's own state is behind a mutex.
+// SAFETY: the pool hands out disjoint blocks; a block is written by a cache that is alone with it, or
+// by `own` before anyone knows it. The pool's own state is behind a mutex.
 unsafe impl Send for BlockPool {}
 // SAFETY: as above.
 unsafe impl Sync for BlockPool {}
@@ -201,14 +222,18 @@ unsafe impl Sync for BlockPool {}
 mod tests {
     use super::*;
 
+    fn alone(ids: &[BlockId]) -> Vec<(BlockId, Held)> {
+        ids.iter().map(|&id| (id, Held::Alone)).collect()
+    }
+
     #[test]
     fn promises_are_kept_and_refused_exactly() {
         let pool = BlockPool::new(10 * 64 + 63, 64).unwrap();
         assert_eq!(pool.capacity(), 640);
         let (mut a, mut b, mut out) = (Account::default(), Account::default(), Vec::new());
-        pool.reserve(&mut a, 6).unwrap();
-        pool.take(&mut b, 4, &mut out).unwrap();
-        let refused = pool.take(&mut b, 1, &mut Vec::new()).unwrap_err();
+        pool.reserve(&mut a, 6, &[]).unwrap();
+        pool.take(&mut b, 4, &[], &mut out).unwrap();
+        let refused = pool.take(&mut b, 1, &[], &mut Vec::new()).unwrap_err();
         assert_eq!(
             refused,
             Error::Budget {
@@ -217,19 +242,19 @@ mod tests {
             }
         );
         let mut mine = Vec::new();
-        pool.take(&mut a, 6, &mut mine).unwrap();
+        pool.take(&mut a, 6, &[], &mut mine).unwrap();
         assert_eq!(pool.used(), 640);
-        pool.give_back(&mut a, &mine[..2]);
+        pool.let_go(&mut a, &alone(&mine[..2]));
         // Still promised to `a`.
-        assert!(pool.take(&mut b, 1, &mut Vec::new()).is_err());
-        pool.reserve(&mut a, 0).unwrap();
-        pool.take(&mut b, 2, &mut out).unwrap();
+        assert!(pool.take(&mut b, 1, &[], &mut Vec::new()).is_err());
+        pool.reserve(&mut a, 0, &[]).unwrap();
+        pool.take(&mut b, 2, &[], &mut out).unwrap();
         let mut ids = [&out[..], &mine[2..]].concat();
         ids.sort_unstable();
         ids.dedup();
         assert_eq!(ids.len(), 10, "no block is held twice");
-        pool.give_back(&mut a, &mine[2..]);
-        pool.give_back(&mut b, &out);
+        pool.let_go(&mut a, &alone(&mine[2..]));
+        pool.let_go(&mut b, &alone(&out));
         assert_eq!(pool.used(), 0);
     }
 }

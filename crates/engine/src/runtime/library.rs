@@ -1,6 +1,6 @@
 //! Finding and loading libonnxruntime, once per process.
 
-#![allow(unsafe_code)] // dladdr and getauxval
+#![allow(unsafe_code)] // dladdr, getauxval and setenv
 
 use std::ffi::{CStr, OsStr, c_void};
 use std::os::unix::ffi::OsStrExt;
@@ -18,6 +18,19 @@ pub const LIBRARY_VARIABLE: &str = "RRPC_ONNXRUNTIME";
 const FILE_NAMES: [&str; 2] = ["libonnxruntime.so", "libonnxruntime.so.1"];
 
 static LOADED: Mutex<Option<Loaded>> = Mutex::new(None);
+
+/// ONNX Runtime's official builds report to their maker from the moment that they are loaded, unless this
+/// variable is set before. A host that links a library did not ask for that. It is set before `main`, where
+/// no other thread reads the environment, and what the host has set stays.
+#[used]
+#[unsafe(link_section = ".init_array")]
+static NO_TELEMETRY: extern "C" fn() = {
+    extern "C" fn no_telemetry() {
+        // SAFETY: both strings end with a NUL; constructors run before `main`, or while `dlopen` loads us.
+        unsafe { libc::setenv(c"ORT_DISABLE_TELEMETRY".as_ptr(), c"1".as_ptr(), 0) };
+    }
+    no_telemetry
+};
 
 struct Loaded {
     path: PathBuf,

@@ -31,6 +31,37 @@ fn contents(sequence: &Sequence) -> Vec<(Vec<u32>, Vec<u32>, Vec<u32>)> {
     all
 }
 
+/// Two ways to the same bytes.
+#[test]
+fn a_view_shows_what_the_cache_holds() {
+    let mut random = Random::new(seed());
+    for model in ["golden/qwen2_p32-cached", "golden/qwen2_p32-portable"] {
+        let engine = tiny(|options| options.model = reasoning_rpc_test_support::model(model));
+        let mut sequence = start(&engine, rpc(32, 8, 4, Aggregation::KvHead), &[]);
+        assert!(super::contents(&sequence).iter().all(|head| head.2.is_empty()));
+        sequence.append_tokens(&prompt(&mut random, 27)).unwrap();
+        write(&engine, &mut sequence, 60);
+        let bits = |bytes: &[u8]| -> Vec<u32> {
+            let words = bytes.chunks_exact(4);
+            words
+                .map(|word| u32::from_ne_bytes(word.try_into().unwrap()))
+                .collect()
+        };
+        let viewed: Vec<_> = super::contents(&sequence)
+            .iter()
+            .map(|(keys, values, positions)| (bits(keys), bits(values), positions.clone()))
+            .collect();
+        assert_eq!(viewed, contents(&sequence));
+        for (layer, kv_head, words) in [
+            (3, 0, "layer: expected 0 to 2, found 3"),
+            (0, 2, "KV head: expected 0 to 1, found 2"),
+        ] {
+            let error = sequence.cache_view(layer, kv_head).unwrap_err().to_string();
+            assert!(error.contains(words), "{error}");
+        }
+    }
+}
+
 #[test]
 fn prefill_in_chunks_of_any_size_gives_the_same_cache() {
     let mut random = Random::new(seed());

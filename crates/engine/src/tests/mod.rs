@@ -1,6 +1,10 @@
 //! Tests that look into caches and steps. What a user can see is tested from outside, in ../tests.
 
+#![allow(unsafe_code)] // views are pointers
+
 mod caches;
+mod forks;
+mod rewinds;
 mod steps;
 
 use std::sync::Arc;
@@ -65,6 +69,45 @@ fn write(engine: &Engine, sequence: &mut Sequence, count: usize) -> Vec<u32> {
         .collect()
 }
 
+/// Keys, values and positions of every layer and KV head, byte for byte, through the view.
+fn contents(sequence: &Sequence) -> Vec<(Vec<u8>, Vec<u8>, Vec<u32>)> {
+    let shape = *sequence.cache.as_ref().unwrap().shape();
+    let mut all = Vec::new();
+    for (layer, kv_head) in (0..shape.layers).flat_map(|l| (0..shape.kv_heads).map(move |h| (l, h))) {
+        let view = sequence.cache_view(layer, kv_head).unwrap();
+        let (mut keys, mut values, mut positions) = (Vec::new(), Vec::new(), Vec::new());
+        for entry in 0..view.len {
+            let block = view.blocks[entry / view.block_entries] as usize * view.block_stride;
+            let at = block + entry % view.block_entries * view.entry_stride;
+            // SAFETY: the view of a valid entry, while the sequence is borrowed.
+            unsafe {
+                keys.extend(std::slice::from_raw_parts(view.keys.add(at), view.entry_stride));
+                values.extend(std::slice::from_raw_parts(view.values.add(at), view.entry_stride));
+                let position = view.positions.byte_add(block).add(entry % view.block_entries);
+                positions.push(position.read());
+            }
+        }
+        all.push((keys, values, positions));
+    }
+    all
+}
+
+/// Tokens and the log of compressions: what two runs of one text must agree on.
+fn outcome(sequence: &Sequence) -> (Vec<u32>, Vec<crate::CompressionRecord>) {
+    (sequence.tokens().to_vec(), sequence.compressions().to_vec())
+}
+
+fn logits(sequence: &Sequence) -> Vec<u32> {
+    let logits = sequence.logits().unwrap();
+    logits.iter().map(|x| x.to_bits()).collect()
+}
+
 fn prompt(random: &mut Random, len: usize) -> Vec<u32> {
     (0..len).map(|_| random.below(96) as u32).collect()
+}
+
+/// 1 to `most` tokens.
+fn prompt_up_to(random: &mut Random, most: usize) -> Vec<u32> {
+    let len = 1 + random.below(most);
+    prompt(random, len)
 }

@@ -93,10 +93,9 @@ impl Policy for Broken {
         self.inner.peak_generated(generated)
     }
 
-    fn plan(&self, _: &LayerView<'_>, plan: &mut LayerPlan) -> Result<(), PlanError> {
+    fn plan(&self, _: &LayerView<'_>, plan: &mut LayerPlan<'_>) -> Result<(), PlanError> {
         assert!(!self.panics, "on purpose");
-        plan.push_set(&[0, 1_000_000]);
-        Ok(())
+        plan.push_set(&[0, 1_000_000])
     }
 }
 

@@ -1,0 +1,359 @@
+//! What a compressor is made of: shapes, a policy, and where its memory lies.
+
+use std::ffi::{c_char, c_void};
+use std::ptr;
+use std::sync::Arc;
+
+use reasoning_rpc_compressor::{Merge, Options, Request, Select, Selection};
+use reasoning_rpc_engine::core::{Aggregation, Pooling, RpcOptions};
+
+use crate::args::{self, choice};
+use crate::error::{Failure, rrpc_error};
+use crate::guard::guard;
+use crate::kv::dtype;
+use crate::sequence::{
+    RRPC_AGGREGATION_KV_HEAD, RRPC_AGGREGATION_LAYER, RRPC_NUL_TERMINATED, RRPC_POLICY_NONE, RRPC_POLICY_RPC,
+    RRPC_POOLING_AVERAGE, RRPC_POOLING_MAX,
+};
+use crate::sized::{self, sized};
+
+/// The host's memory: tensors, workspaces and everything else lie in main memory.
+pub const RRPC_DEVICE_CPU: u32 = 0;
+
+/// bfloat16, 2 bytes. Keys, values and queries of a compressor; not an engine's cache.
+pub const RRPC_DTYPE_BF16: u32 = 3;
+/// Signed bytes with one float scale for each entry and KV head: number = byte * scale. Keys and values
+/// of a compressor.
+pub const RRPC_DTYPE_I8: u32 = 4;
+
+/// A compressor asks the callback of its options what to keep, when RRPC_POLICY_RPC would choose.
+pub const RRPC_POLICY_CALLBACK: u32 = 2;
+
+/// The scale of attention: 1 / sqrt(head_dim).
+pub const RRPC_SCALE_DEFAULT: f32 = -1.0;
+
+/// One dropped entry that is merged into a kept one. This struct never grows.
+///
+/// All merges into one entry make, in float32 and rounded once to the tensor's type,
+/// key(into) = (1 - sum of key_weight) * key(into) + sum of key_weight * key(from); values alike, with
+/// value_weight. Entries are as they were before the compression.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct rrpc_merge {
+    /// The sequence's index in the batch.
+    pub sequence: u32,
+    /// The KV head whose entries are merged.
+    pub kv_head: u32,
+    /// The candidate that is dropped: 0 is the entry after the prompt.
+    pub from: u32,
+    /// The candidate that is kept and takes it in.
+    pub into: u32,
+    /// Finite.
+    pub key_weight: f32,
+    /// Finite.
+    pub value_weight: f32,
+}
+
+/// What a callback that selects is shown of one sequence and layer, and where it answers.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct rrpc_select_request {
+    /// The size of what the library passes; fields at and behind it are not there.
+    pub struct_size: usize,
+    /// The candidates' scores, `[kv_heads][candidates]`: what rrpc_compressor_score wrote and the host
+    /// may have changed; not pooled.
+    pub scores: *const f32,
+    /// Out: room for kv_heads * candidates indices of candidates. `sets` sets of `kept_count` each, one
+    /// after the other; within a set ascending, each once.
+    pub kept: *mut u32,
+    /// Out: room for `max_merges` of the compressor's options. Their `sequence` is this one; sorted by
+    /// kv_head, into, from, none twice.
+    pub merges: *mut rrpc_merge,
+    /// The layer.
+    pub layer: u32,
+    /// The sequence's index in the batch.
+    pub sequence: u32,
+    /// KV heads.
+    pub kv_heads: u32,
+    /// Candidates: entries behind the prompt and before the window. At least 1.
+    pub candidates: u32,
+    /// Compressions of the sequence before this one.
+    pub compressions: u32,
+    /// Out: 1, one set for all KV heads, or kv_heads, one set for each; the same for all sequences of the
+    /// batch. 1 before the call.
+    pub sets: u32,
+    /// Out: entries of each set, up to `candidates`. 0 before the call.
+    pub kept_count: u32,
+    /// Out: merges. 0 before the call.
+    pub merge_count: u32,
+}
+
+/// Selects what stays of one sequence in one layer. Called by rrpc_compressor_select and
+/// rrpc_compressor_compress, in the thread that called them, for each sequence of the batch that has
+/// candidates. Returns 0 to go on; anything else ends the call with CALLBACK, and nothing has been moved.
+///
+/// The request and its arrays are the library's and valid during the call. What it answers is checked.
+/// It may call the library, also with this compressor, but not with the workspace or the blocks at
+/// work. It must return: no exception and no longjmp may leave it.
+pub type rrpc_select_callback =
+    Option<unsafe extern "C-unwind" fn(request: *mut rrpc_select_request, user_data: *mut c_void) -> i32>;
+
+/// Options of rrpc_compressor_create, to be filled by rrpc_compressor_options_init.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct rrpc_compressor_options {
+    /// sizeof(rrpc_compressor_options), set by rrpc_compressor_options_init.
+    pub struct_size: usize,
+    /// Where tensors lie and the work is done. RRPC_DEVICE_CPU, which is the default.
+    pub device: u32,
+    /// Which of the devices of that kind. 0, which is the default.
+    pub device_index: u32,
+    /// Query heads, a multiple of `kv_heads`. Must be set: the default 0 is refused.
+    pub heads: u32,
+    /// KV heads. Must be set.
+    pub kv_heads: u32,
+    /// Elements of one head's key, value or query: a multiple of 8 up to 256. Must be set.
+    pub head_dim: u32,
+    /// Type of keys and values: RRPC_DTYPE_F32, RRPC_DTYPE_F16, RRPC_DTYPE_BF16 or RRPC_DTYPE_I8. Default
+    /// RRPC_DTYPE_F16.
+    pub dtype: u32,
+    /// What products of queries and keys are multiplied by before the softmax: above 0 and finite. Default
+    /// RRPC_SCALE_DEFAULT.
+    pub scale: f32,
+    /// RRPC_POLICY_RPC or RRPC_POLICY_CALLBACK; RRPC_POLICY_NONE is never due and keeps everything. The
+    /// next six fields are those of rrpc_sequence_options, with the same defaults; RRPC_POLICY_CALLBACK
+    /// reads `interval`, `window` and `ratio`. Default RRPC_POLICY_RPC.
+    pub policy: u32,
+    /// Generated tokens between two compressions (P), a multiple of `ratio`. Default 4096.
+    pub interval: u32,
+    /// The newest entries, which score the others and always stay (R): 1 or more, less than
+    /// `interval`. Default 32.
+    pub window: u32,
+    /// One of so many entries stays (c), 1 or more. Default 4.
+    pub ratio: u32,
+    /// One of RRPC_AGGREGATION_. Default RRPC_AGGREGATION_LAYER.
+    pub aggregation: u32,
+    /// One of RRPC_POOLING_. Default RRPC_POOLING_AVERAGE.
+    pub pooling: u32,
+    /// Width of the pooling, in scores: odd, 1 (none) to 65535. Default 7.
+    pub kernel: u32,
+    /// The most merges of one sequence that a callback or a plan may ask for. Default 0.
+    pub max_merges: u32,
+    /// Layers that rrpc_compressor_record keeps windows of. Default 0.
+    pub recorded_layers: u32,
+    /// Slots that rrpc_compressor_record keeps windows of. It takes
+    /// recorded_layers * recorded_sequences * window * heads * head_dim floats. Default 0.
+    pub recorded_sequences: u32,
+    /// 0.
+    pub reserved: u32,
+    /// RRPC_POLICY_CALLBACK: what selects. Default NULL.
+    pub select: rrpc_select_callback,
+    /// Passed to `select`; must live as long as the compressor. Default NULL.
+    pub user_data: *mut c_void,
+}
+
+sized!(rrpc_compressor_options {
+    struct_size,
+    device,
+    device_index,
+    heads,
+    kv_heads,
+    head_dim,
+    dtype,
+    scale,
+    policy,
+    interval,
+    window,
+    ratio,
+    aggregation,
+    pooling,
+    kernel,
+    max_merges,
+    recorded_layers,
+    recorded_sequences,
+    reserved,
+    select,
+    user_data,
+});
+
+fn defaults() -> rrpc_compressor_options {
+    let rpc = RpcOptions::default();
+    rrpc_compressor_options {
+        struct_size: size_of::<rrpc_compressor_options>(),
+        device: RRPC_DEVICE_CPU,
+        device_index: 0,
+        heads: 0,
+        kv_heads: 0,
+        head_dim: 0,
+        dtype: crate::engine::RRPC_DTYPE_F16,
+        scale: RRPC_SCALE_DEFAULT,
+        policy: RRPC_POLICY_RPC,
+        interval: rpc.interval as u32,
+        window: rpc.window as u32,
+        ratio: rpc.ratio as u32,
+        aggregation: RRPC_AGGREGATION_LAYER,
+        pooling: RRPC_POOLING_AVERAGE,
+        kernel: rpc.kernel as u32,
+        max_merges: 0,
+        recorded_layers: 0,
+        recorded_sequences: 0,
+        reserved: 0,
+        select: None,
+        user_data: ptr::null_mut(),
+    }
+}
+
+/// A callback as a policy.
+struct Callback {
+    select: unsafe extern "C-unwind" fn(*mut rrpc_select_request, *mut c_void) -> i32,
+    user_data: *mut c_void,
+}
+
+// SAFETY: the function and its data are the host's, which calls from several threads only if they may be
+// used so: the documentation of rrpc_select_callback says in which thread it is called.
+unsafe impl Send for Callback {}
+// SAFETY: as above.
+unsafe impl Sync for Callback {}
+
+impl Select for Callback {
+    fn select(&self, request: &mut Request<'_>) -> Result<(), String> {
+        let mut seen = rrpc_select_request {
+            struct_size: size_of::<rrpc_select_request>(),
+            scores: request.scores.as_ptr(),
+            kept: request.kept.as_mut_ptr(),
+            merges: request.merges.as_mut_ptr().cast(),
+            layer: request.layer,
+            sequence: request.sequence,
+            kv_heads: request.kv_heads,
+            candidates: request.candidates,
+            compressions: request.compressions,
+            sets: request.sets,
+            kept_count: request.kept_count,
+            merge_count: request.merge_count,
+        };
+        // SAFETY: the host's function, on a struct and arrays that live during the call; the arrays have
+        // room for what the struct's documentation says, and every pattern of bits is a valid number.
+        let found = unsafe { (self.select)(&raw mut seen, self.user_data) };
+        if found != 0 {
+            return Err(format!("select: expected 0, found {found} from the callback"));
+        }
+        request.sets = seen.sets;
+        request.kept_count = seen.kept_count;
+        request.merge_count = seen.merge_count;
+        Ok(())
+    }
+}
+
+// The library's own structs are what C sees.
+const _: () = {
+    assert!(size_of::<rrpc_merge>() == size_of::<Merge>() && align_of::<rrpc_merge>() == align_of::<Merge>());
+    assert!(std::mem::offset_of!(rrpc_merge, into) == std::mem::offset_of!(Merge, into));
+    assert!(std::mem::offset_of!(rrpc_merge, value_weight) == std::mem::offset_of!(Merge, value_weight));
+};
+
+/// # Safety
+/// `options` is NULL or valid for its struct_size.
+pub(crate) unsafe fn convert(options: *const rrpc_compressor_options) -> Result<Options, Failure> {
+    // SAFETY: the caller's promise.
+    let given = unsafe { sized::read("options", options, defaults()) }?;
+    choice("options.device", given.device, &[(RRPC_DEVICE_CPU, ())])?;
+    args::zero("options.device_index", given.device_index)?;
+    args::zero("options.reserved", given.reserved)?;
+    let selection = match given.policy {
+        RRPC_POLICY_NONE => Selection::None,
+        RRPC_POLICY_RPC => Selection::Rpc,
+        RRPC_POLICY_CALLBACK => Selection::Callback(Arc::new(Callback {
+            select: given.select.ok_or_else(|| Failure::null("options.select"))?,
+            user_data: given.user_data,
+        })),
+        other => {
+            return Err(Failure::argument(format!(
+                "options.policy: expected one of 0, 1, 2, found {other}"
+            )));
+        }
+    };
+    Ok(Options {
+        heads: given.heads as usize,
+        kv_heads: given.kv_heads as usize,
+        head_dim: given.head_dim as usize,
+        dtype: dtype("options.dtype", given.dtype, false)?,
+        // The exact number is the name of the default.
+        scale: (given.scale != RRPC_SCALE_DEFAULT).then_some(given.scale),
+        selection,
+        rpc: RpcOptions {
+            interval: given.interval as usize,
+            window: given.window as usize,
+            ratio: given.ratio as usize,
+            aggregation: choice(
+                "options.aggregation",
+                given.aggregation,
+                &[
+                    (RRPC_AGGREGATION_LAYER, Aggregation::Layer),
+                    (RRPC_AGGREGATION_KV_HEAD, Aggregation::KvHead),
+                ],
+            )?,
+            pooling: choice(
+                "options.pooling",
+                given.pooling,
+                &[
+                    (RRPC_POOLING_AVERAGE, Pooling::Average),
+                    (RRPC_POOLING_MAX, Pooling::Max),
+                ],
+            )?,
+            kernel: given.kernel as usize,
+        },
+        max_merges: given.max_merges as usize,
+        recorded_layers: given.recorded_layers as usize,
+        recorded_sequences: given.recorded_sequences as usize,
+    })
+}
+
+/// The policy that a name selects: "none", "rpc" or "callback". `name` is NUL-terminated.
+///
+/// # Safety
+/// `name` is NULL or NUL-terminated; `policy` is NULL or valid.
+///
+/// Ownership: nothing changes hands.
+/// Threads: any.
+/// Errors: NULL_POINTER; INVALID_ARGUMENT for another name.
+/// Since: 0.1
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn rrpc_policy_from_name(name: *const c_char, policy: *mut u32) -> *mut rrpc_error {
+    guard(|| {
+        // SAFETY: the caller's promise.
+        let name = unsafe { args::text("name", name, RRPC_NUL_TERMINATED) }?;
+        let found = match name {
+            "none" => RRPC_POLICY_NONE,
+            "rpc" => RRPC_POLICY_RPC,
+            "callback" => RRPC_POLICY_CALLBACK,
+            _ => {
+                return Err(Failure::argument(format!(
+                    "name: expected \"none\", \"rpc\" or \"callback\", found {name:?}"
+                )));
+            }
+        };
+        // SAFETY: the caller's promise.
+        unsafe { args::set("policy", policy, found) }
+    })
+}
+
+/// Fills `options` with the defaults. `size` is sizeof(rrpc_compressor_options). `heads`, `kv_heads` and
+/// `head_dim` are 0 then, and have to be set.
+///
+/// # Safety
+/// `options` is NULL or points to `size` writable bytes.
+///
+/// Ownership: the struct is the caller's.
+/// Threads: any.
+/// Errors: NULL_POINTER; INVALID_ARGUMENT for a size that is none.
+/// Since: 0.1
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn rrpc_compressor_options_init(
+    options: *mut rrpc_compressor_options,
+    size: usize,
+) -> *mut rrpc_error {
+    // SAFETY: the caller's promise.
+    guard(|| unsafe { sized::init("options", options, size, &defaults()) })
+}

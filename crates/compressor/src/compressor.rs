@@ -1,0 +1,151 @@
+//! The compressor itself: its options, its sizes, and the three steps at once.
+
+use reasoning_rpc_core::{Rpc, Schedule};
+use reasoning_rpc_cpu::Simd;
+
+use crate::batch::Batched;
+use crate::error::{Error, Result, refuse};
+use crate::rings::Rings;
+use crate::types::{Batch, Dtype, Layer, Options, Plan, Selection, Sizes, Window, Workspace};
+use crate::workspace::{Needs, divide};
+
+/// Heads that a compressor takes at most.
+const MAX_HEADS: usize = 65_536;
+
+/// Compresses caches of one shape with one selection.
+pub struct Compressor {
+    pub(crate) heads: usize,
+    pub(crate) kv_heads: usize,
+    pub(crate) head_dim: usize,
+    pub(crate) dtype: Dtype,
+    pub(crate) scale: f32,
+    pub(crate) selection: Selection,
+    pub(crate) rpc: Rpc,
+    /// Kept sets of a sequence, where the selection is this crate's.
+    pub(crate) per_head: bool,
+    pub(crate) max_merges: usize,
+    pub(crate) simd: Simd,
+    pub(crate) rings: Rings,
+    schedule: Schedule,
+}
+
+impl Compressor {
+    /// Checks the options and makes the rings.
+    ///
+    /// # Errors
+    /// An option cannot be, or the rings do not fit in memory.
+    pub fn new(options: &Options) -> Result<Self> {
+        let (heads, kv_heads, head_dim) = (options.heads, options.kv_heads, options.head_dim);
+        if kv_heads == 0 || kv_heads > MAX_HEADS {
+            return refuse("kv_heads", format_args!("1 to {MAX_HEADS}"), kv_heads);
+        }
+        if heads == 0 || heads > MAX_HEADS || !heads.is_multiple_of(kv_heads) {
+            let expected = format_args!("a multiple of kv_heads ({kv_heads}) up to {MAX_HEADS}");
+            return refuse("heads", expected, heads);
+        }
+        if head_dim == 0 || head_dim > reasoning_rpc_cpu::MAX_HEAD_DIM || !head_dim.is_multiple_of(8) {
+            let most = reasoning_rpc_cpu::MAX_HEAD_DIM;
+            return refuse(
+                "head_dim",
+                format_args!("a multiple of 8 from 8 to {most}"),
+                head_dim,
+            );
+        }
+        let scale = options.scale.unwrap_or(1.0 / (head_dim as f32).sqrt());
+        if !scale.is_finite() || scale <= 0.0 {
+            return refuse("scale", "a finite number above 0", scale);
+        }
+        let mut rpc = options.rpc;
+        if !matches!(options.selection, Selection::Rpc) {
+            // Not looked at.
+            rpc.kernel = 1;
+        }
+        let rpc = Rpc::new(rpc)?;
+        let schedule = *rpc.schedule();
+        let simd = Simd::from_env().map_err(|error| Error::Argument(error.to_string()))?;
+        let floats = schedule.window().checked_mul(heads * head_dim);
+        Ok(Self {
+            heads,
+            kv_heads,
+            head_dim,
+            dtype: options.dtype,
+            scale,
+            selection: options.selection.clone(),
+            rpc,
+            per_head: options.rpc.aggregation == reasoning_rpc_core::Aggregation::KvHead,
+            max_merges: options.max_merges,
+            simd,
+            rings: Rings::new(options.recorded_layers, options.recorded_sequences, floats)?,
+            schedule,
+        })
+    }
+
+    /// Whether a sequence of which `generated` generated entries were written, dropped ones included, and
+    /// that was compressed `compressions` times is to be compressed now.
+    pub fn due(&self, generated: u64, compressions: u64) -> bool {
+        let (interval, window) = (self.schedule.interval() as u64, self.window() as u64);
+        let at = compressions
+            .saturating_add(1)
+            .saturating_mul(interval)
+            .saturating_add(window);
+        !matches!(self.selection, Selection::None) && generated >= at
+    }
+
+    /// What calls with a batch need. Reads no block table.
+    ///
+    /// # Errors
+    /// The batch cannot be, or no memory is large enough.
+    pub fn sizes(&self, batch: &Batch<'_>) -> Result<Sizes> {
+        let batch = Batched::new(batch, self.window())?;
+        let sizes = Sizes {
+            workspace_bytes: Needs::of(self, &batch).bytes(),
+            score_count: batch.score_count(self.kv_heads),
+        };
+        if sizes.workspace_bytes > isize::MAX as usize {
+            return refuse("batch", "sizes within the address space", "larger ones");
+        }
+        Ok(sizes)
+    }
+
+    /// [`score`](Self::score), [`select`](Self::select) and [`apply`](Self::apply) in one; returns what was done.
+    ///
+    /// # Errors
+    /// Those of the three; nothing was written then.
+    ///
+    /// # Safety
+    /// Those of the three.
+    pub unsafe fn compress<'w>(
+        &self,
+        layer: &Layer,
+        batch: &Batch<'_>,
+        window: &Window<'_>,
+        workspace: Workspace,
+    ) -> Result<Plan<'w>> {
+        let batch = Batched::new(batch, self.window())?;
+        let needs = Needs::of(self, &batch);
+        // SAFETY: the caller's contract.
+        let (region, mut scratch) = unsafe { divide(workspace, &needs)? };
+        let scores = scratch.filled(batch.score_count(self.kv_heads), 0.0)?;
+        // SAFETY: the caller's contract.
+        unsafe {
+            self.score_in(layer, &batch, window, scores, &mut scratch.stage())?;
+            let plan = self.select_in(layer.layer, &batch, scores, region, &mut scratch.stage())?;
+            self.apply_in(layer, &batch, &plan, &mut scratch.stage())?;
+            Ok(plan)
+        }
+    }
+
+    /// R.
+    pub(crate) fn window(&self) -> usize {
+        self.schedule.window()
+    }
+
+    pub(crate) fn group(&self) -> usize {
+        self.heads / self.kv_heads
+    }
+
+    /// Queries that score the candidates of one KV head.
+    pub(crate) fn window_queries(&self) -> usize {
+        self.group().saturating_mul(self.window())
+    }
+}

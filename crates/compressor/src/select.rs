@@ -1,0 +1,226 @@
+//! What stays.
+
+use reasoning_rpc_core::{LayerPlan, LayerView, Policy};
+
+use crate::batch::{Batched, Sequence};
+use crate::compressor::Compressor;
+use crate::error::{Error, Result, refuse};
+use crate::plan::{Effect, blocks, effects};
+use crate::types::{Batch, BlockCopy, Merge, Plan, Request, Select, Selection, Workspace};
+use crate::workspace::{Carver, Needs, Region, divide};
+
+/// What was chosen for one sequence.
+struct Choice {
+    sets: u32,
+    count: u32,
+    merges: usize,
+}
+
+impl Compressor {
+    /// Chooses what stays of every sequence in one layer by scores as [`score`](Self::score) writes them. The plan
+    /// lies in the workspace, until it is used for another `select` or [`compress`](Self::compress).
+    ///
+    /// # Errors
+    /// A batch that cannot be, scores that do not fit it or are NaN, an answer of a callback that cannot be,
+    /// too few spare blocks, too small a workspace.
+    ///
+    /// # Safety
+    /// The ids in the block table are readable and not written meanwhile. The workspace is not used by
+    /// anyone else, for `'w` up to the next use of it for a plan.
+    pub unsafe fn select<'w>(
+        &self,
+        layer: u32,
+        batch: &Batch<'_>,
+        scores: &[f32],
+        workspace: Workspace,
+    ) -> Result<Plan<'w>> {
+        let batch = Batched::new(batch, self.window())?;
+        let needs = Needs::of(self, &batch);
+        // SAFETY: the caller's contract.
+        unsafe {
+            let (region, mut scratch) = divide(workspace, &needs)?;
+            self.select_in(layer, &batch, scores, region, &mut scratch)
+        }
+    }
+
+    /// # Safety
+    /// As [`select`](Self::select).
+    pub(crate) unsafe fn select_in<'w>(
+        &self,
+        layer: u32,
+        batch: &Batched<'_>,
+        scores: &[f32],
+        region: Region,
+        scratch: &mut Carver<'_>,
+    ) -> Result<Plan<'w>> {
+        let expected = batch.score_count(self.kv_heads);
+        if scores.len() != expected {
+            return refuse("scores", expected, scores.len());
+        }
+        if let Some(index) = scores.iter().position(|score| score.is_nan()) {
+            return refuse("scores", "numbers", format_args!("NaN at {index}"));
+        }
+        // SAFETY: the caller's contract.
+        let (blocks, mut memory) = unsafe { (blocks(batch, scratch)?, region.carver::<'w>()) };
+        let most = batch.sequences().map(|sequence| sequence.candidates).max();
+        let all_blocks: usize = match batch.is_paged() {
+            true => batch
+                .sequences()
+                .map(|sequence| batch.blocks(sequence.length))
+                .sum(),
+            false => 0,
+        };
+        let kept_counts = memory.filled(batch.len(), 0u32)?;
+        let kept = memory.filled(expected, 0u32)?;
+        let new_lengths = memory.filled(batch.len(), 0i32)?;
+        let copies = memory.filled(all_blocks, BlockCopy::default())?;
+        let freed = memory.filled(all_blocks, 0i32)?;
+        let merges = memory.filled(self.max_merges.saturating_mul(batch.len()), Merge::default())?;
+
+        let candidates = scratch.filled(self.kv_heads, 0usize)?;
+        let ends = scratch.filled(self.kv_heads, 0usize)?;
+        let floats = scratch.filled(LayerPlan::scratch_floats(most.unwrap_or(0)), 0.0)?;
+        let (mut used, mut merged, mut sets, mut rest) = (0, 0, None, scores);
+        for sequence in batch.sequences() {
+            let (own, tail) = rest.split_at(self.kv_heads * sequence.candidates);
+            rest = tail;
+            let room = &mut kept[used..used + own.len()];
+            let merge_room = &mut merges[merged..merged + self.max_merges];
+            let choice = if sequence.candidates == 0 {
+                None
+            } else {
+                Some(match &self.selection {
+                    Selection::None => keep_all(room, sequence.candidates),
+                    Selection::Rpc => {
+                        candidates.fill(sequence.candidates);
+                        let view = LayerView {
+                            layer: layer as usize,
+                            done: sequence.done,
+                            candidates,
+                            scores: own,
+                        };
+                        let mut plan = LayerPlan::over(room, ends, floats);
+                        self.rpc.plan(&view, &mut plan)?;
+                        Choice {
+                            sets: plan.sets() as u32,
+                            count: plan.set(0).len() as u32,
+                            merges: 0,
+                        }
+                    }
+                    Selection::Callback(select) => {
+                        self.ask(&**select, layer, &sequence, own, room, merge_room)?
+                    }
+                })
+            };
+            let mut count = 0;
+            if let Some(choice) = choice {
+                let before = *sets.get_or_insert(choice.sets);
+                if before != choice.sets {
+                    let what = format_args!("sets of sequence {}", sequence.index);
+                    return refuse(what, format_args!("{before}, as before it"), choice.sets);
+                }
+                count = choice.count;
+                used += choice.sets as usize * count as usize;
+                merged += choice.merges;
+            }
+            kept_counts[sequence.index] = count;
+            let new_length = sequence.length - sequence.candidates + count as usize;
+            new_lengths[sequence.index] = new_length as i32;
+        }
+        let (mut copied, mut dropped) = (0, 0);
+        // SAFETY: the caller's contract.
+        unsafe {
+            effects(batch, &blocks, new_lengths, |effect| {
+                match effect {
+                    Effect::Copy(copy) => {
+                        copies[copied] = copy;
+                        copied += 1;
+                    }
+                    Effect::Free(block) => {
+                        freed[dropped] = block;
+                        dropped += 1;
+                    }
+                }
+                Ok(())
+            })?;
+        }
+        let default_sets = match self.selection {
+            Selection::Rpc if self.per_head => self.kv_heads as u32,
+            _ => 1,
+        };
+        let plan = Plan {
+            kept_counts,
+            kept: &kept[..used],
+            new_lengths,
+            copies: &copies[..copied],
+            freed_blocks: &freed[..dropped],
+            merges: &merges[..merged],
+            sets: sets.unwrap_or(default_sets),
+        };
+        self.check(&plan, batch)?;
+        Ok(plan)
+    }
+
+    /// Asks the caller's selection and checks what has to be before its answer is looked at.
+    fn ask(
+        &self,
+        select: &dyn Select,
+        layer: u32,
+        sequence: &Sequence,
+        scores: &[f32],
+        kept: &mut [u32],
+        merges: &mut [Merge],
+    ) -> Result<Choice> {
+        let mut request = Request {
+            layer,
+            sequence: sequence.index as u32,
+            kv_heads: self.kv_heads as u32,
+            candidates: sequence.candidates as u32,
+            compressions: sequence.done as u32,
+            scores,
+            kept,
+            merges,
+            sets: 1,
+            kept_count: 0,
+            merge_count: 0,
+        };
+        select.select(&mut request).map_err(Error::Callback)?;
+        let (sets, count, merges) = (request.sets, request.kept_count, request.merge_count as usize);
+        let of = sequence.index;
+        if sets != 1 && sets as usize != self.kv_heads {
+            return refuse(
+                format_args!("sets of sequence {of}"),
+                format_args!("1 or {}", self.kv_heads),
+                sets,
+            );
+        }
+        if count as usize > sequence.candidates {
+            let most = sequence.candidates;
+            return refuse(
+                format_args!("kept_count of sequence {of}"),
+                format_args!("at most {most}"),
+                count,
+            );
+        }
+        if merges > self.max_merges {
+            let most = self.max_merges;
+            return refuse(
+                format_args!("merge_count of sequence {of}"),
+                format_args!("at most {most}"),
+                merges,
+            );
+        }
+        Ok(Choice { sets, count, merges })
+    }
+}
+
+fn keep_all(room: &mut [u32], candidates: usize) -> Choice {
+    room.iter_mut()
+        .zip(0..candidates as u32)
+        .for_each(|(slot, index)| *slot = index);
+    Choice {
+        sets: 1,
+        count: candidates as u32,
+        merges: 0,
+    }
+}
