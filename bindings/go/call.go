@@ -184,7 +184,8 @@ func (c *call) lent(e Elements) unsafe.Pointer {
 func (c *call) lendPlan(plan *Plan) (*C.rrpc_plan, error) {
 	sequences := len(c.given.Lengths)
 	if len(plan.KeptCounts) != sequences || len(plan.NewLengths) != sequences {
-		return nil, invalid("the batch has %d sequences, KeptCounts %d, NewLengths %d", sequences, len(plan.KeptCounts), len(plan.NewLengths))
+		return nil, invalid("the batch has %d sequences, KeptCounts %d, NewLengths %d",
+			sequences, len(plan.KeptCounts), len(plan.NewLengths))
 	}
 	if plan.Sets < 0 || plan.Sets > math.MaxUint32 {
 		return nil, invalid("Sets cannot be %d", plan.Sets)

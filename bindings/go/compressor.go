@@ -130,8 +130,10 @@ func NewCompressor(options ...func(*CompressorOptions)) (*Compressor, error) {
 	for _, change := range options {
 		change(&chosen)
 	}
-	if lowest := min(chosen.Heads, chosen.KVHeads, chosen.HeadDim); lowest < 1 || max(chosen.Heads, chosen.KVHeads, chosen.HeadDim) > math.MaxUint32 {
-		return nil, invalid("Heads, KVHeads and HeadDim must be set to 1 or more, found %d, %d and %d", chosen.Heads, chosen.KVHeads, chosen.HeadDim)
+	if min(chosen.Heads, chosen.KVHeads, chosen.HeadDim) < 1 ||
+		max(chosen.Heads, chosen.KVHeads, chosen.HeadDim) > math.MaxUint32 {
+		return nil, invalid("Heads, KVHeads and HeadDim must be set to 1 or more, found %d, %d and %d",
+			chosen.Heads, chosen.KVHeads, chosen.HeadDim)
 	}
 	if chosen.Policy == PolicyCallback && chosen.Select == nil {
 		return nil, invalid("PolicyCallback needs a Select function")

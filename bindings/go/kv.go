@@ -152,7 +152,12 @@ func (b *Batch) check() error {
 	for _, count := range []struct {
 		name  string
 		value int
-	}{{"RowCount", b.RowCount}, {"BlockEntries", b.BlockEntries}, {"BlockCount", b.BlockCount}, {"BlockTableStride", b.BlockTableStride}} {
+	}{
+		{"RowCount", b.RowCount},
+		{"BlockEntries", b.BlockEntries},
+		{"BlockCount", b.BlockCount},
+		{"BlockTableStride", b.BlockTableStride},
+	} {
 		if count.value < 0 || uint64(count.value) > 1<<32-1 {
 			return invalid("%s cannot be %d", count.name, count.value)
 		}
@@ -170,7 +175,8 @@ func (b *Batch) check() error {
 		}
 		blocks := (int(length) + b.BlockEntries - 1) / b.BlockEntries
 		if blocks > 0 && row*b.BlockTableStride+blocks > len(b.BlockTable) {
-			return invalid("BlockTable: sequence %d needs %d blocks behind item %d, there are %d items", sequence, blocks, row*b.BlockTableStride, len(b.BlockTable))
+			return invalid("BlockTable: sequence %d needs %d blocks behind item %d, there are %d items",
+				sequence, blocks, row*b.BlockTableStride, len(b.BlockTable))
 		}
 	}
 	return nil
