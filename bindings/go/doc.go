@@ -68,8 +68,7 @@
 //
 // # Watching it
 //
-// [Engine.Metrics] and [Engine.WriteMetrics] give the figures of an engine. The library is silent, unless
-// [SetLogger] gives it a logger.
+// [Engine.Metrics] and [Engine.WriteMetrics] give the figures of an engine.
 package reasoningrpc
 
 // #cgo pkg-config: reasoning_rpc

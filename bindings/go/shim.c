@@ -212,17 +212,6 @@ rrpc_error *go_engine_metrics_text(go_engine engine, char *out, size_t capacity,
     return rrpc_engine_metrics_text(ENGINE, out, capacity, count);
 }
 
-static void log_callback(uint32_t level, const char *message, size_t message_len, void *user_data)
-{
-    (void)user_data;
-    reasoning_rpc_go_log(level, (char *)message, message_len);
-}
-
-rrpc_error *go_set_log(uint32_t level)
-{
-    return rrpc_set_log(level, log_callback, NULL);
-}
-
 /* The call of Go's that this thread is making: callbacks come in the thread that makes the call. */
 static _Thread_local uintptr_t call_under_way;
 

@@ -59,9 +59,6 @@ rrpc_error *go_generate_stop(go_sequence sequence);
 rrpc_error *go_engine_get_metrics(go_engine engine, rrpc_metrics *metrics);
 rrpc_error *go_engine_metrics_text(go_engine engine, char *out, size_t capacity, size_t *count);
 
-/* Messages go to the Go function reasoning_rpc_go_log. */
-rrpc_error *go_set_log(uint32_t level);
-
 /* For RRPC_POLICY_CALLBACK the callback is set: it passes on the `call` of the call that it serves. */
 rrpc_error *go_compressor_create(rrpc_compressor_options *options, go_compressor *compressor);
 void go_compressor_free(go_compressor compressor);
