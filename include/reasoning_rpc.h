@@ -166,7 +166,7 @@ uint32_t rrpc_abi_version(void);
 #define RRPC_ERROR_INVALID_HANDLE 3
 /** Another call is using the sequence, or this one was made from its callback. */
 #define RRPC_ERROR_BUSY 4
-/** A buffer is too small; how much is needed was written to the count. */
+/** A buffer is too small; how much is needed was written to the count, or the message says it. */
 #define RRPC_ERROR_BUFFER_TOO_SMALL 5
 /** The model folder is missing, damaged, edited, or of another version. */
 #define RRPC_ERROR_MODEL 6
@@ -278,7 +278,10 @@ typedef struct rrpc_engine_options {
     uint64_t budget_bytes;
     /** Threads of a step, 1 to 1024. Default RRPC_THREADS_ONE_PER_CORE. */
     uint32_t threads;
-    /** Element type of the cache, one of RRPC_DTYPE_. Default RRPC_DTYPE_DEFAULT. */
+    /**
+     * Element type of the cache: RRPC_DTYPE_DEFAULT, RRPC_DTYPE_F32 or RRPC_DTYPE_F16. Default
+     * RRPC_DTYPE_DEFAULT.
+     */
     uint32_t cache_dtype;
     /** Entries (tokens) of one block of the cache, a multiple of 16 up to 65536. Default 64. */
     uint32_t block_entries;
@@ -655,11 +658,14 @@ typedef struct rrpc_generate_options {
 } rrpc_generate_options;
 
 /**
- * What rrpc_generate tells its callback. Fields that an event does not name are 0; `text` is never
+ * What rrpc_generate tells its callback, and rrpc_generate_next its caller. Fields that an event does not name are 0; `text` is never
  * NULL.
  */
 typedef struct rrpc_event {
-    /** The size of what the library passes; fields at and behind it are not there. */
+    /**
+     * The size of the struct: of what the library passes to a callback, where fields at and behind it are
+     * not there, or set by the caller of rrpc_generate_next.
+     */
     size_t struct_size;
     /**
      * TOKEN and END: text that became complete, UTF-8 and NUL-terminated: whole characters, and nothing
@@ -741,6 +747,50 @@ rrpc_error *rrpc_generate(rrpc_sequence *sequence,
                           rrpc_event_callback callback,
                           void *user_data,
                           rrpc_generate_result *result);
+
+/**
+ * Begins an answer whose events the caller pulls with rrpc_generate_next: what rrpc_generate writes, at
+ * the caller's pace. The cache of the whole answer is promised to the sequence. Until the answer has
+ * ended, calls with a pointer to this sequence that is not const give BUSY, but for
+ * rrpc_generate_next, rrpc_generate_stop and rrpc_sequence_free.
+ *
+ * Ownership: `options` and what it points to are read during the call only.
+ * Threads: any; one call at a time on a sequence.
+ * Errors: NULL_POINTER, INVALID_HANDLE, BUSY, POISONED; INVALID_ARGUMENT for an option or an empty
+ * sequence; TEXT for stop strings without a tokenizer; BUDGET if the cache of the answer does not fit
+ * the budget. No answer is under way then.
+ * Since: 0.1
+ */
+RRPC_NODISCARD
+rrpc_error *rrpc_generate_start(rrpc_sequence *sequence,
+                                const rrpc_generate_options *options);
+
+/**
+ * Runs the answer under way up to its next event, and fills `event`. RRPC_EVENT_END is the last one: the
+ * answer has ended then.
+ *
+ * Ownership: the struct is the caller's; its text is the sequence's and valid until the next call with a
+ * pointer to it that is not const.
+ * Threads: any; one call at a time on a sequence.
+ * Errors: NULL_POINTER, INVALID_HANDLE, BUSY, POISONED; INVALID_ARGUMENT for a struct_size that is none
+ * (the answer goes on) and if no answer is under way; RUNTIME, INTERNAL: the answer has ended.
+ * Since: 0.1
+ */
+RRPC_NODISCARD
+rrpc_error *rrpc_generate_next(rrpc_sequence *sequence,
+                               rrpc_event *event);
+
+/**
+ * Ends the answer under way before its next token; no event follows. Text that was held back, because it
+ * could have become a stop string, is not told. Does nothing if no answer is under way.
+ *
+ * Ownership: nothing changes hands.
+ * Threads: any; one call at a time on a sequence.
+ * Errors: NULL_POINTER, INVALID_HANDLE, BUSY, POISONED.
+ * Since: 0.1
+ */
+RRPC_NODISCARD
+rrpc_error *rrpc_generate_stop(rrpc_sequence *sequence);
 
 /*
  * ==== Step by step ====
@@ -1034,6 +1084,74 @@ rrpc_error *rrpc_sequence_compression_kept(const rrpc_sequence *sequence,
                                            size_t *count);
 
 /*
+ * ==== Saved sequences ====
+ *
+ * A saved sequence is read by engines of the same model and cache_dtype. It ends with a hash, which
+ * tells damage, not forgery; but no bytes make the library crash.
+ */
+
+/**
+ * Copies out all that a sequence is: its text, cache, policy, counters, window queries, sampler, logits
+ * and log. Its size is the state of the cache and some kilobytes; a size that was asked for is exact
+ * until the sequence changes.
+ *
+ * `count` gets the bytes. `out` may be NULL with a `capacity` of 0, to ask for their number only.
+ *
+ * Ownership: the buffer is the caller's.
+ * Threads: any; one call at a time on a sequence.
+ * Errors: NULL_POINTER, INVALID_HANDLE, BUSY, POISONED, BUFFER_TOO_SMALL.
+ * Since: 0.1
+ */
+RRPC_NODISCARD
+rrpc_error *rrpc_sequence_save(const rrpc_sequence *sequence,
+                               void *out,
+                               size_t capacity,
+                               size_t *count);
+
+/**
+ * Saves a sequence to a file, which rrpc_sequence_restore_file reads. It is written beside the path,
+ * flushed to the disk and renamed: a file of that name is whole or as it was.
+ *
+ * Ownership: `path` is read during the call only.
+ * Threads: any; one call at a time on a sequence.
+ * Errors: NULL_POINTER, INVALID_HANDLE, BUSY, POISONED; INVALID_ARGUMENT for an empty path; FILE.
+ * Since: 0.1
+ */
+RRPC_NODISCARD rrpc_error *rrpc_sequence_save_file(const rrpc_sequence *sequence, const char *path);
+
+/**
+ * Makes a sequence out of saved bytes. It continues with exactly the tokens and compressions of the
+ * original. The engine has the same model and cache_dtype as the original's; its block_entries, budget
+ * and threads may differ. Any bytes may be given: what is not a whole saved sequence is refused.
+ *
+ * Ownership: the sequence goes to `*sequence` (NULL after an error); the caller frees it with
+ * rrpc_sequence_free. `data` is read during the call only.
+ * Threads: any.
+ * Errors: NULL_POINTER, INVALID_HANDLE; STATE; BUDGET if the cache does not fit the budget.
+ * Since: 0.1
+ */
+RRPC_NODISCARD
+rrpc_error *rrpc_sequence_restore(const rrpc_engine *engine,
+                                  const void *data,
+                                  size_t len,
+                                  rrpc_sequence **sequence);
+
+/**
+ * As rrpc_sequence_restore, from a file.
+ *
+ * Ownership: the sequence goes to `*sequence` (NULL after an error); the caller frees it with
+ * rrpc_sequence_free. `path` is read during the call only.
+ * Threads: any.
+ * Errors: NULL_POINTER, INVALID_HANDLE; INVALID_ARGUMENT for an empty path; FILE; STATE; BUDGET if the
+ * cache does not fit the budget.
+ * Since: 0.1
+ */
+RRPC_NODISCARD
+rrpc_error *rrpc_sequence_restore_file(const rrpc_engine *engine,
+                                       const char *path,
+                                       rrpc_sequence **sequence);
+
+/*
  * ==== Figures and planning ====
  */
 
@@ -1097,6 +1215,79 @@ rrpc_error *rrpc_peak_cache_bytes(const rrpc_engine *engine,
                                   uint64_t new_tokens,
                                   uint64_t *entries,
                                   uint64_t *bytes);
+
+/*
+ * ==== Metrics ====
+ */
+
+/**
+ * Figures of an engine since it was opened, over all of its sequences. Each is exact; they are not all
+ * of one moment while steps run. Set struct_size before it is filled.
+ */
+typedef struct rrpc_metrics {
+    /** sizeof(rrpc_metrics), set by the caller. */
+    size_t struct_size;
+    /** Sequences that exist now. */
+    uint64_t sequences_alive;
+    /** Sequences made so far. */
+    uint64_t sequences_created;
+    /** Steps that the model has run. */
+    uint64_t steps;
+    /** Given tokens run. */
+    uint64_t prefill_tokens;
+    /** Generated tokens run. */
+    uint64_t decode_tokens;
+    /** Compressions of a sequence, all layers at once. */
+    uint64_t compressions;
+    /** Cache entries (one token of one KV head of one layer) that compressions dropped. */
+    uint64_t entries_dropped;
+    /** Requests for cache that did not fit the budget. */
+    uint64_t budget_refusals;
+    /** Steps that failed in the model. */
+    uint64_t failed_steps;
+    /** Seconds of the steps, compressions not included. */
+    double step_seconds;
+    /** Seconds of the compressions. */
+    double compaction_seconds;
+    /** Bytes of the budget, in whole blocks. */
+    uint64_t budget_bytes;
+    /** Bytes of it that caches hold now. */
+    uint64_t budget_used_bytes;
+    /** Bytes of it that are promised to sequences and not held yet. */
+    uint64_t budget_promised_bytes;
+    /** The most bytes that caches held at any moment. */
+    uint64_t budget_peak_bytes;
+} rrpc_metrics;
+
+/**
+ * Reads the figures of an engine.
+ *
+ * Ownership: the struct is the caller's.
+ * Threads: any; waits for no step.
+ * Errors: NULL_POINTER, INVALID_HANDLE; INVALID_ARGUMENT for a struct_size that is none.
+ * Since: 0.1
+ */
+RRPC_NODISCARD
+rrpc_error *rrpc_engine_get_metrics(const rrpc_engine *engine,
+                                    rrpc_metrics *metrics);
+
+/**
+ * Copies the figures of an engine out in the text format of Prometheus, version 0.0.4, with HELP and
+ * TYPE lines: UTF-8, not NUL-terminated. Names begin with reasoning_rpc_.
+ *
+ * `count` gets the bytes. `out` may be NULL with a `capacity` of 0, to ask for their number only; it can
+ * grow by some bytes until the text is copied.
+ *
+ * Ownership: the buffer is the caller's.
+ * Threads: any; waits for no step.
+ * Errors: NULL_POINTER, INVALID_HANDLE, BUFFER_TOO_SMALL.
+ * Since: 0.1
+ */
+RRPC_NODISCARD
+rrpc_error *rrpc_engine_metrics_text(const rrpc_engine *engine,
+                                     char *out,
+                                     size_t capacity,
+                                     size_t *count);
 
 /*
  * ==== Tokens and text ====
@@ -1196,7 +1387,8 @@ rrpc_error *rrpc_detokenize(const rrpc_engine *engine,
  *
  * All merges into one entry make, in float32 and rounded once to the tensor's type,
  * key(into) = (1 - sum of key_weight) * key(into) + sum of key_weight * key(from); values alike, with
- * value_weight. Entries are as they were before the compression.
+ * value_weight. Entries are as they were before the compression. RRPC_DTYPE_I8: the entry gets a new
+ * scale too, its largest magnitude / 127; entries without merges keep their bytes and scales.
  */
 typedef struct rrpc_merge {
     /** The sequence's index in the batch. */
@@ -1541,7 +1733,8 @@ typedef struct rrpc_plan {
     /** Copies; 0 for dense tensors. */
     size_t copy_count;
     /**
-     * Paged: blocks to which the sequence has one reference less afterwards. A block that several
+     * Paged: blocks to which a sequence has one reference less afterwards: for each sequence in the order
+     * of its row, the `from` of its copies, then the blocks behind its new length. A block that several
      * sequences let go occurs so many times.
      */
     const int32_t *freed_blocks;

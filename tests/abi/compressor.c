@@ -112,10 +112,10 @@ static void check_moved(const host *host, cache *cache, const rrpc_plan *plan)
         size_t bytes, count, size;
     } parts[] = {
         {cache->keys, cache->keys_before, cache->strides, cache->bytes, dim, element},
-        {cache->values, cache->values_before, cache->strides, cache->bytes, dim, element},
+        {cache->values, cache->values_before, cache->value_strides, cache->bytes, dim, element},
         {(unsigned char *)cache->key_scales, (unsigned char *)cache->key_scales_before, cache->scale_strides,
          cache->scale_count * 4, 1, 4},
-        {(unsigned char *)cache->value_scales, (unsigned char *)cache->value_scales_before, cache->scale_strides,
+        {(unsigned char *)cache->value_scales, (unsigned char *)cache->value_scales_before, cache->value_scale_strides,
          cache->scale_count * 4, 1, 4},
     };
     for (size_t part = 0; part < (options->dtype == RRPC_DTYPE_I8 ? 4 : 2); ++part) {

@@ -78,7 +78,9 @@ static uint32_t with_candidates(const host *host)
 /* The number of a float32 cache as it is now and as it was. */
 static const float *number_at(const cache *cache, const unsigned char *part, uint32_t s, uint32_t head, int32_t entry)
 {
-    return (const float *)(const void *)(part + at_entry(cache, cache->strides, s, head, entry) * 4);
+    int is_value = part == cache->values || part == cache->values_before;
+    const int64_t *strides = is_value ? cache->value_strides : cache->strides;
+    return (const float *)(const void *)(part + at_entry(cache, strides, s, head, entry) * 4);
 }
 
 /* What is kept is what the callback said; what was merged into it is there in its parts. */

@@ -353,7 +353,10 @@ static void a_cache_is_compressed_where_it_lies(void)
         dl_tensor of_cache = {.data = cache.keys, .device = {DL_CPU, 0}, .ndim = 4, .dtype = {DL_FLOAT, 32, 1},
                               .shape = shape, .strides = strides};
         dl_managed keys = {of_cache, NULL, NULL}, values = keys, ring = keys;
+        int64_t value_strides[] = {cache.value_strides[0], cache.value_strides[tokens ? 2 : 1],
+                                   cache.value_strides[tokens ? 1 : 2], 1};
         values.tensor.data = cache.values;
+        values.tensor.strides = value_strides;
         ring.tensor.data = cache.ring;
         ring.tensor.shape = ring_shape;
         ring.tensor.strides = NULL;

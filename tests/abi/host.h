@@ -62,7 +62,7 @@ typedef struct {
     size_t element, bytes, scale_count;
     unsigned char *keys, *values, *keys_before, *values_before;
     float *key_scales, *value_scales, *key_scales_before, *value_scales_before;
-    int64_t strides[3], scale_strides[3];
+    int64_t strides[3], value_strides[3], scale_strides[3], value_scale_strides[3];
     int32_t rows[SEQUENCES], *table, spare[64], shared[64];
     float *ring;
     int32_t oldest[SEQUENCES];
@@ -215,6 +215,11 @@ static inline void set_strides(int64_t *strides, int tokens, int64_t entries, in
     strides[0] = entries * heads * size + random_int(0, 2) * size;
 }
 
+static inline int64_t larger(int64_t one, int64_t other)
+{
+    return one > other ? one : other;
+}
+
 static inline void *random_bytes(size_t count)
 {
     unsigned char *bytes = malloc(count);
@@ -258,8 +263,10 @@ static inline cache place(const host *host, layout layout)
     }
     set_strides(made.strides, layout % 2, batch->block_entries, heads, options->head_dim + random_int(0, 1) * 8);
     set_strides(made.scale_strides, layout % 2, batch->block_entries, heads, random_int(1, 2));
-    made.bytes = (size_t)(outer * made.strides[0]) * made.element;
-    made.scale_count = (size_t)(outer * made.scale_strides[0]);
+    set_strides(made.value_strides, layout % 2, batch->block_entries, heads, options->head_dim + random_int(0, 1) * 8);
+    set_strides(made.value_scale_strides, layout % 2, batch->block_entries, heads, random_int(1, 2));
+    made.bytes = (size_t)(outer * larger(made.strides[0], made.value_strides[0])) * made.element;
+    made.scale_count = (size_t)(outer * larger(made.scale_strides[0], made.value_scale_strides[0]));
     made.keys = random_bytes(made.bytes);
     made.values = random_bytes(made.bytes);
     made.key_scales = random_bytes(made.scale_count * sizeof(float));
@@ -273,14 +280,15 @@ static inline cache place(const host *host, layout layout)
             for (int32_t e = 0; e < host->lengths[s]; ++e) {
                 size_t from = (size_t)head * (size_t)host->lengths[s] + (size_t)e;
                 size_t to = at_entry(&made, made.strides, s, (uint32_t)head, e) * made.element;
-                size_t scale = at_entry(&made, made.scale_strides, s, (uint32_t)head, e);
-                made.key_scales[scale] = host->key_scales[s][from];
-                made.value_scales[scale] = host->value_scales[s][from];
+                size_t value_to = at_entry(&made, made.value_strides, s, (uint32_t)head, e) * made.element;
+                made.key_scales[at_entry(&made, made.scale_strides, s, (uint32_t)head, e)] = host->key_scales[s][from];
+                made.value_scales[at_entry(&made, made.value_scale_strides, s, (uint32_t)head, e)] =
+                    host->value_scales[s][from];
                 for (size_t d = 0; d < options->head_dim; ++d) {
                     size_t number = from * options->head_dim + d;
                     encode(options->dtype, host->keys[s][number], host->key_scales[s][from], made.keys + to + d * made.element);
                     encode(options->dtype, host->values[s][number], host->value_scales[s][from],
-                           made.values + to + d * made.element);
+                           made.values + value_to + d * made.element);
                 }
             }
         made.oldest[s] = random_int(0, (int32_t)made.window.ring_tokens - 1);
@@ -295,12 +303,12 @@ static inline cache place(const host *host, layout layout)
     made.value_scales_before = copy_of(made.value_scales, made.scale_count * sizeof(float));
     made.layer = (rrpc_kv_layer){.struct_size = sizeof made.layer, .keys = made.keys, .values = made.values};
     memcpy(made.layer.key_strides, made.strides, sizeof made.strides);
-    memcpy(made.layer.value_strides, made.strides, sizeof made.strides);
+    memcpy(made.layer.value_strides, made.value_strides, sizeof made.value_strides);
     if (options->dtype == RRPC_DTYPE_I8) {
         made.layer.key_scales = made.key_scales;
         made.layer.value_scales = made.value_scales;
         memcpy(made.layer.key_scale_strides, made.scale_strides, sizeof made.scale_strides);
-        memcpy(made.layer.value_scale_strides, made.scale_strides, sizeof made.scale_strides);
+        memcpy(made.layer.value_scale_strides, made.value_scale_strides, sizeof made.value_scale_strides);
     }
     made.window.struct_size = sizeof made.window;
     made.window.queries = made.ring;

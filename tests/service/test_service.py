@@ -2,6 +2,7 @@
 
 import json
 import signal
+import socket
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 
@@ -9,6 +10,15 @@ import pytest
 
 # More than socket buffers hold; the context has 4096 tokens.
 LONG = {"prompt": "hi", "ignore_eos": True, "policy": "none", "max_tokens": 4000}
+
+
+def drained(client):
+    """The rest of what `unread` left, through a buffer of ordinary size: a tiny one takes a timer's time for each window."""
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+    received = b""
+    while part := client.recv(65536):
+        received += part
+    return received
 
 
 @pytest.mark.parametrize("seed", [0, 7])
@@ -87,10 +97,8 @@ def test_what_the_budget_cannot_hold_is_refused_while_others_go_on(start, progra
     # A short one fits beside it.
     expected = program_answer("hi", "--raw", "--seed", 1, "--max-tokens", 20)["text"]
     assert service.generate(prompt="hi", seed=1, max_tokens=20).rest()[0] == expected
-    assert service.health()["answers"] == 1 and before["cancelled"] == 0
-    received = b""
-    while part := first.recv(65536):
-        received += part
+    assert service.until(lambda figures: figures["answers"] == 1)["cancelled"] == before["cancelled"] == 0
+    received = drained(first)
     end = json.loads(received.partition(b"event: end\ndata: ")[2].partition(b"\n")[0])
     assert (end["stop_reason"], end["tokens"]) == ("length", LONG["max_tokens"])
     # What never fits is no reason to come again.
@@ -160,9 +168,7 @@ def test_signals_end_the_service_and_its_answers(start, by):
     service.until(lambda figures: figures["answers"] == 2 and figures["generated_tokens"] > 0)
     service.process.send_signal(by)
     for client in answers:
-        received = b""
-        while part := client.recv(65536):
-            received += part
+        received = drained(client)
         end = json.loads(received.partition(b"event: end\ndata: ")[2].partition(b"\n")[0])
         assert end["stop_reason"] in ("cancelled", "length")
         assert received.endswith(b"0\r\n\r\n")

@@ -10,7 +10,8 @@
  * Port 0 takes a free one; the first line of output names it. A request is admitted with the cache of its whole
  * answer promised, or refused with 503: no answer breaks off for want of memory. A client that leaves ends its
  * answer within one token. SIGTERM and SIGINT end the answers under way before their next tokens, then the
- * program. There is no TLS, no authentication and no limit on waiting connections: a proxy in front has these.
+ * program, half a minute later at most if a client does not read. There is no TLS, no authentication and no limit
+ * on waiting connections: a proxy in front has these.
  *
  *     scripts/fetch-cpp-httplib
  *     c++ -std=c++17 -DCPPHTTPLIB_OPENSSL_SUPPORT -isystem third_party/debian/usr/include \
@@ -212,8 +213,8 @@ public:
         response.set_header("Cache-Control", "no-store");
         response.set_chunked_content_provider("text/event-stream", [answer](std::size_t, httplib::DataSink &sink) {
             answer->write(sink);
-            sink.done();
-            return true;
+            if (answer->heard) sink.done(); // a write too, which would wait once more
+            return answer->heard;
         });
     }
 

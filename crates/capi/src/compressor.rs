@@ -75,7 +75,8 @@ pub struct rrpc_plan {
     pub copies: *const rrpc_block_copy,
     /// Copies; 0 for dense tensors.
     pub copy_count: usize,
-    /// Paged: blocks to which the sequence has one reference less afterwards. A block that several
+    /// Paged: blocks to which a sequence has one reference less afterwards: for each sequence in the order
+    /// of its row, the `from` of its copies, then the blocks behind its new length. A block that several
     /// sequences let go occurs so many times.
     pub freed_blocks: *const i32,
     /// Freed blocks; 0 for dense tensors.

@@ -36,7 +36,8 @@ pub const RRPC_SCALE_DEFAULT: f32 = -1.0;
 ///
 /// All merges into one entry make, in float32 and rounded once to the tensor's type,
 /// key(into) = (1 - sum of key_weight) * key(into) + sum of key_weight * key(from); values alike, with
-/// value_weight. Entries are as they were before the compression.
+/// value_weight. Entries are as they were before the compression. RRPC_DTYPE_I8: the entry gets a new
+/// scale too, its largest magnitude / 127; entries without merges keep their bytes and scales.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct rrpc_merge {

@@ -52,7 +52,8 @@ pub struct rrpc_engine_options {
     pub budget_bytes: u64,
     /// Threads of a step, 1 to 1024. Default RRPC_THREADS_ONE_PER_CORE.
     pub threads: u32,
-    /// Element type of the cache, one of RRPC_DTYPE_. Default RRPC_DTYPE_DEFAULT.
+    /// Element type of the cache: RRPC_DTYPE_DEFAULT, RRPC_DTYPE_F32 or RRPC_DTYPE_F16. Default
+    /// RRPC_DTYPE_DEFAULT.
     pub cache_dtype: u32,
     /// Entries (tokens) of one block of the cache, a multiple of 16 up to 65536. Default 64.
     pub block_entries: u32,

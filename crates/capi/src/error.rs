@@ -17,7 +17,7 @@ pub const RRPC_ERROR_NULL_POINTER: i32 = 2;
 pub const RRPC_ERROR_INVALID_HANDLE: i32 = 3;
 /// Another call is using the sequence, or this one was made from its callback.
 pub const RRPC_ERROR_BUSY: i32 = 4;
-/// A buffer is too small; how much is needed was written to the count.
+/// A buffer is too small; how much is needed was written to the count, or the message says it.
 pub const RRPC_ERROR_BUFFER_TOO_SMALL: i32 = 5;
 /// The model folder is missing, damaged, edited, or of another version.
 pub const RRPC_ERROR_MODEL: i32 = 6;
@@ -194,6 +194,8 @@ impl From<Error> for Failure {
             Error::Text(_) => RRPC_ERROR_TEXT,
             Error::Budget { .. } => RRPC_ERROR_BUDGET,
             Error::Context { .. } => RRPC_ERROR_CONTEXT,
+            Error::State(_) => RRPC_ERROR_STATE,
+            Error::File(_) => RRPC_ERROR_FILE,
             Error::Poisoned => RRPC_ERROR_POISONED,
             // Internal, and kinds that this library does not know yet.
             _ => RRPC_ERROR_INTERNAL,
@@ -231,6 +233,8 @@ mod tests {
                 },
                 RRPC_ERROR_CONTEXT,
             ),
+            (Error::State(text()), RRPC_ERROR_STATE),
+            (Error::File(text()), RRPC_ERROR_FILE),
             (Error::Poisoned, RRPC_ERROR_POISONED),
             (Error::Internal(text()), RRPC_ERROR_INTERNAL),
         ];

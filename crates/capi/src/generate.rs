@@ -2,12 +2,12 @@
 
 use std::ffi::{c_char, c_void};
 
-use reasoning_rpc_engine::{Event, GenerateOptions, StopReason};
+use reasoning_rpc_engine::{Answer, Event, GenerateOptions, StopReason};
 
 use crate::args::{self, flag};
 use crate::error::{Failure, rrpc_error};
 use crate::guard::guard;
-use crate::sequence::{rrpc_sequence, rrpc_text, with};
+use crate::sequence::{rrpc_sequence, rrpc_text, shared, with};
 use crate::sized::{self, sized};
 
 /// As many tokens as the context has room for.
@@ -59,12 +59,13 @@ sized!(rrpc_generate_options {
     reserved
 });
 
-/// What rrpc_generate tells its callback. Fields that an event does not name are 0; `text` is never
+/// What rrpc_generate tells its callback, and rrpc_generate_next its caller. Fields that an event does not name are 0; `text` is never
 /// NULL.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 pub struct rrpc_event {
-    /// The size of what the library passes; fields at and behind it are not there.
+    /// The size of the struct: of what the library passes to a callback, where fields at and behind it are
+    /// not there, or set by the caller of rrpc_generate_next.
     pub struct_size: usize,
     /// TOKEN and END: text that became complete, UTF-8 and NUL-terminated: whole characters, and nothing
     /// that may still become a stop string. May be empty.
@@ -85,6 +86,18 @@ pub struct rrpc_event {
     pub stop_reason: u32,
 }
 
+sized!(rrpc_event {
+    struct_size,
+    text,
+    text_len,
+    prefill_done,
+    prefill_total,
+    kind,
+    token,
+    end_of_text,
+    stop_reason,
+});
+
 /// Called for each event of rrpc_generate, in the thread that called it. Returns 0 to go on; anything
 /// else cancels the answer before its next token.
 ///
@@ -92,7 +105,7 @@ pub struct rrpc_event {
 /// library, but for the sequence at work, which is BUSY. It must return: no exception and no
 /// longjmp may leave it.
 pub type rrpc_event_callback =
-    Option<unsafe extern "C" fn(event: *const rrpc_event, user_data: *mut c_void) -> i32>;
+    Option<unsafe extern "C-unwind" fn(event: *const rrpc_event, user_data: *mut c_void) -> i32>;
 
 /// How an answer ended. Set struct_size before it is filled.
 #[repr(C)]
@@ -166,6 +179,49 @@ fn reason_number(reason: StopReason) -> u32 {
     }
 }
 
+/// The event as C sees it; its text, with a NUL, is put into `buffer`.
+fn describe(event: &Event<'_>, text: &str, buffer: &mut Vec<u8>) -> rrpc_event {
+    buffer.clear();
+    buffer.extend_from_slice(text.as_bytes());
+    buffer.push(0);
+    let mut told = rrpc_event {
+        struct_size: size_of::<rrpc_event>(),
+        text: buffer.as_ptr().cast(),
+        text_len: text.len(),
+        prefill_done: 0,
+        prefill_total: 0,
+        kind: 0,
+        token: 0,
+        end_of_text: 0,
+        stop_reason: 0,
+    };
+    match *event {
+        Event::Prefill { done, total } => {
+            told.kind = RRPC_EVENT_PREFILL;
+            told.prefill_done = done as u64;
+            told.prefill_total = total as u64;
+        }
+        Event::Token { id, end_of_text, .. } => {
+            told.kind = RRPC_EVENT_TOKEN;
+            told.token = id;
+            told.end_of_text = end_of_text.into();
+        }
+        Event::End { reason, .. } => {
+            told.kind = RRPC_EVENT_END;
+            told.stop_reason = reason_number(reason);
+        }
+    }
+    told
+}
+
+/// An answer that is pulled, in its sequence's handle.
+#[derive(Default)]
+pub(crate) struct Pull {
+    pub(crate) answer: Option<Answer>,
+    /// The last event's text with a NUL.
+    text: Vec<u8>,
+}
+
 /// Hands events to the callback.
 struct Relay {
     callback: rrpc_event_callback,
@@ -188,40 +244,11 @@ impl Relay {
 
     fn call(
         &mut self,
-        callback: unsafe extern "C" fn(*const rrpc_event, *mut c_void) -> i32,
+        callback: unsafe extern "C-unwind" fn(*const rrpc_event, *mut c_void) -> i32,
         text: &str,
         event: &Event<'_>,
     ) -> bool {
-        self.text.clear();
-        self.text.extend_from_slice(text.as_bytes());
-        self.text.push(0);
-        let mut told = rrpc_event {
-            struct_size: size_of::<rrpc_event>(),
-            text: self.text.as_ptr().cast(),
-            text_len: text.len(),
-            prefill_done: 0,
-            prefill_total: 0,
-            kind: 0,
-            token: 0,
-            end_of_text: 0,
-            stop_reason: 0,
-        };
-        match *event {
-            Event::Prefill { done, total } => {
-                told.kind = RRPC_EVENT_PREFILL;
-                told.prefill_done = done as u64;
-                told.prefill_total = total as u64;
-            }
-            Event::Token { id, end_of_text, .. } => {
-                told.kind = RRPC_EVENT_TOKEN;
-                told.token = id;
-                told.end_of_text = end_of_text.into();
-            }
-            Event::End { reason, .. } => {
-                told.kind = RRPC_EVENT_END;
-                told.stop_reason = reason_number(reason);
-            }
-        }
+        let told = describe(event, text, &mut self.text);
         // SAFETY: the caller of rrpc_generate passed a function of this type; the event lives during the
         // call.
         unsafe { callback(&raw const told, self.user_data) == 0 }
@@ -316,5 +343,113 @@ pub unsafe extern "C" fn rrpc_generate(
         };
         // SAFETY: the caller's promise.
         unsafe { sized::write("result", result, &value) }
+    })
+}
+
+/// Begins an answer whose events the caller pulls with rrpc_generate_next: what rrpc_generate writes, at
+/// the caller's pace. The cache of the whole answer is promised to the sequence. Until the answer has
+/// ended, calls with a pointer to this sequence that is not const give BUSY, but for
+/// rrpc_generate_next, rrpc_generate_stop and rrpc_sequence_free.
+///
+/// # Safety
+/// `options` is NULL or valid for its struct_size.
+///
+/// Ownership: `options` and what it points to are read during the call only.
+/// Threads: any; one call at a time on a sequence.
+/// Errors: NULL_POINTER, INVALID_HANDLE, BUSY, POISONED; INVALID_ARGUMENT for an option or an empty
+/// sequence; TEXT for stop strings without a tokenizer; BUDGET if the cache of the answer does not fit
+/// the budget. No answer is under way then.
+/// Since: 0.1
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn rrpc_generate_start(
+    sequence: *mut rrpc_sequence,
+    options: *const rrpc_generate_options,
+) -> *mut rrpc_error {
+    guard(|| {
+        // SAFETY: the caller's promise.
+        let options = unsafe { convert(options) }?;
+        let shared = shared(sequence)?;
+        let mut sequence = shared.lock_to_change()?;
+        let answer = Answer::begin(&mut sequence, &options)?;
+        shared.pull()?.answer = Some(answer);
+        Ok(())
+    })
+}
+
+/// Runs the answer under way up to its next event, and fills `event`. RRPC_EVENT_END is the last one: the
+/// answer has ended then.
+///
+/// # Safety
+/// `event` is NULL or valid for its struct_size.
+///
+/// Ownership: the struct is the caller's; its text is the sequence's and valid until the next call with a
+/// pointer to it that is not const.
+/// Threads: any; one call at a time on a sequence.
+/// Errors: NULL_POINTER, INVALID_HANDLE, BUSY, POISONED; INVALID_ARGUMENT for a struct_size that is none
+/// (the answer goes on) and if no answer is under way; RUNTIME, INTERNAL: the answer has ended.
+/// Since: 0.1
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn rrpc_generate_next(
+    sequence: *mut rrpc_sequence,
+    event: *mut rrpc_event,
+) -> *mut rrpc_error {
+    guard(|| {
+        // SAFETY: the caller's promise. Checked here, so that no event is lost over it.
+        unsafe { sized::output_size("event", event) }?;
+        let shared = shared(sequence)?;
+        let mut sequence = shared.lock()?;
+        let mut pull = shared.pull()?;
+        let Pull { answer, text } = &mut *pull;
+        let Some(mut running) = answer.take() else {
+            return Err(Failure::argument(
+                "sequence: expected one with an answer under way, found none: rrpc_generate_start begins one",
+            ));
+        };
+        let told = match running.next_event(&mut sequence) {
+            Ok(Some(found)) => {
+                let (Event::Token { text: piece, .. } | Event::End { text: piece, .. }) = found else {
+                    let told = describe(&found, "", text);
+                    *answer = Some(running);
+                    // SAFETY: the caller's promise.
+                    return unsafe { sized::write("event", event, &told) };
+                };
+                describe(&found, piece, text)
+            }
+            other => {
+                let error = other.err();
+                running.finish(&mut sequence);
+                return Err(
+                    error.map_or_else(|| Failure::argument("sequence: the answer has ended"), Into::into)
+                );
+            }
+        };
+        match told.kind {
+            RRPC_EVENT_END => running.finish(&mut sequence),
+            _ => *answer = Some(running),
+        }
+        // SAFETY: the caller's promise.
+        unsafe { sized::write("event", event, &told) }
+    })
+}
+
+/// Ends the answer under way before its next token; no event follows. Text that was held back, because it
+/// could have become a stop string, is not told. Does nothing if no answer is under way.
+///
+/// Ownership: nothing changes hands.
+/// Threads: any; one call at a time on a sequence.
+/// Errors: NULL_POINTER, INVALID_HANDLE, BUSY, POISONED.
+/// Since: 0.1
+#[unsafe(no_mangle)]
+#[must_use]
+pub extern "C" fn rrpc_generate_stop(sequence: *mut rrpc_sequence) -> *mut rrpc_error {
+    guard(|| {
+        let shared = shared(sequence)?;
+        let mut sequence = shared.lock()?;
+        if let Some(answer) = shared.pull()?.answer.take() {
+            answer.finish(&mut sequence);
+        }
+        Ok(())
     })
 }

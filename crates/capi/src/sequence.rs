@@ -13,6 +13,7 @@ use std::ffi::c_char;
 use crate::args::{self, choice, flag};
 use crate::engine::{engine_of, rrpc_engine};
 use crate::error::{Failure, RRPC_ERROR_BUSY, RRPC_ERROR_POISONED, rrpc_error};
+use crate::generate::Pull;
 use crate::guard::{guard, guard_free};
 use crate::handles::{Kind, Table};
 use crate::sized::{self, sized};
@@ -130,11 +131,41 @@ pub(crate) struct Shared {
     pub(crate) engine: Engine,
     /// A panic under this lock poisons it, and so the sequence.
     sequence: Mutex<Sequence>,
+    /// The answer under way. Locked by holders of the sequence's lock only.
+    pub(crate) pull: Mutex<Pull>,
 }
 
 pub(crate) static SEQUENCES: Table<Shared> = Table::new(Kind::Sequence);
 
 impl Shared {
+    pub(crate) fn new(engine: Engine, sequence: Sequence) -> Self {
+        Self {
+            engine,
+            sequence: Mutex::new(sequence),
+            pull: Mutex::default(),
+        }
+    }
+
+    /// The sequence, for this call alone, which changes it: not while an answer is under way.
+    pub(crate) fn lock_to_change(&self) -> Result<MutexGuard<'_, Sequence>, Failure> {
+        let sequence = self.lock()?;
+        match self.pull.lock() {
+            Ok(pull) if pull.answer.is_none() => Ok(sequence),
+            Ok(_) => Err(Failure::new(
+                RRPC_ERROR_BUSY,
+                "sequence: expected one that is not in use, found one with an answer under way: \
+                 rrpc_generate_stop ends it",
+            )),
+            Err(_) => Err(Failure::new(RRPC_ERROR_POISONED, Error::Poisoned.to_string())),
+        }
+    }
+
+    /// The answer under way, for holders of the sequence's lock.
+    pub(crate) fn pull(&self) -> Result<MutexGuard<'_, Pull>, Failure> {
+        let poisoned = |_| Failure::new(RRPC_ERROR_POISONED, Error::Poisoned.to_string());
+        self.pull.lock().map_err(poisoned)
+    }
+
     /// The sequence, for this call alone.
     pub(crate) fn lock(&self) -> Result<MutexGuard<'_, Sequence>, Failure> {
         self.sequence.try_lock().map_err(|error| match error {
@@ -152,22 +183,45 @@ pub(crate) fn shared(sequence: *const rrpc_sequence) -> Result<Arc<Shared>, Fail
     SEQUENCES.get("sequence", sequence.addr())
 }
 
+/// A pointer of the caller's: one that is not const asks for a sequence that may be changed.
+pub(crate) trait Access {
+    fn open(shared: &Shared) -> Result<MutexGuard<'_, Sequence>, Failure>;
+    fn as_const(self) -> *const rrpc_sequence;
+}
+
+impl Access for *const rrpc_sequence {
+    fn open(shared: &Shared) -> Result<MutexGuard<'_, Sequence>, Failure> {
+        shared.lock()
+    }
+
+    fn as_const(self) -> *const rrpc_sequence {
+        self
+    }
+}
+
+impl Access for *mut rrpc_sequence {
+    fn open(shared: &Shared) -> Result<MutexGuard<'_, Sequence>, Failure> {
+        shared.lock_to_change()
+    }
+
+    fn as_const(self) -> *const rrpc_sequence {
+        self
+    }
+}
+
 /// Runs `body` on the sequence that a handle names, for this call alone.
-pub(crate) fn with<T>(
-    sequence: *const rrpc_sequence,
+pub(crate) fn with<P: Access, T>(
+    sequence: P,
     body: impl FnOnce(&mut Sequence) -> Result<T, Failure>,
 ) -> Result<T, Failure> {
-    let shared = shared(sequence)?;
-    let mut sequence = shared.lock()?;
+    let shared = shared(sequence.as_const())?;
+    let mut sequence = P::open(&shared)?;
     body(&mut sequence)
 }
 
 /// Gives a sequence of `engine` a handle.
 pub(crate) fn adopt(sequence: Sequence, engine: Engine) -> Result<*mut rrpc_sequence, Failure> {
-    let handle = SEQUENCES.insert(Shared {
-        engine,
-        sequence: Mutex::new(sequence),
-    })?;
+    let handle = SEQUENCES.insert(Shared::new(engine, sequence))?;
     Ok(ptr::without_provenance_mut(handle))
 }
 
@@ -483,13 +537,8 @@ mod tests {
         let new = || {
             // SAFETY: NULL options are the defaults.
             let options = unsafe { convert(&engine, ptr::null()) }.unwrap();
-            let sequence = Mutex::new(engine.sequence(options).unwrap());
-            let handle = SEQUENCES
-                .insert(Shared {
-                    engine: engine.clone(),
-                    sequence,
-                })
-                .unwrap();
+            let sequence = engine.sequence(options).unwrap();
+            let handle = SEQUENCES.insert(Shared::new(engine.clone(), sequence)).unwrap();
             ptr::without_provenance_mut(handle)
         };
         let (hurt, well): (*mut rrpc_sequence, *mut rrpc_sequence) = (new(), new());

@@ -50,7 +50,7 @@ pub unsafe extern "C" fn rrpc_step(sequences: *const *mut rrpc_sequence, count: 
         let engine = first.engine.clone();
         let mut locked = Vec::with_capacity(count);
         for (index, one) in all.iter().enumerate() {
-            locked.push(one.lock().map_err(|failure| named(index, failure))?);
+            locked.push(one.lock_to_change().map_err(|failure| named(index, failure))?);
         }
         let mut sequences: Vec<&mut Sequence> = locked.iter_mut().map(|guard| &mut **guard).collect();
         Ok(engine.step(&mut sequences)?)

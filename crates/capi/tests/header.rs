@@ -36,7 +36,14 @@ const SECTIONS: &[(&str, &str, &str)] = &[
         "cache",
     ),
     ("What compressions did", "", "compression"),
+    (
+        "Saved sequences",
+        "A saved sequence is read by engines of the same model and cache_dtype. It ends with a hash, which\n\
+         tells damage, not forgery; but no bytes make the library crash.",
+        "state",
+    ),
     ("Figures and planning", "", "stats"),
+    ("Metrics", "", "metrics"),
     ("Tokens and text", "", "text"),
     (
         "Compressors",
@@ -183,7 +190,7 @@ extern \"C\" {{
 #endif
 "
     );
-    for (title, introduction, module) in SECTIONS {
+    for &(title, introduction, module) in SECTIONS {
         text.push_str(&format!("\n/*\n * ==== {title} ====\n"));
         if !introduction.is_empty() {
             text.push_str(" *\n");

@@ -1,5 +1,7 @@
 //! The seam between deciding and applying: a policy looks, a store applies.
 
+use std::any::Any;
+
 use crate::plan::{LayerPlan, PlanError};
 use crate::schedule::Schedule;
 
@@ -13,7 +15,7 @@ use crate::schedule::Schedule;
 /// method that some refuse: a method asked at other moments is a [`Trigger`], one that scores
 /// differently is a [`ScoreRule`], one that reads keys or accumulated attention is a field of the
 /// view, and one that merges dropped entries is a field of the plan.
-pub trait Policy: Send + Sync {
+pub trait Policy: Any + Send + Sync {
     /// The name that users select it by.
     fn name(&self) -> &str;
 

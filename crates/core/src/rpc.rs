@@ -71,6 +71,18 @@ impl Rpc {
         })
     }
 
+    /// The options that it was made with.
+    pub fn options(&self) -> RpcOptions {
+        RpcOptions {
+            interval: self.schedule.interval(),
+            window: self.schedule.window(),
+            ratio: self.schedule.ratio(),
+            aggregation: self.aggregation,
+            pooling: self.pooling,
+            kernel: self.kernel,
+        }
+    }
+
     /// The schedule that it follows.
     pub fn schedule(&self) -> &Schedule {
         &self.schedule

@@ -11,6 +11,7 @@ use reasoning_rpc_cpu::Simd;
 use crate::cache::{BlockPool, CacheType, SequenceCache};
 use crate::compress::{self, CompressionRecord, Moment, Workspace};
 use crate::error::{Error, Result, panic_text};
+use crate::metrics::{Counters, Metrics};
 use crate::model::{Flavour, Model};
 use crate::runner::{CachedRunner, PortableRunner, Runner, Step, StepRow};
 use crate::runtime;
@@ -75,6 +76,7 @@ pub(crate) struct EngineShared {
     /// One graph run at a time: a session has one driver.
     driver: Mutex<Driver>,
     workspaces: Mutex<Vec<Workspace>>,
+    pub(crate) counters: Counters,
 }
 
 struct Driver {
@@ -155,6 +157,7 @@ impl Engine {
                     step: Step::default(),
                 }),
                 workspaces: Mutex::default(),
+                counters: Counters::default(),
             }),
         })
     }
@@ -207,6 +210,29 @@ impl Engine {
     pub fn step(&self, sequences: &mut [&mut Sequence]) -> Result<()> {
         self.shared.step(sequences)
     }
+
+    /// The sequence that [`Sequence::save`] wrote, of this engine or another of the same model and
+    /// cache type: it goes on as the original would.
+    ///
+    /// # Errors
+    /// [`Error::State`] if the bytes are damaged, of another version or of another model,
+    /// [`Error::Budget`] if its cache does not fit.
+    pub fn restore(&self, bytes: &[u8]) -> Result<Sequence> {
+        crate::state::restore(&self.shared, bytes)
+    }
+
+    /// As [`restore`](Self::restore), from a file.
+    ///
+    /// # Errors
+    /// Also [`Error::File`].
+    pub fn restore_file(&self, path: &std::path::Path) -> Result<Sequence> {
+        self.restore(&crate::state::read_file(path)?)
+    }
+
+    /// Figures since the engine was opened, over all of its sequences.
+    pub fn metrics(&self) -> Metrics {
+        self.shared.metrics()
+    }
 }
 
 impl EngineShared {
@@ -236,9 +262,30 @@ impl EngineShared {
         let lock = || self.workspaces.lock().unwrap_or_else(PoisonError::into_inner);
         let taken = lock().pop();
         let mut workspace = taken.unwrap_or_default();
+        let (start, before) = (Instant::now(), cache.entries());
         let result = compress::compress(self.simd, cache, moment, &mut workspace, log);
         lock().push(workspace);
+        if result.is_ok() {
+            self.counters
+                .compressed(before.saturating_sub(cache.entries()), start.elapsed());
+        }
         result
+    }
+
+    /// Figures of this engine since it was opened.
+    pub(crate) fn metrics(&self) -> Metrics {
+        let (created, alive) = self.slots.counts();
+        let (promised, peak, refusals) = self.pool.figures();
+        Metrics {
+            sequences_alive: alive,
+            sequences_created: created,
+            budget_refusals: refusals,
+            budget_bytes: self.pool.capacity() as u64,
+            budget_used_bytes: self.pool.used() as u64,
+            budget_promised_bytes: promised as u64,
+            budget_peak_bytes: peak as u64,
+            ..self.counters.read()
+        }
     }
 
     pub(crate) fn step(self: &Arc<Self>, sequences: &mut [&mut Sequence]) -> Result<()> {
@@ -267,8 +314,10 @@ impl EngineShared {
 
         let start = Instant::now();
         self.run(sequences, &chunks)
-            .inspect_err(|error| poison_on_bug(sequences, error))?;
+            .inspect_err(|error| poison_on_bug(sequences, error))
+            .inspect_err(|_| self.counters.failed())?;
         let time = start.elapsed();
+        self.counters.stepped(&chunks, time);
         for (sequence, chunk) in sequences.iter_mut().zip(&chunks) {
             sequence.commit(chunk, time)?;
         }
@@ -348,6 +397,7 @@ pub(crate) struct Slots(Mutex<SlotTable>);
 
 #[derive(Default)]
 struct SlotTable {
+    opened: u64,
     generations: Vec<u32>,
     free: Vec<u32>,
 }
@@ -355,11 +405,18 @@ struct SlotTable {
 impl Slots {
     pub(crate) fn open(&self) -> i64 {
         let mut table = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        table.opened += 1;
         let index = table.free.pop().unwrap_or_else(|| {
             table.generations.push(0);
             (table.generations.len() - 1) as u32
         });
         i64::from(table.generations[index as usize]) << 32 | i64::from(index)
+    }
+
+    /// Slots opened so far, and those that are open now.
+    fn counts(&self) -> (u64, u64) {
+        let table = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        (table.opened, (table.generations.len() - table.free.len()) as u64)
     }
 
     pub(crate) fn close(&self, slot: i64) {

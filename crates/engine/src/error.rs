@@ -35,6 +35,10 @@ pub enum Error {
         /// The model's context in tokens.
         context: usize,
     },
+    /// A saved sequence is damaged, of another version, or of another model.
+    State(String),
+    /// A file cannot be read or written.
+    File(String),
     /// The sequence was left unusable by an earlier internal error.
     Poisoned,
     /// A bug of ours: a panic was caught.
@@ -57,6 +61,8 @@ impl fmt::Display for Error {
                 f,
                 "context: the text needs {needed} tokens, the model's context has {context}"
             ),
+            Self::State(text) => write!(f, "saved sequence: {text}"),
+            Self::File(text) => write!(f, "file: {text}"),
             Self::Poisoned => {
                 f.write_str("the sequence was left unusable by an earlier internal error; free it")
             }

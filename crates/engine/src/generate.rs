@@ -73,9 +73,15 @@ pub enum Event<'a> {
     },
 }
 
-/// An answer in the making.
+/// An answer in the making, with its sequence.
 pub struct Generation<'a> {
     sequence: &'a mut Sequence,
+    answer: Answer,
+}
+
+/// An answer in the making, apart from its sequence: for callers that keep both. Every call names
+/// the sequence that it was begun with, to which nothing else is done meanwhile.
+pub struct Answer {
     limit: usize,
     generated: usize,
     ignore_eos: bool,
@@ -97,35 +103,10 @@ impl Sequence {
     /// [`Error::Text`] for stop strings without a tokenizer, [`Error::Budget`] if the answer's peak
     /// does not fit the budget.
     pub fn generate(&mut self, options: &GenerateOptions) -> Result<Generation<'_>> {
-        self.check_alive()?;
-        if self.tokens().is_empty() {
-            return Err(Error::InvalidArgument(
-                "prompt: expected at least one token, found none".into(),
-            ));
-        }
-        let tokenizer = self.shared.model.tokenizer();
-        if !options.stop.is_empty() {
-            tokenizer.as_ref().map_err(Clone::clone)?;
-        }
-        let stream = tokenizer
-            .ok()
-            .map(|_| TextStream::with_special(options.ignore_eos));
-        let stops = StopStrings::new(&options.stop)?;
-        let room = self.room();
-        // Without a limit of its own the answer ends with the context.
-        let limit = options.max_tokens.unwrap_or(usize::MAX);
-        self.reserve(limit.min(room).max(1))?;
+        let answer = Answer::begin(self, options)?;
         Ok(Generation {
-            prefill: self.pending_given(),
             sequence: self,
-            limit,
-            generated: 0,
-            ignore_eos: options.ignore_eos,
-            stream,
-            stops,
-            piece: String::new(),
-            reason: None,
-            ended: false,
+            answer,
         })
     }
 }
@@ -136,21 +117,77 @@ impl Generation<'_> {
     /// # Errors
     /// What [`Engine::step`](crate::Engine::step) or the sampler reports; the answer cannot go on.
     pub fn next_event(&mut self) -> Result<Option<Event<'_>>> {
+        self.answer.next_event(self.sequence)
+    }
+
+    /// Ends the answer before its next token. The sequence stays usable.
+    pub fn cancel(&mut self) {
+        self.answer.cancel();
+    }
+
+    /// The sequence.
+    pub fn sequence(&self) -> &Sequence {
+        self.sequence
+    }
+}
+
+impl Answer {
+    /// Begins an answer, as [`Sequence::generate`] does. [`finish`](Self::finish) ends it.
+    ///
+    /// # Errors
+    /// As [`Sequence::generate`].
+    pub fn begin(sequence: &mut Sequence, options: &GenerateOptions) -> Result<Self> {
+        sequence.check_alive()?;
+        if sequence.tokens().is_empty() {
+            return Err(Error::InvalidArgument(
+                "prompt: expected at least one token, found none".into(),
+            ));
+        }
+        let tokenizer = sequence.shared.model.tokenizer();
+        if !options.stop.is_empty() {
+            tokenizer.as_ref().map_err(Clone::clone)?;
+        }
+        let stream = tokenizer
+            .ok()
+            .map(|_| TextStream::with_special(options.ignore_eos));
+        let stops = StopStrings::new(&options.stop)?;
+        let room = sequence.room();
+        // Without a limit of its own the answer ends with the context.
+        let limit = options.max_tokens.unwrap_or(usize::MAX);
+        sequence.reserve(limit.min(room).max(1))?;
+        Ok(Self {
+            prefill: sequence.pending_given(),
+            limit,
+            generated: 0,
+            ignore_eos: options.ignore_eos,
+            stream,
+            stops,
+            piece: String::new(),
+            reason: None,
+            ended: false,
+        })
+    }
+
+    /// The next event; `None` after [`Event::End`].
+    ///
+    /// # Errors
+    /// What [`Engine::step`](crate::Engine::step) or the sampler reports; the answer cannot go on.
+    pub fn next_event(&mut self, sequence: &mut Sequence) -> Result<Option<Event<'_>>> {
         if self.ended {
             return Ok(None);
         }
         if self.reason.is_none() {
             if self.generated == self.limit {
                 self.reason = Some(StopReason::Length);
-            } else if self.sequence.room() == 0 {
+            } else if sequence.room() == 0 {
                 // Before the step: the last token of a context is never run.
                 self.reason = Some(StopReason::Context);
             }
-            while self.reason.is_none() && self.sequence.logits().is_none() {
-                let before = self.sequence.pending_given();
-                let shared = std::sync::Arc::clone(&self.sequence.shared);
-                shared.step(&mut [&mut *self.sequence])?;
-                let left = self.sequence.pending_given();
+            while self.reason.is_none() && sequence.logits().is_none() {
+                let before = sequence.pending_given();
+                let shared = std::sync::Arc::clone(&sequence.shared);
+                shared.step(&mut [&mut *sequence])?;
+                let left = sequence.pending_given();
                 if left < before {
                     return Ok(Some(Event::Prefill {
                         done: self.prefill - left,
@@ -161,7 +198,7 @@ impl Generation<'_> {
         }
         match self.reason {
             Some(reason) => self.end(reason).map(Some),
-            None => self.next_token().map(Some),
+            None => self.next_token(sequence).map(Some),
         }
     }
 
@@ -170,20 +207,20 @@ impl Generation<'_> {
         self.reason.get_or_insert(StopReason::Cancelled);
     }
 
-    /// The sequence.
-    pub fn sequence(&self) -> &Sequence {
-        self.sequence
+    /// Gives back the rest of the promise. The sequence stays usable, whether the answer has ended or not.
+    pub fn finish(self, sequence: &mut Sequence) {
+        give_back(sequence);
     }
 
-    fn next_token(&mut self) -> Result<Event<'_>> {
-        let id = self.sequence.sample()?;
+    fn next_token(&mut self, sequence: &mut Sequence) -> Result<Event<'_>> {
+        let id = sequence.sample()?;
         self.generated += 1;
-        let end_of_text = self.sequence.shared.model.manifest().tokens.stop.contains(&id);
+        let end_of_text = sequence.shared.model.manifest().tokens.stop.contains(&id);
         self.piece.clear();
         if end_of_text && !self.ignore_eos {
             self.reason = Some(StopReason::Eos);
         } else if let Some(stream) = &mut self.stream {
-            let text = stream.push(self.sequence.shared.model.tokenizer()?, id)?;
+            let text = stream.push(sequence.shared.model.tokenizer()?, id)?;
             if self.stops.push(text, &mut self.piece).is_some() {
                 self.reason = Some(StopReason::Stop);
             }
@@ -214,9 +251,13 @@ impl Generation<'_> {
 
 impl Drop for Generation<'_> {
     fn drop(&mut self) {
-        // The rest of the promise; giving back cannot fail, and a poisoned sequence is freed whole.
-        if let Ok(cache) = self.sequence.cache_mut() {
-            let _ = cache.reserve(0);
-        }
+        give_back(self.sequence);
+    }
+}
+
+/// The rest of a promise; giving back cannot fail, and a poisoned sequence is freed whole.
+fn give_back(sequence: &mut Sequence) {
+    if let Ok(cache) = sequence.cache_mut() {
+        let _ = cache.reserve(0);
     }
 }

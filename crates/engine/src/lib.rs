@@ -29,11 +29,13 @@ mod compress;
 mod engine;
 mod error;
 mod generate;
+mod metrics;
 pub mod model;
 mod runner;
 pub mod runtime;
 pub mod sampling;
 mod sequence;
+mod state;
 #[cfg(test)]
 mod tests;
 pub mod text;
@@ -42,7 +44,8 @@ pub use cache::{CacheType, CacheView};
 pub use compress::CompressionRecord;
 pub use engine::{Engine, EngineOptions};
 pub use error::{Error, Result};
-pub use generate::{Event, GenerateOptions, Generation, StopReason};
+pub use generate::{Answer, Event, GenerateOptions, Generation, StopReason};
+pub use metrics::Metrics;
 pub use sequence::{Sequence, SequenceOptions, Stats};
 
 pub use reasoning_rpc_core as core;

@@ -2,6 +2,8 @@
 
 mod branch;
 
+pub(crate) use branch::DrawLog;
+
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
@@ -62,19 +64,19 @@ pub struct Sequence {
     pub(crate) poisoned: bool,
     pub(crate) stats: Stats,
     pub(crate) log: Vec<CompressionRecord>,
-    policy: Arc<dyn Policy>,
-    sampler: Sampler,
-    seed: u64,
-    draws: branch::DrawLog,
-    record_kept: bool,
-    tokens: Vec<u32>,
+    pub(crate) policy: Arc<dyn Policy>,
+    pub(crate) sampler: Sampler,
+    pub(crate) seed: u64,
+    pub(crate) draws: branch::DrawLog,
+    pub(crate) record_kept: bool,
+    pub(crate) tokens: Vec<u32>,
     /// Positions given by the caller, ascending and apart; all others are generated.
-    given: Vec<Range<u32>>,
+    pub(crate) given: Vec<Range<u32>>,
     /// Tokens whose K and V were written.
-    written: usize,
-    generated_written: usize,
+    pub(crate) written: usize,
+    pub(crate) generated_written: usize,
     /// Tokens written when the last compression ran; 0 before the first.
-    compressed_at: usize,
+    pub(crate) compressed_at: usize,
 }
 
 impl Sequence {
@@ -398,7 +400,7 @@ pub(crate) struct Chunk {
 }
 
 /// The text position of the generated token with `index` generated ones before it.
-fn position_of_generated(given: &[Range<u32>], index: usize) -> u32 {
+pub(crate) fn position_of_generated(given: &[Range<u32>], index: usize) -> u32 {
     let mut position = index as u32;
     for range in given {
         if range.start > position {

@@ -73,6 +73,10 @@ pub(crate) struct Ledger {
     promised: usize,
     /// Promised copies of shared blocks.
     copies: usize,
+    /// The most blocks used at any moment.
+    peak: usize,
+    /// Requests that did not fit.
+    refusals: u64,
 }
 
 impl Ledger {
@@ -86,6 +90,8 @@ impl Ledger {
             used: 0,
             promised: 0,
             copies: 0,
+            peak: 0,
+            refusals: 0,
         }
     }
 
@@ -94,8 +100,17 @@ impl Ledger {
         self.used
     }
 
+    /// The most that were used at any moment.
+    pub(crate) fn peak(&self) -> usize {
+        self.peak
+    }
+
+    /// Requests that were refused.
+    pub(crate) fn refusals(&self) -> u64 {
+        self.refusals
+    }
+
     /// Blocks promised and not used yet: to accounts, and as copies.
-    #[cfg(test)]
     pub(crate) fn promised(&self) -> usize {
         self.promised + self.copies
     }
@@ -198,6 +213,7 @@ impl Ledger {
             writers: 1,
         };
         self.used += 1;
+        self.peak = self.peak.max(self.used);
         // What was freed last is warm in the caches.
         match self.free.pop() {
             Some(id) => {
@@ -238,9 +254,10 @@ impl Ledger {
         claims.iter().map(cost).sum()
     }
 
-    fn check_available(&self, blocks: usize) -> Result<()> {
+    fn check_available(&mut self, blocks: usize) -> Result<()> {
         let available = self.size - self.used - self.promised - self.copies;
         if blocks > available {
+            self.refusals += 1;
             return Err(Error::Budget {
                 needed: blocks * self.block_bytes,
                 available: available * self.block_bytes,

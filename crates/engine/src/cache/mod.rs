@@ -9,6 +9,7 @@
 
 mod branch;
 mod ledger;
+mod packed;
 mod pool;
 #[cfg(all(test, feature = "shuttle"))]
 mod shuttle;

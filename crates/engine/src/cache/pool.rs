@@ -200,6 +200,17 @@ impl BlockPool {
         unsafe { self.base.add(id as usize * self.block_bytes) }
     }
 
+    /// Bytes promised and not taken yet, the most bytes held at any moment, and how many requests did
+    /// not fit.
+    pub(crate) fn figures(&self) -> (usize, usize, u64) {
+        let ledger = self.lock();
+        (
+            ledger.promised() * self.block_bytes,
+            ledger.peak() * self.block_bytes,
+            ledger.refusals(),
+        )
+    }
+
     fn lock(&self) -> MutexGuard<'_, Ledger> {
         self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -184,6 +184,27 @@ impl Manifest {
         self.files.contains_key(name)
     }
 
+    /// What a cache depends on, as one SHA-256: the graph, the weights and the dimensions.
+    pub(crate) fn digest(&self) -> String {
+        let mut hasher = Sha256::new();
+        hasher.update(format!("{:?} {:?}\n", self.flavour, self.dimensions));
+        // The same cache serves with another tokenizer or template.
+        for (name, file) in &self.files {
+            if name != super::TOKENIZER_FILE && name != super::TEMPLATE_FILE {
+                hasher.update(format!(
+                    "{name:?} {} {}\n",
+                    file.size,
+                    file.sha256.to_ascii_lowercase()
+                ));
+            }
+        }
+        hasher
+            .finalize()
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect()
+    }
+
     /// The size of a listed file in bytes.
     pub(super) fn file_size(&self, name: &str) -> Option<u64> {
         self.files.get(name).map(|entry| entry.size)

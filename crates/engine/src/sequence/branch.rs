@@ -45,8 +45,24 @@ impl DrawLog {
         self.seeds.retain(|&(from, _)| from as usize <= tokens);
     }
 
+    /// A log with these parts, if they can be those of a text of so many tokens.
+    pub(crate) fn of(drawn: Vec<u32>, seeds: Vec<(u32, u64)>, tokens: usize) -> Option<Self> {
+        let seeded = seeds.first().is_some_and(|seed| seed.0 == 0)
+            && seeds.windows(2).all(|pair| pair[0].0 < pair[1].0)
+            && seeds.last().is_some_and(|seed| seed.0 as usize <= tokens);
+        let sound = seeded
+            && drawn.windows(2).all(|pair| pair[0] < pair[1])
+            && drawn.last().is_none_or(|&last| (last as usize) < tokens);
+        sound.then_some(Self { drawn, seeds })
+    }
+
+    /// The positions of the tokens that took a draw, and the seeds with where each begins.
+    pub(crate) fn parts(&self) -> (&[u32], &[(u32, u64)]) {
+        (&self.drawn, &self.seeds)
+    }
+
     /// The seed in use and how many draws of it were taken.
-    fn state(&self) -> (u64, u64) {
+    pub(crate) fn state(&self) -> (u64, u64) {
         let (from, seed) = self.seeds.last().copied().unwrap_or_default();
         let before = self.drawn.partition_point(|&at| at < from);
         (seed, (self.drawn.len() - before) as u64)

@@ -1,0 +1,92 @@
+//! Entries in and out of a cache without their blocks, as a saved sequence has them.
+
+use std::ptr::NonNull;
+
+use super::{QueryWindow, SequenceCache};
+use crate::error::{Error, Result};
+
+// Saved sequences are little-endian, and entries are copied as they lie in memory.
+const _: () = assert!(cfg!(target_endian = "little"));
+
+impl SequenceCache {
+    /// Valid entries of all layers and KV heads together.
+    pub(crate) fn entries(&self) -> usize {
+        self.heads.iter().map(|head| head.len).sum()
+    }
+
+    /// The bytes of a KV head's keys, then of its values, then of its positions, in entry order.
+    pub(crate) fn packed(&self, layer: usize, kv_head: usize) -> impl Iterator<Item = &[u8]> {
+        let head = self.head(layer, kv_head);
+        let entry = self.shape.head_dim * self.element.bytes();
+        let (len, page_entries) = (head.len, self.page_entries());
+        let pages = move |first: usize| len.saturating_sub(first * page_entries).min(page_entries);
+        let planes =
+            [(&head.keys, entry), (&head.values, entry)]
+                .into_iter()
+                .flat_map(move |(table, width)| {
+                    table.iter().enumerate().map(move |(page, &data)| {
+                        // SAFETY: the valid entries of a held page are written, and writers need `&mut self`
+                        // or promise that nothing reads.
+                        unsafe { std::slice::from_raw_parts(data.as_ptr().cast_const(), pages(page) * width) }
+                    })
+                });
+        let positions = head.positions.iter().enumerate().map(move |(page, data)| {
+            // SAFETY: as above; every valid entry has a position.
+            unsafe { std::slice::from_raw_parts(data.as_ptr().cast_const().cast::<u8>(), pages(page) * 4) }
+        });
+        planes.chain(positions)
+    }
+
+    /// Fills an empty cache with `len` entries in every KV head, of which `bytes` has, KV head by KV
+    /// head, what [`packed`](Self::packed) gives.
+    pub(crate) fn unpack(&mut self, len: usize, bytes: &[u8]) -> Result<()> {
+        let entry = self.shape.head_dim * self.element.bytes();
+        if self.entries() != 0 || bytes.len() != self.heads.len() * len * (2 * entry + 4) {
+            return Err(Error::Internal(format!(
+                "{} bytes of entries do not fit the cache",
+                bytes.len()
+            )));
+        }
+        if len == 0 {
+            return Ok(());
+        }
+        self.grow(len)?;
+        let page_entries = self.page_entries();
+        let mut rest = bytes;
+        let mut fill = |table: &[NonNull<u8>], width: usize| {
+            let (mut plane, after) = rest.split_at(len * width);
+            for page in table {
+                let (part, next) = plane.split_at(plane.len().min(page_entries * width));
+                // SAFETY: the page has room for page_entries entries of this width, and is this cache's.
+                unsafe { page.as_ptr().copy_from_nonoverlapping(part.as_ptr(), part.len()) };
+                plane = next;
+            }
+            rest = after;
+        };
+        for head in &mut self.heads {
+            fill(&head.keys, entry);
+            fill(&head.values, entry);
+            let positions: Vec<NonNull<u8>> = head.positions.iter().map(|page| page.cast()).collect();
+            fill(&positions, 4);
+            head.len = len;
+        }
+        Ok(())
+    }
+
+    /// Takes over what another cache of the same text held at most.
+    pub(crate) fn raise_peak(&mut self, bytes: usize) {
+        self.peak_bytes = self.peak_bytes.max(bytes);
+    }
+}
+
+impl QueryWindow {
+    /// The ring as it lies, row after row.
+    pub(crate) fn rows(&self) -> &[f32] {
+        &self.rows
+    }
+
+    /// The ring, to fill.
+    pub(crate) fn rows_mut(&mut self) -> &mut [f32] {
+        &mut self.rows
+    }
+}

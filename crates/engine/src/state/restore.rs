@@ -1,0 +1,384 @@
+//! Reading a saved sequence: whatever the bytes are, a sequence that could have been saved or an error.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use reasoning_rpc_core::{Aggregation, NoCompression, Policy, Pooling, Rpc, RpcOptions, Schedule};
+use sha2::{Digest, Sha256};
+
+use super::{HASH_BYTES, Header, LONGEST_HEADER, MAGIC, ModelName, VERSION, cache_name};
+use crate::compress::CompressionRecord;
+use crate::engine::EngineShared;
+use crate::error::{Error, Result};
+use crate::sampling::{Sampler, SamplingOptions};
+use crate::sequence::{DrawLog, Sequence, SequenceOptions, Stats, position_of_generated};
+
+/// Counters stay far from where sums overflow.
+const LARGEST_COUNT: u64 = 1 << 53;
+
+fn refuse<T>(what: &str, expected: impl std::fmt::Display, found: impl std::fmt::Display) -> Result<T> {
+    Err(Error::State(format!(
+        "{what}: expected {expected}, found {found}"
+    )))
+}
+
+/// Errors of options name the option; here they mean that the blob is no good.
+fn damaged(error: impl std::fmt::Display) -> Error {
+    Error::State(error.to_string())
+}
+
+/// Sections one after the other, each of a length that was checked in all.
+struct Sections<'a>(&'a [u8]);
+
+impl<'a> Sections<'a> {
+    fn take(&mut self, len: usize) -> Result<&'a [u8]> {
+        let Some((part, rest)) = self.0.split_at_checked(len) else {
+            return refuse("length", format!("{len} more bytes"), self.0.len());
+        };
+        self.0 = rest;
+        Ok(part)
+    }
+
+    fn words(&mut self, count: usize) -> Result<impl Iterator<Item = u32> + use<'a>> {
+        let bytes = self.take(count.checked_mul(4).ok_or_else(too_large)?)?;
+        Ok(bytes
+            .as_chunks::<4>()
+            .0
+            .iter()
+            .map(|word| u32::from_le_bytes(*word)))
+    }
+}
+
+fn too_large() -> Error {
+    Error::State("length: expected one that fits the model, found one beyond 64 bits".into())
+}
+
+pub(crate) fn restore(shared: &Arc<EngineShared>, bytes: &[u8]) -> Result<Sequence> {
+    let (header, mut sections) = open(bytes)?;
+    let expected = ModelName::of(shared);
+    if header.model != expected {
+        let name = |model: &ModelName| format!("{} {} {}", model.architecture, model.weights, model.digest);
+        return refuse("model", name(&expected), name(&header.model));
+    }
+    let (policy, schedule, per_kv_head) = policy(&header)?;
+    let s = &header.sampling;
+    let sampling = SamplingOptions {
+        temperature: f32::from_bits(s.temperature),
+        top_k: s.top_k,
+        top_p: f32::from_bits(s.top_p),
+        min_p: f32::from_bits(s.min_p),
+        repetition_penalty: f32::from_bits(s.repetition_penalty),
+        seed: 0,
+    };
+
+    // Lengths of all sections, before anything is allocated for them.
+    let context = shared.context();
+    let within = |what: &str, value: u64, most: usize| match usize::try_from(value) {
+        Ok(value) if value <= most => Ok(value),
+        _ => refuse(what, format!("at most {most}"), value),
+    };
+    let count = within("tokens", header.tokens, context)?;
+    let ranges = within("given ranges", header.given, count)?;
+    let written = within("written tokens", header.written, count)?;
+    let tokens: Vec<u32> = sections.words(count)?.collect();
+    let given = given_ranges(sections.words(2 * ranges)?, count)?;
+    let drawn = sections.words(within("draws", header.drawn, count)?)?.collect();
+    let seeds = seeds(sections.words(3 * within("seeds", header.seeds, count + 1)?)?);
+    let Some(draws) = DrawLog::of(drawn, seeds, count) else {
+        return refuse(
+            "draws and seeds",
+            format!("ascending positions up to {count}"),
+            "others",
+        );
+    };
+    let (seed, taken) = draws.state();
+    let sampling = SamplingOptions { seed, ..sampling };
+    let mut sampler = Sampler::resume(sampling, taken).map_err(damaged)?;
+    let d = shared.model.manifest().dimensions;
+    if let Some(id) = tokens.iter().find(|&&id| id as usize >= d.vocab_size) {
+        return refuse("token id", format!("one below {}", d.vocab_size), id);
+    }
+    let given_of = |end: usize| -> usize {
+        let part = |range: &Range<u32>| (range.end as usize).min(end).saturating_sub(range.start as usize);
+        given.iter().map(part).sum()
+    };
+    let given_written = given_of(written);
+    let generated = written - given_written;
+    let done = schedule.map_or(0, |schedule| schedule.compressions(generated));
+    let (recent, len) = match schedule {
+        Some(schedule) => {
+            let recent = done * schedule.interval();
+            (
+                recent,
+                given_written + done * schedule.kept_per_interval() + generated - recent,
+            )
+        }
+        None => (0, written),
+    };
+
+    // Refuses nothing that was not refused above, but for a lack of budget.
+    let mut sequence = Sequence::new(
+        Arc::clone(shared),
+        SequenceOptions {
+            policy,
+            sampling,
+            record_kept: header.record_kept,
+        },
+    )?;
+    let cache = sequence.cache.as_deref_mut().ok_or(Error::Poisoned)?;
+    if header.cache != cache_name(cache.element()) {
+        return refuse("cache type", cache_name(cache.element()), &header.cache);
+    }
+    let shape = *cache.shape();
+    let kept_sets = match (header.record_kept, per_kv_head) {
+        (false, _) => 0,
+        (true, false) => 1,
+        (true, true) => shape.kv_heads,
+    };
+    if let Some(schedule) = schedule {
+        read_log(
+            &mut sections,
+            &mut sequence.log,
+            &schedule,
+            done,
+            shape.layers,
+            kept_sets,
+            written,
+        )?;
+    }
+    let ready = count > 0 && written == count;
+    if ready {
+        sequence.logits = sections.words(d.vocab_size)?.map(f32::from_bits).collect();
+        sequence.logits_ready = true;
+    }
+    for layer in 0..shape.layers {
+        let rows = cache.window_mut(layer).rows_mut();
+        let words = sections.words(rows.len())?;
+        for (place, word) in rows.iter_mut().zip(words) {
+            *place = f32::from_bits(word);
+        }
+    }
+    let entry_bytes = 2 * shape.head_dim * shape.element_bytes + 4;
+    let head_bytes = len.checked_mul(entry_bytes).ok_or_else(too_large)?;
+    let all = head_bytes
+        .checked_mul(shape.layers * shape.kv_heads)
+        .ok_or_else(too_large)?;
+    let entries = sections.take(all)?;
+    if !sections.0.is_empty() {
+        return refuse("length", "the end", format!("{} more bytes", sections.0.len()));
+    }
+    let recent_from = position_of_generated(&given, recent);
+    check_positions(
+        entries,
+        head_bytes,
+        len,
+        &given,
+        recent_from,
+        written,
+        (shape.kv_heads, per_kv_head),
+    )?;
+    cache.unpack(len, entries)?;
+    cache.raise_peak(within("peak bytes", header.peak_bytes, LARGEST_COUNT as usize)?);
+
+    let counter = |what: &str, value: u64| within(what, value, LARGEST_COUNT as usize);
+    sequence.stats = Stats {
+        prefill_tokens: counter("prefill tokens", header.prefill_tokens)?,
+        prefill_time: Duration::from_nanos(header.prefill_nanos),
+        decode_tokens: counter("decode tokens", header.decode_tokens)?,
+        decode_time: Duration::from_nanos(header.decode_nanos),
+        compressions: done,
+        compaction_time: Duration::from_nanos(header.compaction_nanos),
+        ..Stats::default()
+    };
+    sampler.observe_all(&tokens);
+    sequence.sampler = sampler;
+    sequence.tokens = tokens;
+    sequence.given = given;
+    sequence.written = written;
+    sequence.generated_written = generated;
+    sequence.draws = draws;
+    if let (Some(schedule), Some(last)) = (schedule, done.checked_sub(1)) {
+        sequence.compressed_at =
+            position_of_generated(&sequence.given, schedule.due_at(last) - 1) as usize + 1;
+    }
+    Ok(sequence)
+}
+
+/// The header and what follows it, the hash compared and taken off.
+fn open(bytes: &[u8]) -> Result<(Header, Sections<'_>)> {
+    let mut sections = Sections(bytes);
+    let magic = sections.take(MAGIC.len())?;
+    if magic != MAGIC {
+        return refuse("beginning", "that of a saved sequence", "other bytes");
+    }
+    let mut numbers = sections.words(2)?;
+    let (version, header_len) = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0) as usize);
+    if version != VERSION {
+        return refuse("format version", VERSION, version);
+    }
+    if header_len > LONGEST_HEADER {
+        return refuse("header", format!("at most {LONGEST_HEADER} bytes"), header_len);
+    }
+    let Some(end) = sections.0.len().checked_sub(HASH_BYTES) else {
+        return refuse("length", "a hash at the end", "none");
+    };
+    let (body, hash) = sections.0.split_at(end);
+    let (hashed, _) = bytes.split_at(bytes.len() - HASH_BYTES);
+    if Sha256::digest(hashed).as_slice() != hash {
+        return refuse(
+            "SHA-256",
+            "that of the bytes",
+            "another: the bytes are damaged or cut off",
+        );
+    }
+    let mut sections = Sections(body);
+    let header = serde_json::from_slice(sections.take(header_len)?)
+        .map_err(|error| Error::State(format!("header: {error}")))?;
+    Ok((header, sections))
+}
+
+fn seeds(mut words: impl Iterator<Item = u32>) -> Vec<(u32, u64)> {
+    let mut seeds = Vec::new();
+    while let (Some(from), Some(low), Some(high)) = (words.next(), words.next(), words.next()) {
+        seeds.push((from, u64::from(high) << 32 | u64::from(low)));
+    }
+    seeds
+}
+
+type Chosen = (Arc<dyn Policy>, Option<Schedule>, bool);
+
+fn policy(header: &Header) -> Result<Chosen> {
+    let Some(rpc) = &header.rpc else {
+        return Ok((Arc::new(NoCompression), None, false));
+    };
+    let rpc = Rpc::new(RpcOptions {
+        interval: rpc.interval as usize,
+        window: rpc.window as usize,
+        ratio: rpc.ratio as usize,
+        aggregation: if rpc.per_kv_head {
+            Aggregation::KvHead
+        } else {
+            Aggregation::Layer
+        },
+        pooling: if rpc.max_pooling {
+            Pooling::Max
+        } else {
+            Pooling::Average
+        },
+        kernel: rpc.kernel as usize,
+    })
+    .map_err(damaged)?;
+    let per_kv_head = rpc.options().aggregation == Aggregation::KvHead;
+    Ok((Arc::new(rpc), Some(*rpc.schedule()), per_kv_head))
+}
+
+fn given_ranges(mut words: impl Iterator<Item = u32>, tokens: usize) -> Result<Vec<Range<u32>>> {
+    let mut given: Vec<Range<u32>> = Vec::new();
+    while let (Some(start), Some(end)) = (words.next(), words.next()) {
+        let apart = given.last().is_none_or(|before| before.end < start);
+        if !apart || end <= start || end as usize > tokens {
+            return refuse(
+                "given ranges",
+                format!("ascending ones, apart, up to {tokens}"),
+                format!("{start}..{end}"),
+            );
+        }
+        given.push(start..end);
+    }
+    match given.first() {
+        // A text begins with what was given.
+        Some(first) if first.start == 0 => Ok(given),
+        None if tokens == 0 => Ok(given),
+        _ => refuse("given ranges", "one from token 0", "none"),
+    }
+}
+
+fn read_log(
+    sections: &mut Sections<'_>,
+    log: &mut Vec<CompressionRecord>,
+    schedule: &Schedule,
+    done: usize,
+    layers: usize,
+    kept_sets: usize,
+    written: usize,
+) -> Result<()> {
+    for (index, layer) in (0..done).flat_map(|index| (0..layers).map(move |layer| (index, layer))) {
+        let mut lengths = sections.words(2)?.map(|length| length as usize);
+        let (len_before, len_after) = (lengths.next().unwrap_or(0), lengths.next().unwrap_or(0));
+        if len_after > len_before || len_before > written {
+            return refuse(
+                "log of compressions",
+                format!("lengths that shrink, up to {written}"),
+                format!("{len_before} and {len_after}"),
+            );
+        }
+        let mut kept = Vec::new();
+        for _ in 0..kept_sets {
+            let set: Vec<u32> = sections.words(schedule.kept(index))?.collect();
+            let ascending = set.windows(2).all(|pair| pair[0] < pair[1]);
+            if !ascending || set.last().is_some_and(|&last| last as usize >= written) {
+                return refuse("log of compressions", "ascending positions of the text", "others");
+            }
+            kept.push(set);
+        }
+        log.push(CompressionRecord {
+            at_token: schedule.due_at(index),
+            layer,
+            len_before,
+            len_after,
+            kept,
+        });
+    }
+    Ok(())
+}
+
+/// Positions of every KV head: ascending, of written tokens, all that were given and all since the last
+/// compression's window began among them; the same for all KV heads of a layer if they share a set.
+fn check_positions(
+    entries: &[u8],
+    head_bytes: usize,
+    len: usize,
+    given: &[Range<u32>],
+    recent_from: u32,
+    written: usize,
+    (kv_heads, per_kv_head): (usize, bool),
+) -> Result<()> {
+    if len == 0 {
+        return Ok(());
+    }
+    let end = written as u32;
+    // Positions that must be there, below `recent_from` and from there on.
+    let early: usize = given
+        .iter()
+        .map(|range| range.end.min(recent_from).min(end).saturating_sub(range.start) as usize)
+        .sum();
+    let needed = early + end.saturating_sub(recent_from) as usize;
+    let mut first: &[u8] = &[];
+    for (head, bytes) in entries.chunks_exact(head_bytes).enumerate() {
+        let positions = &bytes[bytes.len() - 4 * len..];
+        let mut ranges = given.iter().peekable();
+        let (mut before, mut found) = (None, 0);
+        for word in positions.as_chunks::<4>().0 {
+            let position = u32::from_le_bytes(*word);
+            if position >= end || before.is_some_and(|before| before >= position) {
+                return refuse("positions", format!("ascending ones below {end}"), position);
+            }
+            before = Some(position);
+            while ranges.next_if(|range| range.end <= position).is_some() {}
+            let is_given = ranges.peek().is_some_and(|range| range.start <= position);
+            found += usize::from(is_given || position >= recent_from);
+        }
+        if found != needed {
+            return refuse("positions", format!("{needed} that no compression drops"), found);
+        }
+        match head % kv_heads {
+            0 => first = positions,
+            _ if !per_kv_head && first != positions => {
+                return refuse("positions", "the same for all KV heads of a layer", "others");
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
