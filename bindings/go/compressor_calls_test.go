@@ -21,6 +21,18 @@ func TestDue(t *testing.T) {
 	}
 }
 
+func TestPolicyNames(t *testing.T) {
+	for _, policy := range []Policy{PolicyNone, PolicyRPC, PolicyCallback} {
+		if found, err := ParsePolicy(policy.String()); err != nil || found != policy {
+			t.Errorf("%v: %v %v", policy, found, err)
+		}
+	}
+	for _, name := range []string{"", "RPC", "rpc ", "unknown"} {
+		_, err := ParsePolicy(name)
+		mustBe(t, err, ErrInvalidArgument)
+	}
+}
+
 // Recorded queries select what the same queries in a tensor select.
 func TestRecordedWindow(t *testing.T) {
 	random := newRandom(t)

@@ -24,6 +24,30 @@ const (
 	PolicyRPC Policy = C.RRPC_POLICY_RPC
 )
 
+// ParsePolicy is the policy that a name selects: "none", "rpc" or "callback".
+//
+// Errors: [ErrInvalidArgument] for another name.
+func ParsePolicy(name string) (Policy, error) {
+	var memory copies
+	defer func() { memory.free() }()
+	var policy C.uint32_t
+	err := check(C.rrpc_policy_from_name(memory.text(name).data, &policy))
+	return Policy(policy), err
+}
+
+// String is the policy's name.
+func (p Policy) String() string {
+	switch p {
+	case PolicyNone:
+		return "none"
+	case PolicyRPC:
+		return "rpc"
+	case PolicyCallback:
+		return "callback"
+	}
+	return "unknown"
+}
+
 // Aggregation is over which heads scores are averaged.
 type Aggregation uint32
 

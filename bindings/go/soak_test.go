@@ -3,6 +3,7 @@ package reasoningrpc
 import (
 	"context"
 	"errors"
+	"io"
 	"iter"
 	"math/rand/v2"
 	"os"
@@ -123,8 +124,7 @@ func TestSoak(t *testing.T) {
 func soakRound(t *testing.T, engine *Engine, g golden, alone [][]uint32, first int, random *rand.Rand, cancelled *atomic.Int64) {
 	type turn struct {
 		s      *Sequence
-		next   func() (Event, error, bool)
-		stop   func()
+		next   func() (Event, error)
 		cancel context.CancelFunc
 		at     int // tokens until it is cancelled
 		tokens []uint32
@@ -144,9 +144,22 @@ func soakRound(t *testing.T, engine *Engine, g golden, alone [][]uint32, first i
 		}
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
-		next, stop := iter.Pull2(s.Generate(ctx, maxTokens(soakTokens)))
-		defer stop()
-		turns[i] = &turn{s: s, next: next, stop: stop, cancel: cancel, at: random.IntN(3 * soakTokens)}
+		turns[i] = &turn{s: s, cancel: cancel, at: random.IntN(3 * soakTokens)}
+		if random.IntN(20) == 0 {
+			next, stop := iter.Pull2(s.Generate(ctx, maxTokens(soakTokens)))
+			defer stop()
+			turns[i].next = func() (Event, error) {
+				event, err, more := next()
+				if !more {
+					err = io.EOF
+				}
+				return event, err
+			}
+		} else {
+			answer := answer{ctx: ctx, sequence: s, options: []func(*GenerateOptions){maxTokens(soakTokens)}}
+			defer answer.stop()
+			turns[i].next = answer.next
+		}
 	}
 	for left := soakEach; left > 0; {
 		i := random.IntN(soakEach)
@@ -154,9 +167,9 @@ func soakRound(t *testing.T, engine *Engine, g golden, alone [][]uint32, first i
 		if turn.done {
 			continue
 		}
-		event, err, more := turn.next()
+		event, err := turn.next()
 		switch {
-		case !more:
+		case err == io.EOF:
 			t.Error("an answer without an end")
 			return
 		case event.Kind == EventToken:
