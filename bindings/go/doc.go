@@ -35,25 +35,40 @@
 //		o.Temperature = 0 // greedy
 //	})
 //
+// # Several ways to go on
+//
+// [Sequence.Fork] makes a second sequence that shares the cache of the first: for several answers to one
+// text. [Sequence.Rewind] goes back in one. [Sequence.Save] and [Engine.Restore] move one to another
+// process.
+//
+// # Caches of other runtimes
+//
+// A [Compressor] compresses caches that the program owns, dense or paged, where they lie. It needs no
+// engine and no model.
+//
 // # Ownership
 //
-// An [Engine] and a [Sequence] hold memory that Go does not see: Close them. One that was forgotten is
-// closed some time after it became unreachable. A sequence keeps what it needs of its engine: they may be
-// closed in any order. What functions return is Go memory and the caller's; the library keeps no pointer
-// to Go memory beyond a call.
+// An [Engine], a [Sequence] and a [Compressor] hold memory that Go does not see: Close them. One that was
+// forgotten is closed some time after it became unreachable. A sequence keeps what it needs of its engine:
+// they may be closed in any order. What functions return is Go memory and the caller's; the library keeps
+// no pointer to Go memory beyond a call, and what it uses in one is pinned until the call ends.
 //
 // # Goroutines
 //
-// Engines are shared: any number of goroutines may use one at the same time. Sequences are exclusive: one
-// call at a time uses one, and a second one that comes meanwhile changes nothing and returns [ErrBusy].
-// Close may be called at any time; a call that is under way ends as if it had not been.
+// Engines and compressors are shared: any number of goroutines may use one at the same time. Sequences are
+// exclusive: one call at a time uses one, and a second one that comes meanwhile changes nothing and returns
+// [ErrBusy]. Close may be called at any time; a call that is under way ends as if it had not been.
 // Sequences of one engine advance one step at a time: many of them are fastest with [Step].
 //
 // # Errors
 //
-// Errors are of type [*Error]; errors.Is tells their codes apart. Each function lists its codes;
+// Errors are of type [*Error], or wrap one; errors.Is tells their codes apart. Each function lists its codes;
 // [ErrForked] and [ErrInternal] can come from any, [ErrOutOfMemory] from any that is given or makes
 // something large, and after Close every method but Close itself returns [ErrInvalidHandle].
+//
+// # Watching it
+//
+// [Engine.Metrics] and [Engine.WriteMetrics] give the figures of an engine.
 package reasoningrpc
 
 // #cgo pkg-config: reasoning_rpc

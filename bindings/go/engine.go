@@ -5,11 +5,10 @@ import "C"
 
 import (
 	"runtime"
-	"strings"
 	"unsafe"
 )
 
-// DType is an element type of the cache.
+// DType is an element type of a cache.
 type DType uint32
 
 const (
@@ -19,6 +18,10 @@ const (
 	DTypeF32 DType = C.RRPC_DTYPE_F32
 	// DTypeF16 is IEEE 754 binary16, 2 bytes.
 	DTypeF16 DType = C.RRPC_DTYPE_F16
+	// DTypeBF16 is bfloat16, the upper half of a binary32. For a [Compressor] only.
+	DTypeBF16 DType = C.RRPC_DTYPE_BF16
+	// DTypeI8 is int8 with a float32 scale for each entry and KV head. For a [Compressor] only.
+	DTypeI8 DType = C.RRPC_DTYPE_I8
 )
 
 // Flavour is how a model's graph keeps its cache.
@@ -30,6 +33,22 @@ const (
 	// FlavourPortable: stock ONNX Runtime operators, over one contiguous fp32 cache for each sequence.
 	FlavourPortable Flavour = C.RRPC_FLAVOUR_PORTABLE
 )
+
+func (t DType) String() string {
+	switch t {
+	case DTypeDefault:
+		return "default"
+	case DTypeF32:
+		return "float32"
+	case DTypeF16:
+		return "float16"
+	case DTypeBF16:
+		return "bfloat16"
+	case DTypeI8:
+		return "int8"
+	}
+	return "unknown"
+}
 
 const (
 	// BudgetDefault holds one uncompressed text of the model's whole context.
@@ -127,8 +146,8 @@ func Open(modelDir string, options ...func(*EngineOptions)) (*Engine, error) {
 		change(&chosen)
 	}
 	for _, path := range []string{modelDir, chosen.ONNXRuntime} {
-		if strings.IndexByte(path, 0) >= 0 {
-			return nil, &Error{ErrInvalidArgument, "a path has no NUL in it"}
+		if err := checkPath(path); err != nil {
+			return nil, err
 		}
 	}
 	o.budget_bytes = C.uint64_t(chosen.BudgetBytes)
@@ -190,8 +209,8 @@ func (e *Engine) Info() (EngineInfo, error) {
 // StopTokens are the ids that end an answer: for programs that step sequences themselves.
 func (e *Engine) StopTokens() ([]uint32, error) {
 	defer runtime.KeepAlive(e)
-	return fill(0, func(out *uint32, capacity C.size_t, count *C.size_t) *C.rrpc_error {
-		return C.go_engine_stop_tokens(e.handle, (*C.uint32_t)(out), capacity, count)
+	return fill(0, func(out *uint32, capacity C.size_t, count *C.size_t) error {
+		return check(C.go_engine_stop_tokens(e.handle, (*C.uint32_t)(out), capacity, count))
 	})
 }
 
@@ -215,8 +234,8 @@ const (
 func (e *Engine) Tokenize(s string, mode TokenizeMode) ([]uint32, error) {
 	defer runtime.KeepAlive(e)
 	data, length := text(s)
-	return fill(0, func(out *uint32, capacity C.size_t, count *C.size_t) *C.rrpc_error {
-		return C.go_tokenize(e.handle, data, length, C.uint32_t(mode), (*C.uint32_t)(out), capacity, count)
+	return fill(0, func(out *uint32, capacity C.size_t, count *C.size_t) error {
+		return check(C.go_tokenize(e.handle, data, length, C.uint32_t(mode), (*C.uint32_t)(out), capacity, count))
 	})
 }
 
@@ -227,9 +246,9 @@ func (e *Engine) Tokenize(s string, mode TokenizeMode) ([]uint32, error) {
 // no tokenizer.
 func (e *Engine) Detokenize(tokens []uint32, skipSpecial bool) (string, error) {
 	defer runtime.KeepAlive(e)
-	bytes, err := fill(0, func(out *byte, capacity C.size_t, count *C.size_t) *C.rrpc_error {
-		return C.go_detokenize(e.handle, ids(tokens), C.size_t(len(tokens)), flag(skipSpecial),
-			(*C.char)(unsafe.Pointer(out)), capacity, count)
+	bytes, err := fill(0, func(out *byte, capacity C.size_t, count *C.size_t) error {
+		return check(C.go_detokenize(e.handle, ids(tokens), C.size_t(len(tokens)), flag(skipSpecial),
+			(*C.char)(unsafe.Pointer(out)), capacity, count))
 	})
 	return string(bytes), err
 }

@@ -6,6 +6,7 @@ import "C"
 import (
 	"errors"
 	"fmt"
+	"strings"
 	"unsafe"
 )
 
@@ -20,13 +21,13 @@ const (
 	// ErrInvalidArgument: an argument or option cannot be used; the message names it, what was expected
 	// and what was found.
 	ErrInvalidArgument Code = C.RRPC_ERROR_INVALID_ARGUMENT
-	// ErrNullPointer: an [Engine] or [Sequence] is its zero value.
+	// ErrNullPointer: an [Engine], [Sequence] or [Compressor] is its zero value.
 	ErrNullPointer Code = C.RRPC_ERROR_NULL_POINTER
-	// ErrInvalidHandle: the engine or sequence was closed.
+	// ErrInvalidHandle: the engine, sequence or compressor was closed.
 	ErrInvalidHandle Code = C.RRPC_ERROR_INVALID_HANDLE
 	// ErrBusy: another call is using the sequence, or an answer that is being ranged over.
 	ErrBusy Code = C.RRPC_ERROR_BUSY
-	// ErrBufferTooSmall does not leave this package.
+	// ErrBufferTooSmall: a compression needs more spare blocks than it was given; the message says how many.
 	ErrBufferTooSmall Code = C.RRPC_ERROR_BUFFER_TOO_SMALL
 	// ErrModel: the model folder is missing, damaged, edited, or of another version.
 	ErrModel Code = C.RRPC_ERROR_MODEL
@@ -48,6 +49,12 @@ const (
 	ErrOutOfMemory Code = C.RRPC_ERROR_OUT_OF_MEMORY
 	// ErrInternal: a bug in the library. The sequences involved are poisoned.
 	ErrInternal Code = C.RRPC_ERROR_INTERNAL
+	// ErrState: a saved sequence is damaged, of another version, or of another model.
+	ErrState Code = C.RRPC_ERROR_STATE
+	// ErrFile: a file cannot be read or written.
+	ErrFile Code = C.RRPC_ERROR_FILE
+	// ErrCallback: a function of the caller's returned an error, which the error wraps as well.
+	ErrCallback Code = C.RRPC_ERROR_CALLBACK
 )
 
 var codeNames = map[Code]string{
@@ -66,6 +73,9 @@ var codeNames = map[Code]string{
 	ErrForked:          "forked process",
 	ErrOutOfMemory:     "out of memory",
 	ErrInternal:        "internal error",
+	ErrState:           "unusable saved sequence",
+	ErrFile:            "unusable file",
+	ErrCallback:        "a callback failed",
 }
 
 // Error is the code in words.
@@ -78,8 +88,8 @@ func (c Code) Error() string {
 }
 
 // Error is what went wrong: a code to act on and a message to read. Every error of this package is an
-// *Error, but for those of a context, which are returned as its Err says them, and those of the io
-// package.
+// *Error or wraps one, but for those of a context, which are returned as its Err says them, and those of
+// the io package and of an io.Writer.
 type Error struct {
 	Code    Code
 	Message string
@@ -95,6 +105,11 @@ func (e *Error) Unwrap() error {
 	return e.Code
 }
 
+// invalid is an error about an argument that the library would not see.
+func invalid(format string, arguments ...any) error {
+	return &Error{ErrInvalidArgument, fmt.Sprintf(format, arguments...)}
+}
+
 // check turns an error of the library into one of Go, and frees it.
 func check(e *C.rrpc_error) error {
 	if e == nil {
@@ -105,11 +120,11 @@ func check(e *C.rrpc_error) error {
 }
 
 // fill returns the items that call copies out, however many there are. guess is how many there may be.
-func fill[T any](guess int, call func(out *T, capacity C.size_t, count *C.size_t) *C.rrpc_error) ([]T, error) {
+func fill[T any](guess int, call func(out *T, capacity C.size_t, count *C.size_t) error) ([]T, error) {
 	out := make([]T, guess)
 	for {
 		var count C.size_t
-		err := check(call(unsafe.SliceData(out), C.size_t(len(out)), &count))
+		err := call(unsafe.SliceData(out), C.size_t(len(out)), &count)
 		tooSmall := err == nil || errors.Is(err, ErrBufferTooSmall)
 		switch n := int(count); {
 		case tooSmall && n > len(out):
@@ -152,6 +167,14 @@ func (c copies) free() {
 	for _, data := range c {
 		C.free(data)
 	}
+}
+
+// checkPath refuses what C would cut short.
+func checkPath(path string) error {
+	if strings.IndexByte(path, 0) >= 0 {
+		return invalid("a path has no NUL in it")
+	}
+	return nil
 }
 
 func flag(b bool) C.uint32_t {

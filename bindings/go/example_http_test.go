@@ -1,6 +1,7 @@
 package reasoningrpc_test
 
 import (
+	"bufio"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -15,12 +16,19 @@ import (
 
 // service streams answers as server-sent events: a POST of token ids gets the ids of the answer. A client
 // that leaves ends its answer before the next token; an answer whose cache would not fit the budget is
-// refused at once.
+// refused at once. Its figures are there for Prometheus.
 type service struct {
 	engine *reasoningrpc.Engine
 }
 
-func (s service) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+func (s service) metrics(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("Content-Type", reasoningrpc.MetricsContentType)
+	if err := s.engine.WriteMetrics(w); err != nil {
+		log.Print(err)
+	}
+}
+
+func (s service) answer(w http.ResponseWriter, r *http.Request) {
 	var prompt []uint32
 	if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, 1<<20)).Decode(&prompt); err != nil {
 		http.Error(w, err.Error(), http.StatusBadRequest)
@@ -61,10 +69,14 @@ func Example_service() {
 		log.Fatal(err)
 	}
 	defer engine.Close()
-	server := httptest.NewServer(service{engine})
+	service := service{engine}
+	mux := http.NewServeMux()
+	mux.HandleFunc("POST /answer", service.answer)
+	mux.HandleFunc("GET /metrics", service.metrics)
+	server := httptest.NewServer(mux)
 	defer server.Close()
 
-	response, err := http.Post(server.URL, "application/json", strings.NewReader("[63, 43, 49, 70, 31, 87, 29, 75, 15, 9, 13, 8]"))
+	response, err := http.Post(server.URL+"/answer", "application/json", strings.NewReader("[63, 43, 49, 70, 31, 87, 29, 75, 15, 9, 13, 8]"))
 	if err != nil {
 		log.Fatal(err)
 	}
@@ -74,6 +86,17 @@ func Example_service() {
 		log.Fatal(err)
 	}
 	fmt.Print(response.Status, " ", response.Header.Get("Content-Type"), "\n", strings.ReplaceAll(string(stream), "\n\n", "\n"))
+
+	figures, err := http.Get(server.URL + "/metrics")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer figures.Body.Close()
+	for lines := bufio.NewScanner(figures.Body); lines.Scan(); {
+		if strings.HasPrefix(lines.Text(), "reasoning_rpc_decode_tokens") {
+			fmt.Println(lines.Text())
+		}
+	}
 	// Output:
 	// 200 OK text/event-stream
 	// data: 31
@@ -82,4 +105,5 @@ func Example_service() {
 	// data: 69
 	// event: end
 	// data: length
+	// reasoning_rpc_decode_tokens_total 3
 }

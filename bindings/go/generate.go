@@ -8,8 +8,8 @@ import (
 	"io"
 	"iter"
 	"runtime"
-	"runtime/cgo"
 	"sync"
+	"sync/atomic"
 	"unsafe"
 )
 
@@ -35,7 +35,8 @@ const (
 	EventPrefill EventKind = C.RRPC_EVENT_PREFILL
 	// EventToken: a token was generated.
 	EventToken EventKind = C.RRPC_EVENT_TOKEN
-	// EventEnd: the answer is complete. The last event of every answer without an error.
+	// EventEnd: the answer is complete, and the sequence free. The last event of every answer without an
+	// error.
 	EventEnd EventKind = C.RRPC_EVENT_END
 )
 
@@ -94,70 +95,64 @@ type Event struct {
 // the sequence, so that it fits the budget to the end or is refused at once. The answer becomes part of
 // the sequence.
 //
-// An event comes as soon as it is there, and the next token is not begun before the loop asks for it. When
-// ctx is done, or the loop is left, no further token is begun: what the sequence has is exactly what the
-// loop has seen. The sequence is in use until the last event or until the loop is left: calls from its
-// body return [ErrBusy] before. Ranging over the result again writes another answer.
+// The loop runs the model: an event is one step, and the next token is not begun before the loop asks for
+// it. When ctx is done, or the loop is left, no further token is begun: what the sequence has is exactly
+// what the loop has seen. Until the last event, or until the loop is left, calls that would change the
+// sequence return [ErrBusy], from the loop's body too; those that read it work. Ranging over the result
+// again writes another answer.
 //
 // An error comes with a zero event, last: ctx.Err() if ctx was done before the answer, [ErrBusy],
 // [ErrPoisoned]; [ErrInvalidArgument] for an option or an empty sequence; [ErrText] for stop strings without
-// a tokenizer; [ErrBudget] if the cache of the answer does not fit the budget; [ErrRuntime]. Tokens that
-// were generated before an error stay in the sequence.
+// a tokenizer; [ErrBudget] if the cache of the answer does not fit the budget; [ErrRuntime];
+// [ErrInvalidHandle] if the sequence was closed. Tokens that were generated before an error stay in the
+// sequence.
 func (s *Sequence) Generate(ctx context.Context, options ...func(*GenerateOptions)) iter.Seq2[Event, error] {
 	return func(yield func(Event, error) bool) {
-		answer := newAnswer(ctx, s, options)
+		answer := answer{ctx: ctx, sequence: s, options: options}
+		// The loop's body may panic or end its goroutine, too.
 		defer answer.stop()
 		for {
-			event, more := answer.next()
-			if !more {
-				break
-			}
-			if !yield(event, nil) {
+			event, err := answer.next()
+			if err == io.EOF || !yield(event, err) || err != nil {
 				return
 			}
-		}
-		if answer.err != nil {
-			yield(Event{}, answer.err)
 		}
 	}
 }
 
-// Reader reads the text of an answer. Used by one goroutine at a time.
+// Reader reads the text of an answer.
 type Reader struct {
 	answer *answer
 	rest   string
 	reason StopReason
-	closed bool
+	closed atomic.Bool
 }
 
 // Reader writes an answer as [Sequence.Generate] does, and is read for its text; EOF is its end. The
 // answer advances when it is read. The sequence is in use from the first Read until the answer has ended,
-// ctx is done, or the reader is closed.
+// ctx is done and was noticed by a Read, or the reader is closed.
 //
-// Read returns the errors of Generate.
+// Read returns the errors of Generate. One goroutine at a time reads; Close may come from another.
 func (s *Sequence) Reader(ctx context.Context, options ...func(*GenerateOptions)) *Reader {
-	r := &Reader{answer: newAnswer(ctx, s, options)}
+	r := &Reader{answer: &answer{ctx: ctx, sequence: s, options: options}}
 	// One that is forgotten half read gives its sequence back.
-	runtime.AddCleanup(r, func(a *answer) { a.abandon() }, r.answer)
+	runtime.AddCleanup(r, func(a *answer) { a.stop() }, r.answer)
 	return r
 }
 
 // Read reads text: whole characters, if p has room for them.
 func (r *Reader) Read(p []byte) (int, error) {
 	defer runtime.KeepAlive(r)
-	if r.closed {
+	if r.closed.Load() {
 		return 0, io.ErrClosedPipe
 	}
 	if len(p) == 0 {
 		return 0, nil
 	}
 	for r.rest == "" {
-		event, more := r.answer.next()
-		if !more {
-			if r.answer.err != nil {
-				return 0, r.answer.err
-			}
-			return 0, io.EOF
+		event, err := r.answer.next()
+		if err != nil {
+			return 0, err
 		}
 		r.rest = event.Text
 		if event.Kind == EventEnd {
@@ -174,83 +169,97 @@ func (r *Reader) StopReason() StopReason {
 	return r.reason
 }
 
-// Close cancels the answer, if it has not ended, before its next token. Closing again does nothing. The
+// Close cancels the answer, if it has not ended, before its next token: Read returns [io.ErrClosedPipe].
+// It waits for a Read of another goroutine, which is one token at most. Closing again does nothing. The
 // error is always nil.
 func (r *Reader) Close() error {
-	r.closed = true
+	r.closed.Store(true)
 	r.answer.stop()
 	return nil
 }
 
-// answer is a call of rrpc_generate in a goroutine of its own, which waits after each event until the next
-// one is asked for. So the loop that asks may panic or end its goroutine without unwinding the library.
+// answer is an answer that is pulled event by event.
 type answer struct {
 	ctx      context.Context
 	sequence *Sequence
 	options  []func(*GenerateOptions)
-	started  bool
-	events   chan Event
-	resume   chan struct{}
-	cancel   chan struct{}
-	abandon  func()
-	done     chan struct{}
-	// The last event, for when the call has returned.
-	end Event
-	// Set when done is closed.
-	err error
+	// Readers are closed by other goroutines, and by the garbage collector.
+	mutex sync.Mutex
+	// Between the library's start of it and its end.
+	underWay bool
+	// What next returns from now on, if not nil.
+	end error
 }
 
-func newAnswer(ctx context.Context, s *Sequence, options []func(*GenerateOptions)) *answer {
-	a := &answer{
-		ctx:      ctx,
-		sequence: s,
-		options:  options,
-		events:   make(chan Event),
-		resume:   make(chan struct{}),
-		cancel:   make(chan struct{}),
-		done:     make(chan struct{}),
+// next is the next event; io.EOF behind the last one, or another error.
+func (a *answer) next() (event Event, err error) {
+	a.mutex.Lock()
+	defer a.mutex.Unlock()
+	if a.end != nil {
+		return Event{}, a.end
 	}
-	a.abandon = sync.OnceFunc(func() { close(a.cancel) })
-	return a
-}
-
-// next is the next event, or false at the end of the answer, when err is set.
-func (a *answer) next() (Event, bool) {
-	if !a.started {
-		a.started = true
-		chosen := GenerateOptions{MaxTokens: ToEndOfContext}
-		for _, change := range a.options {
-			change(&chosen)
-		}
-		go func() {
-			defer close(a.done)
-			a.err = a.run(chosen)
-		}()
-	} else {
-		select {
-		case a.resume <- struct{}{}:
-		case <-a.done:
-		}
-	}
-	select {
-	case event := <-a.events:
-		return event, true
-	case <-a.done:
-		return Event{}, false
-	}
-}
-
-// stop cancels the answer and waits until the sequence is free.
-func (a *answer) stop() {
-	a.abandon()
-	if a.started {
-		<-a.done
-	}
-}
-
-func (a *answer) run(chosen GenerateOptions) error {
 	if err := a.ctx.Err(); err != nil {
-		return err
+		a.finish(err)
+		return Event{}, err
+	}
+	if !a.underWay {
+		if err := a.start(); err != nil {
+			a.end = err
+			return Event{}, err
+		}
+		a.underWay = true
+	}
+	s := a.sequence
+	found := C.rrpc_event{struct_size: C.sizeof_rrpc_event}
+	// Whoever reads the sequence in this moment is waited for.
+	s.lent.Lock()
+	err = s.borrowLocked(func() error {
+		return check(C.go_generate_next(s.handle, &found))
+	}, func() {
+		event = Event{
+			Kind:         EventKind(found.kind),
+			Text:         C.GoStringN(found.text, C.int(found.text_len)),
+			Token:        uint32(found.token),
+			EndOfText:    found.end_of_text != 0,
+			PrefillDone:  int(found.prefill_done),
+			PrefillTotal: int(found.prefill_total),
+			StopReason:   StopReason(found.stop_reason),
+		}
+	})
+	switch {
+	case err != nil:
+		a.finish(err)
+	case event.Kind == EventEnd:
+		a.underWay, a.end = false, io.EOF
+	}
+	return event, err
+}
+
+// stop cancels the answer, if it has not ended: the sequence is free.
+func (a *answer) stop() {
+	a.mutex.Lock()
+	defer a.mutex.Unlock()
+	a.finish(io.ErrClosedPipe)
+}
+
+// finish ends the answer, with an error for whoever asks for more.
+func (a *answer) finish(end error) {
+	if a.end == nil || a.end == io.EOF {
+		a.end = end
+	}
+	if a.underWay {
+		a.underWay = false
+		s := a.sequence
+		s.lent.Lock()
+		// It cannot fail but for a sequence that was closed.
+		_ = s.borrowLocked(func() error { return check(C.go_generate_stop(s.handle)) }, func() {})
+	}
+}
+
+func (a *answer) start() error {
+	chosen := GenerateOptions{MaxTokens: ToEndOfContext}
+	for _, change := range a.options {
+		change(&chosen)
 	}
 	var o C.rrpc_generate_options
 	if err := check(C.rrpc_generate_options_init(&o, C.sizeof_rrpc_generate_options)); err != nil {
@@ -267,44 +276,7 @@ func (a *answer) run(chosen GenerateOptions) error {
 		}
 		o.stop, o.stop_count = stop, C.size_t(count)
 	}
-	handle := cgo.NewHandle(a)
-	defer handle.Delete()
-	result := C.rrpc_generate_result{struct_size: C.sizeof_rrpc_generate_result}
-	err := a.sequence.change(func() *C.rrpc_error {
-		return C.go_generate(a.sequence.handle, &o, C.uintptr_t(handle), &result)
+	return a.sequence.use(func() *C.rrpc_error {
+		return C.go_generate_start(a.sequence.handle, &o)
 	})
-	if err != nil {
-		return err
-	}
-	if result.stop_reason == C.RRPC_STOP_CANCELLED {
-		return a.ctx.Err()
-	}
-	// Now that the sequence is free again.
-	select {
-	case a.events <- a.end:
-	case <-a.cancel:
-	}
-	return nil
-}
-
-// pass hands an event over and waits until the next one is asked for. Whether to go on.
-func (a *answer) pass(event Event) bool {
-	if event.Kind == EventEnd {
-		a.end = event
-		return true
-	}
-	// Whoever asked is waiting for it, even if ctx is done by now.
-	select {
-	case a.events <- event:
-	case <-a.cancel:
-		return false
-	}
-	select {
-	case <-a.resume:
-		return a.ctx.Err() == nil
-	case <-a.ctx.Done():
-		return false
-	case <-a.cancel:
-		return false
-	}
 }

@@ -5,9 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -333,8 +331,9 @@ func TestErrors(t *testing.T) {
 		must(t, err)
 		if event.Kind != EventEnd {
 			mustBe(t, s.AppendTokens(1), ErrBusy)
-			_, err = s.Logits()
-			mustBe(t, err, ErrBusy)
+			mustBe(t, Step(s), ErrBusy)
+			_, err = s.Logits() // it only reads
+			must(t, err)
 			for _, err := range s.Generate(t.Context()) {
 				mustBe(t, err, ErrBusy)
 			}
@@ -357,17 +356,20 @@ func TestClose(t *testing.T) {
 	_, err = engine.StopTokens()
 	mustBe(t, err, ErrInvalidHandle)
 
-	// The sequence stays usable, and an answer outlives it.
+	// The sequence stays usable until it is closed, within an answer too.
 	tokens := 0
+	var end error
 	for event, err := range s.Generate(t.Context(), maxTokens(5)) {
-		if must(t, err); event.Kind == EventToken {
-			tokens++
-			must(t, s.Close())
+		if end = err; event.Kind == EventToken {
+			if tokens++; tokens == 3 {
+				must(t, s.Close())
+			}
 		}
 	}
-	if tokens != 5 {
+	if tokens != 3 {
 		t.Errorf("%d tokens", tokens)
 	}
+	mustBe(t, end, ErrInvalidHandle)
 	must(t, s.Close())
 	_, err = s.Tokens()
 	mustBe(t, err, ErrInvalidHandle)
@@ -379,29 +381,38 @@ func TestClose(t *testing.T) {
 	}
 }
 
-// Whatever may move or free the logits waits while they are copied.
-func TestLogitsAreCopiedWhole(t *testing.T) {
+// While something that the library lends is copied, nothing takes it away.
+func TestLentIsCopiedWhole(t *testing.T) {
 	engine := openEngine(t)
-	for name, call := range map[string]func(*Sequence) error{
-		"Step":   func(s *Sequence) error { return Step(s) },
-		"Sample": func(s *Sequence) error { _, err := s.Sample(); return err },
-		"Close":  func(s *Sequence) error { return s.Close() },
-	} {
-		s := newSequence(t, engine, []uint32{1, 2, 3}, greedy)
-		must(t, Step(s))
-		s.logits.Lock()
-		done := make(chan struct{})
-		go func() {
-			defer close(done)
-			call(s)
-		}()
-		select {
-		case <-done:
-			t.Errorf("%s did not wait", name)
-		case <-time.After(20 * time.Millisecond):
+	used := func() uint64 {
+		info, err := engine.Info()
+		must(t, err)
+		return info.BudgetUsedBytes
+	}
+	s := newSequence(t, engine, []uint32{1, 2, 3}, greedy)
+	must(t, Step(s))
+	err := s.borrow(func() error { return nil }, func() {
+		for name, call := range map[string]func() error{
+			"Step":   func() error { return Step(s) },
+			"Sample": func() error { _, err := s.Sample(); return err },
+			"Logits": func() error { _, err := s.Logits(); return err },
+			"Tokens": func() error { _, err := s.Tokens(); return err },
+		} {
+			if err := call(); !errors.Is(err, ErrBusy) {
+				t.Errorf("%s: %v", name, err)
+			}
 		}
-		s.logits.Unlock()
-		<-done
+		must(t, s.Close())
+		if _, err := s.Tokens(); !errors.Is(err, ErrInvalidHandle) {
+			t.Error(err)
+		}
+		if used() == 0 {
+			t.Error("it was freed too early")
+		}
+	})
+	must(t, err)
+	if used() != 0 {
+		t.Error("it was not freed")
 	}
 }
 
@@ -424,9 +435,8 @@ func TestForgotten(t *testing.T) {
 		must(t, err)
 		must(t, s.AppendTokens(1, 2, 3))
 		r := s.Reader(t.Context(), maxTokens(5))
-		if _, more := r.answer.next(); !more { // half read
-			t.Fatal(r.answer.err)
-		}
+		_, err = r.answer.next() // half read
+		must(t, err)
 	}
 	forget()
 	if used() == 0 {
@@ -503,149 +513,62 @@ func TestSharedSequence(t *testing.T) {
 	group.Wait()
 }
 
-func TestNoGoroutineStays(t *testing.T) {
+// Whoever looks at a sequence while its answer is written does not disturb it.
+func TestReadersBesideAnAnswer(t *testing.T) {
+	expected := readGolden(t)
 	engine := openEngine(t)
-	before := runtime.NumGoroutine()
-	for i := range 30 {
-		s := newSequence(t, engine, []uint32{1, 2, 3}, greedy)
-		ctx, cancel := context.WithCancel(t.Context())
-		seen := 0
-		for range s.Generate(ctx, maxTokens(6)) {
-			if seen++; seen == 3 && i%3 == 0 {
-				break
+	s := newSequence(t, engine, expected.Prompt, expected.options("rpc"))
+	done := make(chan struct{})
+	var group sync.WaitGroup
+	var seen [4]int
+	begin := func(i int, read func() error) {
+		group.Add(1)
+		go func() {
+			defer group.Done()
+			for {
+				select {
+				case <-done:
+					return
+				default:
+				}
+				switch err := read(); {
+				case err == nil:
+					seen[i]++
+				case !errors.Is(err, ErrBusy):
+					t.Error(err)
+				}
 			}
-			if seen == 3 && i%3 == 1 {
-				cancel()
-			}
-		}
-		// A reader that is left half read ends with its context.
-		if r := s.Reader(ctx, maxTokens(6)); i%3 != 1 {
-			if _, more := r.answer.next(); !more {
-				t.Fatal(r.answer.err)
-			}
-		}
-		cancel()
-		// One that was never read has not begun.
-		s.Reader(t.Context())
+		}()
 	}
-	eventually(t, func() bool { return runtime.NumGoroutine() <= before })
-}
-
-// textModel is the golden model with a tokenizer of 96 letters, a chat template and a stop token.
-func textModel(t *testing.T) string {
-	t.Helper()
-	python := os.Getenv("PYTHON")
-	if python == "" {
-		python = "python3"
-	}
-	model := filepath.Join(t.TempDir(), "model")
-	out, err := exec.Command(python, "../../tests/abi/text_model.py", goldenModel(), model).CombinedOutput()
-	if err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
-	return model
-}
-
-func TestText(t *testing.T) {
-	engine, err := Open(textModel(t), f32, func(o *EngineOptions) { o.BudgetBytes = 64 << 20 })
-	must(t, err)
-	defer engine.Close()
-	info, err := engine.Info()
-	must(t, err)
-	if !info.HasTokenizer || !info.HasChatTemplate || info.Vocab != 96 || info.Context != 4096 ||
-		info.Flavour != FlavourCached || info.CacheDType != DTypeF32 || info.SIMD == "" {
-		t.Errorf("%+v", info)
-	}
-	stop, err := engine.StopTokens()
-	if must(t, err); !slices.Equal(stop, []uint32{93}) {
-		t.Errorf("stop tokens: %v", stop)
-	}
-	tokens, err := engine.Tokenize("Why? é<|im_end|>", TokenizePrompt)
-	must(t, err)
-	if tokens[0] != 92 || tokens[len(tokens)-1] != 93 {
-		t.Errorf("%v", tokens)
-	}
-	for skip, expected := range map[bool]string{true: "Why? é", false: "<|bos|>Why? é<|im_end|>"} {
-		back, err := engine.Detokenize(tokens, skip)
-		if must(t, err); back != expected {
-			t.Errorf("%q", back)
-		}
-	}
-	none, err := engine.Tokenize("", TokenizePlain)
-	if must(t, err); len(none) != 0 {
-		t.Errorf("%v", none)
-	}
-	empty, err := engine.Detokenize(nil, true)
-	if must(t, err); empty != "" {
-		t.Errorf("%q", empty)
-	}
-	_, err = engine.Tokenize("\xff", TokenizePlain)
-	mustBe(t, err, ErrInvalidArgument)
-
-	chat := func() *Sequence {
-		s, err := engine.NewSequence(greedy)
-		must(t, err)
-		t.Cleanup(func() { s.Close() })
-		must(t, s.AppendChat(Message{"system", ""}, Message{"user", "Why?"}))
-		return s
-	}
-	s := chat()
-	var answer strings.Builder
+	var tokens []uint32
 	for event, err := range s.Generate(t.Context(), maxTokens(200)) {
 		must(t, err)
-		answer.WriteString(event.Text)
+		switch event.Kind {
+		case EventPrefill:
+			begin(0, func() error { _, err := s.Tokens(); return err })
+			begin(1, func() error { _, err := s.Logits(); return err })
+			begin(2, func() error { _, err := s.Stats(); return err })
+			begin(3, func() error { return s.Accept(1) })
+		case EventToken:
+			if tokens = append(tokens, event.Token); len(tokens) == 200 {
+				close(done)
+				group.Wait()
+			}
+		}
 	}
-	whole := answer.String()
-	if len(whole) < 8 {
-		t.Fatalf("too short for the tests that follow: %q", whole)
+	if !slices.Equal(tokens, expected.Results["rpc"].Tokens[:200]) {
+		t.Error("other tokens")
 	}
-
-	reader := chat().Reader(t.Context(), maxTokens(200))
-	read, err := io.ReadAll(io.MultiReader(io.LimitReader(reader, 1), reader))
-	must(t, err)
-	if string(read) != whole || reader.StopReason() == 0 {
-		t.Errorf("expected %q, found %q (%v)", whole, read, reader.StopReason())
+	if seen[3] != 0 {
+		t.Errorf("%d calls changed it", seen[3])
 	}
-	must(t, reader.Close())
-
-	// Stop strings.
-	characters := []rune(whole)
-	end := string(characters[4:6])
-	before, _, _ := strings.Cut(whole, end)
-	reader = chat().Reader(t.Context(), func(o *GenerateOptions) { o.Stop = []string{"never comes", end} })
-	read, err = io.ReadAll(reader)
-	must(t, err)
-	if string(read) != before || reader.StopReason() != StopString {
-		t.Errorf("expected %q, found %q (%v)", before, read, reader.StopReason())
-	}
-
-	// Reading ends with the context, or with Close, and the sequence is free.
-	s = chat()
-	ctx, cancel := context.WithCancel(t.Context())
-	reader = s.Reader(ctx)
-	_, err = reader.Read(make([]byte, 1))
-	must(t, err)
-	cancel()
-	_, err = io.ReadAll(reader)
-	mustBe(t, err, context.Canceled)
-	must(t, s.AppendText(" More"))
-	reader = s.Reader(t.Context())
-	_, err = reader.Read(make([]byte, 1))
-	must(t, err)
-	mustBe(t, s.AppendText("."), ErrBusy)
-	must(t, reader.Close())
-	must(t, reader.Close())
-	_, err = reader.Read(make([]byte, 1))
-	mustBe(t, err, io.ErrClosedPipe)
-	must(t, s.AppendText("."))
-	must(t, s.AppendText(""))
 }
 
 func TestNames(t *testing.T) {
 	if Version() == "" {
 		t.Error("no version")
 	}
-	for code := ErrInvalidArgument; code <= ErrInternal; code++ {
+	for code := ErrInvalidArgument; code <= ErrCallback; code++ {
 		if codeNames[code] == "" {
 			t.Errorf("code %d has no name", code)
 		}

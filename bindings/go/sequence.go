@@ -7,6 +7,7 @@ import (
 	"runtime"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 	"unsafe"
 )
@@ -22,6 +23,30 @@ const (
 	// intervals so far. Given text is never dropped.
 	PolicyRPC Policy = C.RRPC_POLICY_RPC
 )
+
+// ParsePolicy is the policy that a name selects: "none", "rpc" or "callback".
+//
+// Errors: [ErrInvalidArgument] for another name.
+func ParsePolicy(name string) (Policy, error) {
+	var memory copies
+	defer func() { memory.free() }()
+	var policy C.uint32_t
+	err := check(C.rrpc_policy_from_name(memory.text(name).data, &policy))
+	return Policy(policy), err
+}
+
+// String is the policy's name.
+func (p Policy) String() string {
+	switch p {
+	case PolicyNone:
+		return "none"
+	case PolicyRPC:
+		return "rpc"
+	case PolicyCallback:
+		return "callback"
+	}
+	return "unknown"
+}
 
 // Aggregation is over which heads scores are averaged.
 type Aggregation uint32
@@ -129,9 +154,11 @@ func (e *Engine) sequenceOptions(options []func(*SequenceOptions)) (C.rrpc_seque
 type Sequence struct {
 	handle  C.go_sequence
 	cleanup runtime.Cleanup
-	// Held for writing while logits are copied, and for reading by whatever may move or free them. Only
-	// tried for writing, so that nobody waits for longer than a copy takes.
-	logits sync.RWMutex
+	// Held for writing while what the library lends (logits, an event's text, a view of the cache) is
+	// copied, and for reading by every other call: it may take the lent away. Taken for reading, it is
+	// only ever tried.
+	lent   sync.RWMutex
+	closed atomic.Bool
 }
 
 // NewSequence makes an empty sequence. The caller closes it; it keeps the model alive.
@@ -143,32 +170,79 @@ func (e *Engine) NewSequence(options ...func(*SequenceOptions)) (*Sequence, erro
 	if err != nil {
 		return nil, err
 	}
+	return ownSequence(func(handle *C.go_sequence) error {
+		return check(C.go_sequence_create(e.handle, &o, handle))
+	})
+}
+
+// ownSequence is the sequence that call makes.
+func ownSequence(call func(handle *C.go_sequence) error) (*Sequence, error) {
 	s := &Sequence{}
-	if err := check(C.go_sequence_create(e.handle, &o, &s.handle)); err != nil {
+	if err := call(&s.handle); err != nil {
 		return nil, err
 	}
 	s.cleanup = runtime.AddCleanup(s, func(handle C.go_sequence) { C.go_sequence_free(handle) }, s.handle)
 	return s, nil
 }
 
-// Close frees the sequence and its cache. It may be called at any time, within an answer too: the call
-// that is under way ends as if the sequence were still there, then the memory is freed. Closing it again
-// does nothing. The error is always nil.
+// Close frees the sequence and its cache. It may be called at any time: the call that is under way ends as
+// if the sequence were still there, then the memory is freed; an answer ends with [ErrInvalidHandle] in
+// place of its next event. Closing it again does nothing. The error is always nil.
 func (s *Sequence) Close() error {
-	s.logits.RLock()
-	defer s.logits.RUnlock()
-	s.cleanup.Stop()
-	C.go_sequence_free(s.handle)
-	runtime.KeepAlive(s)
+	s.closed.Store(true)
+	s.free()
 	return nil
 }
 
-// change makes a call that may move the logits.
-func (s *Sequence) change(call func() *C.rrpc_error) error {
-	s.logits.RLock()
-	defer s.logits.RUnlock()
+// free frees a closed sequence, unless something lent is being copied: whoever does so frees it then.
+func (s *Sequence) free() {
+	if s.lent.TryRLock() {
+		defer s.lent.RUnlock()
+		s.cleanup.Stop()
+		C.go_sequence_free(s.handle)
+		runtime.KeepAlive(s)
+	}
+}
+
+// use makes a call.
+func (s *Sequence) use(call func() *C.rrpc_error) error {
+	if !s.lent.TryRLock() {
+		return s.busy()
+	}
+	defer s.lent.RUnlock()
 	defer runtime.KeepAlive(s)
 	return check(call())
+}
+
+// borrow makes a call, and copy copies what it lends before another call can take it away.
+func (s *Sequence) borrow(call func() error, copy func()) error {
+	if !s.lent.TryLock() {
+		return s.busy()
+	}
+	return s.borrowLocked(call, copy)
+}
+
+// borrowLocked is borrow once s.lent is locked; it unlocks it.
+func (s *Sequence) borrowLocked(call func() error, copy func()) error {
+	defer func() {
+		s.lent.Unlock()
+		if s.closed.Load() {
+			s.free()
+		}
+	}()
+	defer runtime.KeepAlive(s)
+	err := call()
+	if err == nil {
+		copy()
+	}
+	return err
+}
+
+func (s *Sequence) busy() error {
+	if s.closed.Load() {
+		return &Error{ErrInvalidHandle, "the sequence was closed"}
+	}
+	return &Error{ErrBusy, "another call is using the sequence"}
 }
 
 // AppendText appends raw text. Control tokens in it are parsed. Text that begins the sequence gets the
@@ -179,7 +253,7 @@ func (s *Sequence) change(call func() *C.rrpc_error) error {
 // has no tokenizer; [ErrContext]. Nothing is appended then.
 func (s *Sequence) AppendText(given string) error {
 	data, length := text(given)
-	return s.change(func() *C.rrpc_error { return C.go_sequence_append_text(s.handle, data, length) })
+	return s.use(func() *C.rrpc_error { return C.go_sequence_append_text(s.handle, data, length) })
 }
 
 // Message is one message of a conversation.
@@ -206,7 +280,7 @@ func (s *Sequence) AppendChat(messages ...Message) error {
 			content: memory.text(message.Content),
 		}
 	}
-	return s.change(func() *C.rrpc_error {
+	return s.use(func() *C.rrpc_error {
 		return C.go_sequence_append_chat(s.handle, array, C.size_t(len(messages)))
 	})
 }
@@ -216,7 +290,7 @@ func (s *Sequence) AppendChat(messages ...Message) error {
 // Errors: [ErrBusy], [ErrPoisoned]; [ErrInvalidArgument] if an id is not in the vocabulary; [ErrContext].
 // Nothing is appended then.
 func (s *Sequence) AppendTokens(tokens ...uint32) error {
-	return s.change(func() *C.rrpc_error {
+	return s.use(func() *C.rrpc_error {
 		return C.go_sequence_append_tokens(s.handle, ids(tokens), C.size_t(len(tokens)))
 	})
 }
@@ -228,7 +302,7 @@ func (s *Sequence) AppendTokens(tokens ...uint32) error {
 // Errors: [ErrBusy], [ErrPoisoned]; [ErrBudget] if the budget cannot hold it beside what other sequences
 // were promised; [ErrContext]. The earlier promise stands then.
 func (s *Sequence) Reserve(newTokens uint) error {
-	return s.change(func() *C.rrpc_error { return C.go_sequence_reserve(s.handle, C.size_t(newTokens)) })
+	return s.use(func() *C.rrpc_error { return C.go_sequence_reserve(s.handle, C.size_t(newTokens)) })
 }
 
 // Step runs one step of the model for sequences of one engine, in any mixture: each advances by the next
@@ -242,8 +316,10 @@ func (s *Sequence) Reserve(newTokens uint) error {
 func Step(sequences ...*Sequence) error {
 	handles := make([]C.go_sequence, max(len(sequences), 1))
 	for i, s := range sequences {
-		s.logits.RLock()
-		defer s.logits.RUnlock()
+		if !s.lent.TryRLock() {
+			return s.busy()
+		}
+		defer s.lent.RUnlock()
 		handles[i] = s.handle
 	}
 	defer runtime.KeepAlive(sequences)
@@ -254,9 +330,9 @@ func Step(sequences ...*Sequence) error {
 //
 // Errors: [ErrBusy], [ErrPoisoned].
 func (s *Sequence) Pending() (int, error) {
-	defer runtime.KeepAlive(s)
 	var pending C.size_t
-	if err := check(C.go_sequence_pending(s.handle, &pending)); err != nil {
+	err := s.use(func() *C.rrpc_error { return C.go_sequence_pending(s.handle, &pending) })
+	if err != nil {
 		return 0, err
 	}
 	return int(pending), nil
@@ -266,21 +342,17 @@ func (s *Sequence) Pending() (int, error) {
 // unnormalised and not touched by the sampling options. nil while tokens are pending.
 //
 // Errors: [ErrBusy], [ErrPoisoned].
-func (s *Sequence) Logits() ([]float32, error) {
-	if !s.logits.TryLock() {
-		return nil, &Error{ErrBusy, "another call is using the sequence"}
-	}
-	defer s.logits.Unlock()
-	defer runtime.KeepAlive(s)
-	var logits *C.float
+func (s *Sequence) Logits() (logits []float32, err error) {
+	var lent *C.float
 	var count C.size_t
-	if err := check(C.go_sequence_logits(s.handle, &logits, &count)); err != nil {
-		return nil, err
-	}
-	if logits == nil {
-		return nil, nil
-	}
-	return slices.Clone(unsafe.Slice((*float32)(logits), int(count))), nil
+	err = s.borrow(func() error {
+		return check(C.go_sequence_logits(s.handle, &lent, &count))
+	}, func() {
+		if lent != nil {
+			logits = slices.Clone(unsafe.Slice((*float32)(lent), int(count)))
+		}
+	})
+	return logits, err
 }
 
 // Sample draws the next token from the logits by the sequence's sampling options, appends it and returns
@@ -290,7 +362,7 @@ func (s *Sequence) Logits() ([]float32, error) {
 // [ErrContext] if the context is full.
 func (s *Sequence) Sample() (uint32, error) {
 	var token C.uint32_t
-	err := s.change(func() *C.rrpc_error { return C.go_sequence_sample(s.handle, &token) })
+	err := s.use(func() *C.rrpc_error { return C.go_sequence_sample(s.handle, &token) })
 	if err != nil {
 		return 0, err
 	}
@@ -303,16 +375,17 @@ func (s *Sequence) Sample() (uint32, error) {
 // Errors: [ErrBusy], [ErrPoisoned]; [ErrInvalidArgument] if the id is not in the vocabulary or the sequence
 // is empty; [ErrContext] if the context is full.
 func (s *Sequence) Accept(token uint32) error {
-	return s.change(func() *C.rrpc_error { return C.go_sequence_accept(s.handle, C.uint32_t(token)) })
+	return s.use(func() *C.rrpc_error { return C.go_sequence_accept(s.handle, C.uint32_t(token)) })
 }
 
 // Tokens are the ids of all tokens, given and generated, the pending ones included.
 //
 // Errors: [ErrBusy], [ErrPoisoned].
 func (s *Sequence) Tokens() ([]uint32, error) {
-	defer runtime.KeepAlive(s)
-	return fill(0, func(out *uint32, capacity C.size_t, count *C.size_t) *C.rrpc_error {
-		return C.go_sequence_tokens(s.handle, (*C.uint32_t)(out), capacity, count)
+	return fill(0, func(out *uint32, capacity C.size_t, count *C.size_t) error {
+		return s.use(func() *C.rrpc_error {
+			return C.go_sequence_tokens(s.handle, (*C.uint32_t)(out), capacity, count)
+		})
 	})
 }
 
@@ -336,15 +409,18 @@ type Compression struct {
 //
 // Errors: [ErrBusy], [ErrPoisoned].
 func (s *Sequence) Compressions() ([]Compression, error) {
-	defer runtime.KeepAlive(s)
 	var count C.size_t
-	if err := check(C.go_sequence_compression_count(s.handle, &count)); err != nil {
+	err := s.use(func() *C.rrpc_error { return C.go_sequence_compression_count(s.handle, &count) })
+	if err != nil {
 		return nil, err
 	}
 	log := make([]Compression, count)
 	for i := range log {
 		found := C.rrpc_compression{struct_size: C.sizeof_rrpc_compression}
-		if err := check(C.go_sequence_get_compression(s.handle, C.size_t(i), &found)); err != nil {
+		err := s.use(func() *C.rrpc_error {
+			return C.go_sequence_get_compression(s.handle, C.size_t(i), &found)
+		})
+		if err != nil {
 			return nil, err
 		}
 		log[i] = Compression{
@@ -354,8 +430,10 @@ func (s *Sequence) Compressions() ([]Compression, error) {
 			LenAfter:  int(found.len_after),
 		}
 		for set := range C.size_t(found.kept_sets) {
-			kept, err := fill(0, func(out *uint32, capacity C.size_t, count *C.size_t) *C.rrpc_error {
-				return C.go_sequence_compression_kept(s.handle, C.size_t(i), set, (*C.uint32_t)(out), capacity, count)
+			kept, err := fill(0, func(out *uint32, capacity C.size_t, count *C.size_t) error {
+				return s.use(func() *C.rrpc_error {
+					return C.go_sequence_compression_kept(s.handle, C.size_t(i), set, (*C.uint32_t)(out), capacity, count)
+				})
 			})
 			if err != nil {
 				return nil, err
@@ -392,13 +470,10 @@ type Stats struct {
 //
 // Errors: [ErrBusy], [ErrPoisoned].
 func (s *Sequence) Stats() (Stats, error) {
-	defer runtime.KeepAlive(s)
 	stats := C.rrpc_sequence_stats{struct_size: C.sizeof_rrpc_sequence_stats}
-	if err := check(C.go_sequence_get_stats(s.handle, &stats)); err != nil {
+	err := s.use(func() *C.rrpc_error { return C.go_sequence_get_stats(s.handle, &stats) })
+	if err != nil {
 		return Stats{}, err
-	}
-	duration := func(seconds C.double) time.Duration {
-		return time.Duration(float64(seconds) * float64(time.Second))
 	}
 	return Stats{
 		PrefillTokens:          int(stats.prefill_tokens),
@@ -411,4 +486,8 @@ func (s *Sequence) Stats() (Stats, error) {
 		CachePeakBytes:         uint64(stats.cache_peak_bytes),
 		CacheUncompressedBytes: uint64(stats.cache_uncompressed_bytes),
 	}, nil
+}
+
+func duration(seconds C.double) time.Duration {
+	return time.Duration(float64(seconds) * float64(time.Second))
 }

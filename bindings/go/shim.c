@@ -6,6 +6,7 @@ _Static_assert(sizeof(uintptr_t) == sizeof(rrpc_sequence *), "handles are as wid
 
 #define ENGINE ((rrpc_engine *)engine)
 #define SEQUENCE ((rrpc_sequence *)sequence)
+#define COMPRESSOR ((rrpc_compressor *)compressor)
 
 rrpc_error *go_engine_open(const char *model, const rrpc_engine_options *options, go_engine *engine)
 {
@@ -137,13 +138,160 @@ rrpc_error *go_sequence_get_stats(go_sequence sequence, rrpc_sequence_stats *sta
     return rrpc_sequence_get_stats(SEQUENCE, stats);
 }
 
-static int32_t pass_on(const rrpc_event *event, void *user_data)
+rrpc_error *go_sequence_fork(go_sequence sequence, go_sequence *fork)
 {
-    return reasoning_rpc_go_event((rrpc_event *)event, (uintptr_t)user_data);
+    rrpc_sequence *made = NULL;
+    rrpc_error *error = rrpc_sequence_fork(SEQUENCE, &made);
+    *fork = (go_sequence)made;
+    return error;
 }
 
-rrpc_error *go_generate(go_sequence sequence, const rrpc_generate_options *options, uintptr_t handle,
-                        rrpc_generate_result *result)
+rrpc_error *go_sequence_set_seed(go_sequence sequence, uint64_t seed)
 {
-    return rrpc_generate(SEQUENCE, options, pass_on, (void *)handle, result);
+    return rrpc_sequence_set_seed(SEQUENCE, seed);
+}
+
+rrpc_error *go_sequence_rewind(go_sequence sequence, size_t tokens)
+{
+    return rrpc_sequence_rewind(SEQUENCE, tokens);
+}
+
+rrpc_error *go_sequence_cache_view(go_sequence sequence, uint32_t layer, uint32_t kv_head, rrpc_cache_view *view)
+{
+    return rrpc_sequence_cache_view(SEQUENCE, layer, kv_head, view);
+}
+
+rrpc_error *go_sequence_save(go_sequence sequence, void *out, size_t capacity, size_t *count)
+{
+    return rrpc_sequence_save(SEQUENCE, out, capacity, count);
+}
+
+rrpc_error *go_sequence_save_file(go_sequence sequence, const char *path)
+{
+    return rrpc_sequence_save_file(SEQUENCE, path);
+}
+
+rrpc_error *go_sequence_restore(go_engine engine, const void *data, size_t len, go_sequence *sequence)
+{
+    rrpc_sequence *made = NULL;
+    rrpc_error *error = rrpc_sequence_restore(ENGINE, data, len, &made);
+    *sequence = (go_sequence)made;
+    return error;
+}
+
+rrpc_error *go_sequence_restore_file(go_engine engine, const char *path, go_sequence *sequence)
+{
+    rrpc_sequence *made = NULL;
+    rrpc_error *error = rrpc_sequence_restore_file(ENGINE, path, &made);
+    *sequence = (go_sequence)made;
+    return error;
+}
+
+rrpc_error *go_generate_start(go_sequence sequence, const rrpc_generate_options *options)
+{
+    return rrpc_generate_start(SEQUENCE, options);
+}
+
+rrpc_error *go_generate_next(go_sequence sequence, rrpc_event *event)
+{
+    return rrpc_generate_next(SEQUENCE, event);
+}
+
+rrpc_error *go_generate_stop(go_sequence sequence)
+{
+    return rrpc_generate_stop(SEQUENCE);
+}
+
+rrpc_error *go_engine_get_metrics(go_engine engine, rrpc_metrics *metrics)
+{
+    return rrpc_engine_get_metrics(ENGINE, metrics);
+}
+
+rrpc_error *go_engine_metrics_text(go_engine engine, char *out, size_t capacity, size_t *count)
+{
+    return rrpc_engine_metrics_text(ENGINE, out, capacity, count);
+}
+
+/* The call of Go's that this thread is making: callbacks come in the thread that makes the call. */
+static _Thread_local uintptr_t call_under_way;
+
+static int32_t select_callback(rrpc_select_request *request, void *user_data)
+{
+    (void)user_data;
+    return reasoning_rpc_go_select(call_under_way, request);
+}
+
+rrpc_error *go_compressor_create(rrpc_compressor_options *options, go_compressor *compressor)
+{
+    if (options->policy == RRPC_POLICY_CALLBACK)
+        options->select = select_callback;
+    rrpc_compressor *made = NULL;
+    rrpc_error *error = rrpc_compressor_create(options, &made);
+    *compressor = (go_compressor)made;
+    return error;
+}
+
+void go_compressor_free(go_compressor compressor)
+{
+    rrpc_compressor_free(COMPRESSOR);
+}
+
+rrpc_error *go_compressor_due(go_compressor compressor, uint64_t generated, uint64_t compressions, uint32_t *due)
+{
+    return rrpc_compressor_due(COMPRESSOR, generated, compressions, due);
+}
+
+rrpc_error *go_compressor_record(go_compressor compressor, uint32_t layer, const int32_t *slots, size_t count,
+                                 const void *queries, int64_t row_stride, int64_t head_stride, uint32_t dtype)
+{
+    return rrpc_compressor_record(COMPRESSOR, layer, slots, count, queries, row_stride, head_stride, dtype);
+}
+
+rrpc_error *go_compressor_forget(go_compressor compressor, int32_t slot)
+{
+    return rrpc_compressor_forget(COMPRESSOR, slot);
+}
+
+rrpc_error *go_compressor_get_sizes(go_compressor compressor, const rrpc_kv_batch *batch,
+                                    rrpc_compressor_sizes *sizes)
+{
+    return rrpc_compressor_get_sizes(COMPRESSOR, batch, sizes);
+}
+
+rrpc_error *go_compressor_score(go_compressor compressor, const rrpc_kv_layer *layer, const rrpc_kv_batch *batch,
+                                const rrpc_query_window *window, float *scores, size_t score_count,
+                                void *workspace, size_t workspace_bytes)
+{
+    return rrpc_compressor_score(COMPRESSOR, layer, batch, window, scores, score_count, workspace,
+                                 workspace_bytes);
+}
+
+rrpc_error *go_compressor_select(go_compressor compressor, uint32_t layer, const rrpc_kv_batch *batch,
+                                 const float *scores, size_t score_count, void *workspace, size_t workspace_bytes,
+                                 rrpc_plan *plan, uintptr_t call)
+{
+    uintptr_t outer = call_under_way;
+    call_under_way = call;
+    rrpc_error *error = rrpc_compressor_select(COMPRESSOR, layer, batch, scores, score_count, workspace,
+                                               workspace_bytes, plan);
+    call_under_way = outer;
+    return error;
+}
+
+rrpc_error *go_compressor_apply(go_compressor compressor, const rrpc_kv_layer *layer, const rrpc_kv_batch *batch,
+                                const rrpc_plan *plan, void *workspace, size_t workspace_bytes)
+{
+    return rrpc_compressor_apply(COMPRESSOR, layer, batch, plan, workspace, workspace_bytes);
+}
+
+rrpc_error *go_compressor_compress(go_compressor compressor, const rrpc_kv_layer *layer,
+                                   const rrpc_kv_batch *batch, const rrpc_query_window *window, void *workspace,
+                                   size_t workspace_bytes, rrpc_plan *plan, uintptr_t call)
+{
+    uintptr_t outer = call_under_way;
+    call_under_way = call;
+    rrpc_error *error = rrpc_compressor_compress(COMPRESSOR, layer, batch, window, workspace, workspace_bytes,
+                                                 plan);
+    call_under_way = outer;
+    return error;
 }

@@ -11,6 +11,7 @@
 
 typedef uintptr_t go_engine;
 typedef uintptr_t go_sequence;
+typedef uintptr_t go_compressor;
 
 rrpc_error *go_engine_open(const char *model, const rrpc_engine_options *options, go_engine *engine);
 void go_engine_free(go_engine engine);
@@ -42,8 +43,41 @@ rrpc_error *go_sequence_compression_kept(go_sequence sequence, size_t index, siz
                                          size_t capacity, size_t *count);
 rrpc_error *go_sequence_get_stats(go_sequence sequence, rrpc_sequence_stats *stats);
 
-/* Every event goes to the Go function of `handle`, a cgo.Handle. */
-rrpc_error *go_generate(go_sequence sequence, const rrpc_generate_options *options, uintptr_t handle,
-                        rrpc_generate_result *result);
+rrpc_error *go_sequence_fork(go_sequence sequence, go_sequence *fork);
+rrpc_error *go_sequence_set_seed(go_sequence sequence, uint64_t seed);
+rrpc_error *go_sequence_rewind(go_sequence sequence, size_t tokens);
+rrpc_error *go_sequence_cache_view(go_sequence sequence, uint32_t layer, uint32_t kv_head, rrpc_cache_view *view);
+rrpc_error *go_sequence_save(go_sequence sequence, void *out, size_t capacity, size_t *count);
+rrpc_error *go_sequence_save_file(go_sequence sequence, const char *path);
+rrpc_error *go_sequence_restore(go_engine engine, const void *data, size_t len, go_sequence *sequence);
+rrpc_error *go_sequence_restore_file(go_engine engine, const char *path, go_sequence *sequence);
+
+rrpc_error *go_generate_start(go_sequence sequence, const rrpc_generate_options *options);
+rrpc_error *go_generate_next(go_sequence sequence, rrpc_event *event);
+rrpc_error *go_generate_stop(go_sequence sequence);
+
+rrpc_error *go_engine_get_metrics(go_engine engine, rrpc_metrics *metrics);
+rrpc_error *go_engine_metrics_text(go_engine engine, char *out, size_t capacity, size_t *count);
+
+/* For RRPC_POLICY_CALLBACK the callback is set: it passes on the `call` of the call that it serves. */
+rrpc_error *go_compressor_create(rrpc_compressor_options *options, go_compressor *compressor);
+void go_compressor_free(go_compressor compressor);
+rrpc_error *go_compressor_due(go_compressor compressor, uint64_t generated, uint64_t compressions, uint32_t *due);
+rrpc_error *go_compressor_record(go_compressor compressor, uint32_t layer, const int32_t *slots, size_t count,
+                                 const void *queries, int64_t row_stride, int64_t head_stride, uint32_t dtype);
+rrpc_error *go_compressor_forget(go_compressor compressor, int32_t slot);
+rrpc_error *go_compressor_get_sizes(go_compressor compressor, const rrpc_kv_batch *batch,
+                                    rrpc_compressor_sizes *sizes);
+rrpc_error *go_compressor_score(go_compressor compressor, const rrpc_kv_layer *layer, const rrpc_kv_batch *batch,
+                                const rrpc_query_window *window, float *scores, size_t score_count,
+                                void *workspace, size_t workspace_bytes);
+rrpc_error *go_compressor_select(go_compressor compressor, uint32_t layer, const rrpc_kv_batch *batch,
+                                 const float *scores, size_t score_count, void *workspace, size_t workspace_bytes,
+                                 rrpc_plan *plan, uintptr_t call);
+rrpc_error *go_compressor_apply(go_compressor compressor, const rrpc_kv_layer *layer, const rrpc_kv_batch *batch,
+                                const rrpc_plan *plan, void *workspace, size_t workspace_bytes);
+rrpc_error *go_compressor_compress(go_compressor compressor, const rrpc_kv_layer *layer,
+                                   const rrpc_kv_batch *batch, const rrpc_query_window *window, void *workspace,
+                                   size_t workspace_bytes, rrpc_plan *plan, uintptr_t call);
 
 #endif

@@ -1,0 +1,5 @@
+//go:build !race
+
+package reasoningrpc
+
+const underRace = false
