@@ -1758,7 +1758,8 @@ typedef struct rrpc_plan {
  * the compressor.
  * Threads: any.
  * Errors: NULL_POINTER; INVALID_ARGUMENT for an option, such as `heads` that is no multiple of `kv_heads`
- * or a policy that calls back without a callback.
+ * or a policy that calls back without a callback; OUT_OF_MEMORY for more recorded queries than there is
+ * memory for.
  * Since: 0.1
  */
 RRPC_NODISCARD

@@ -115,7 +115,7 @@ static void options_are_checked(void)
     REFUSED_OPTION(INVALID_ARGUMENT, "aggregation", options.aggregation = 2);
     REFUSED_OPTION(INVALID_ARGUMENT, "pooling", options.pooling = 2);
     REFUSED_OPTION(INVALID_ARGUMENT, "kernel", options.kernel = 2);
-    REFUSED_OPTION(INVALID_ARGUMENT, "recorded", (options.recorded_layers = options.recorded_sequences = UINT32_MAX));
+    REFUSED_OPTION(OUT_OF_MEMORY, "recorded", (options.recorded_layers = options.recorded_sequences = UINT32_MAX));
     /* An older caller's, without the last fields. */
     options = good;
     options.struct_size = offsetof(rrpc_compressor_options, aggregation);

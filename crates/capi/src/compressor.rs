@@ -258,7 +258,8 @@ unsafe fn read_plan<'a>(plan: *const rrpc_plan, batch: &Batch<'_>) -> Result<Pla
 /// the compressor.
 /// Threads: any.
 /// Errors: NULL_POINTER; INVALID_ARGUMENT for an option, such as `heads` that is no multiple of `kv_heads`
-/// or a policy that calls back without a callback.
+/// or a policy that calls back without a callback; OUT_OF_MEMORY for more recorded queries than there is
+/// memory for.
 /// Since: 0.1
 #[unsafe(no_mangle)]
 #[must_use]
