@@ -51,7 +51,7 @@
  * prefix RRPC_ERROR_; FORKED and INTERNAL can come from any, OUT_OF_MEMORY from any that is given or
  * makes something large. After an error outputs are not to be read, unless something else is said.
  * States that a program expects (no logits yet, an answer that was cancelled) are outputs, not errors.
- * Nothing is printed but the report of a panic, which is a bug, on stderr.
+ * Nothing is printed; rrpc_set_log tells more. A panic, which is a bug, is a message and an INTERNAL.
  *
  * Handles. rrpc_engine, rrpc_sequence, rrpc_compressor and rrpc_tensor pointers are numbers in the shape of
  * pointers: an index and a generation, never dereferenced. One that was freed, is of another kind or is
@@ -1288,6 +1288,50 @@ rrpc_error *rrpc_engine_metrics_text(const rrpc_engine *engine,
                                      char *out,
                                      size_t capacity,
                                      size_t *count);
+
+/*
+ * ==== Logging ====
+ */
+
+/** Nothing. */
+#define RRPC_LOG_OFF 0
+/** What went wrong inside of the library, panics included. */
+#define RRPC_LOG_ERROR 1
+/** What was refused for want of budget. */
+#define RRPC_LOG_WARNING 2
+/** Engines that were opened. */
+#define RRPC_LOG_INFO 3
+/** Compressions; engines that were closed. */
+#define RRPC_LOG_DEBUG 4
+
+/**
+ * Gets each message, on the thread that it came up on, which may be one of the library's: UTF-8 of
+ * `message_len` bytes, NUL-terminated, without a line end, valid during the call. `level` is one of
+ * RRPC_LOG_. Several threads may call it at the same time.
+ *
+ * It may call the library, but for rrpc_set_log; what those calls would log is left out. It must
+ * return: no exception and no longjmp may leave it.
+ */
+typedef void (*rrpc_log_callback)(uint32_t level,
+                                  const char *message,
+                                  size_t message_len,
+                                  void *user_data);
+
+/**
+ * Sends messages up to `level`, one of RRPC_LOG_, to `callback`, for the whole process, in place of what
+ * was set before. RRPC_LOG_OFF or a NULL callback: silence, which is how a process begins. The library
+ * itself never prints; ONNX Runtime's messages are turned off.
+ *
+ * Ownership: `callback` and `user_data` have to live until this is called again; when that returns, no
+ * call of the old callback is running and none comes.
+ * Threads: any. From inside of a log callback it is BUSY.
+ * Errors: BUSY; INVALID_ARGUMENT for an unknown level.
+ * Since: 0.1
+ */
+RRPC_NODISCARD
+rrpc_error *rrpc_set_log(uint32_t level,
+                         rrpc_log_callback callback,
+                         void *user_data);
 
 /*
  * ==== Tokens and text ====

@@ -338,7 +338,7 @@ static void use_engine(void)
         keep(ENGINE, made);
         break;
     }
-    case 8: break;
+    case 8: CALL(rrpc_set_log, below(one_in(8) ? 99 : 5), NULL, NULL); break;
     case 9: CALL(rrpc_policy_from_name, one_in(8) ? NULL : one_in(2) ? "rpc" : "\xff?", one_in(8) ? NULL : &number32); break;
     case 10: CALL(rrpc_engine_options_init, (void *)room, (size_t)(one_in(2) ? below(4096) : 4097 + (number() >> 1))); break;
     case 11: CALL(rrpc_sequence_options_init, given, (void *)room, (size_t)below(4096)); break;

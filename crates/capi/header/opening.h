@@ -51,7 +51,7 @@
  * prefix RRPC_ERROR_; FORKED and INTERNAL can come from any, OUT_OF_MEMORY from any that is given or
  * makes something large. After an error outputs are not to be read, unless something else is said.
  * States that a program expects (no logits yet, an answer that was cancelled) are outputs, not errors.
- * Nothing is printed but the report of a panic, which is a bug, on stderr.
+ * Nothing is printed; rrpc_set_log tells more. A panic, which is a bug, is a message and an INTERNAL.
  *
  * Handles. rrpc_engine, rrpc_sequence, rrpc_compressor and rrpc_tensor pointers are numbers in the shape of
  * pointers: an index and a generation, never dereferenced. One that was freed, is of another kind or is

@@ -11,6 +11,7 @@ use crate::fork;
 /// A panic becomes an error. What it left half done is behind a lock that is poisoned by it
 /// ([`crate::handles`]), so asserting unwind safety is sound.
 pub(crate) fn guard(body: impl FnOnce() -> Result<(), Failure>) -> *mut rrpc_error {
+    crate::log::silence_panics();
     let result = if fork::in_child() {
         Err(Failure::new(
             RRPC_ERROR_FORKED,
@@ -32,6 +33,7 @@ pub(crate) fn guard_free(body: impl FnOnce()) {
     if fork::in_child() {
         return;
     }
+    crate::log::silence_panics();
     if let Err(payload) = catch_unwind(AssertUnwindSafe(body)) {
         std::mem::forget(payload); // dropping it could panic again
     }

@@ -44,6 +44,7 @@ const SECTIONS: &[(&str, &str, &str)] = &[
     ),
     ("Figures and planning", "", "stats"),
     ("Metrics", "", "metrics"),
+    ("Logging", "", "log"),
     ("Tokens and text", "", "text"),
     (
         "Compressors",

@@ -142,6 +142,13 @@ impl Engine {
             )?),
             Flavour::Portable => Box::new(PortableRunner::open(&environment, &graph, threads, d)?),
         };
+        log::info!(
+            "opened {}: {} {}, {flavour:?}, {threads} threads, {simd:?}, budget {} bytes",
+            options.model.display(),
+            model.manifest().architecture,
+            model.manifest().weights,
+            pool.capacity()
+        );
         Ok(Self {
             shared: Arc::new(EngineShared {
                 model,
@@ -308,14 +315,18 @@ impl EngineShared {
                     "step: expected tokens to run, found a sequence with none: append text, sample or accept first".into(),
                 ));
             }
-            sequence.cache_mut()?.grow(chunk.tokens.len())?;
+            let grown = sequence.cache_mut()?.grow(chunk.tokens.len());
+            grown.inspect_err(|error| log::warn!("a step was refused: {error}"))?;
             chunks.push(chunk);
         }
 
         let start = Instant::now();
         self.run(sequences, &chunks)
             .inspect_err(|error| poison_on_bug(sequences, error))
-            .inspect_err(|_| self.counters.failed())?;
+            .inspect_err(|error| {
+                self.counters.failed();
+                log::error!("a step failed: {error}");
+            })?;
         let time = start.elapsed();
         self.counters.stepped(&chunks, time);
         for (sequence, chunk) in sequences.iter_mut().zip(&chunks) {
@@ -327,6 +338,7 @@ impl EngineShared {
             let compressed = catch_unwind(AssertUnwindSafe(|| sequence.compress_if_due()))
                 .unwrap_or_else(|payload| Err(Error::Internal(panic_text(&*payload))));
             if let Err(error) = compressed {
+                log::error!("a compression failed, and poisoned its sequence: {error}");
                 // Layers may differ in length now.
                 sequence.poisoned = true;
                 result = Err(error);

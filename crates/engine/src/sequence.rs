@@ -270,7 +270,8 @@ impl Sequence {
             let generated = self.tokens.len() - given + new_tokens.saturating_sub(1);
             given + self.policy.peak_generated(generated)
         };
-        self.cache_mut()?.reserve(entries)
+        let reserved = self.cache_mut()?.reserve(entries);
+        reserved.inspect_err(|error| log::warn!("an answer was refused: {error}"))
     }
 
     fn push(&mut self, ids: &[u32]) {
@@ -379,6 +380,15 @@ impl Sequence {
         self.stats.compressions += 1;
         self.compressed_at = self.written;
         self.stats.compaction_time += start.elapsed();
+        if let Some(record) = self.log.last() {
+            log::debug!(
+                "compression {} at {} generated tokens: {} -> {} entries",
+                self.stats.compressions,
+                record.at_token,
+                record.len_before,
+                record.len_after
+            );
+        }
         Ok(())
     }
 }

@@ -114,7 +114,7 @@ fn a_restored_sequence_goes_on_as_the_original() {
             );
             assert_eq!(restored.compressions(), original.compressions());
             assert_eq!(restored.stats().decode_tokens, original.stats().decode_tokens);
-            assert_eq!(restored.stats().cache_uncompressed_bytes > 0, true);
+            assert!(restored.stats().cache_uncompressed_bytes > 0);
         }
     }
 }
