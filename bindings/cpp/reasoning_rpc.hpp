@@ -28,7 +28,9 @@
  * (RRPC_POLICY_, RRPC_EVENT_, RRPC_STOP_, RRPC_ERROR_ ...) and output structs are the C header's. Beyond it:
  *
  * Errors. Every function that is not noexcept throws `error` where its C function returns one, and
- * std::bad_alloc. What is left behind is what the C function leaves.
+ * std::bad_alloc. What is left behind is what the C function leaves. Functions named try_ return an `expected`
+ * in place of throwing `error`. With -fno-exceptions all compiles, and what would throw ends the program: use
+ * the functions named try_, for answers try_start and try_next.
  *
  * Ownership. `engine` and `sequence` are move-only and free their handle when they are destroyed. A
  * sequence keeps what it needs of its engine alive, so that the two may be destroyed in any order. One
@@ -45,6 +47,8 @@
 #define REASONING_RPC_HPP
 
 #include <reasoning_rpc.h>
+#include <reasoning_rpc/engine.hpp>
+#include <reasoning_rpc/expected.hpp>
 
 #include <cstddef>
 #include <cstdint>
@@ -60,166 +64,6 @@
 #include <vector>
 
 namespace reasoning_rpc {
-
-/* ==== Errors ==== */
-
-/** What went wrong: code() is one of RRPC_ERROR_, what() the message. */
-class error : public std::runtime_error {
-public:
-    error(std::int32_t code, const char *message) : std::runtime_error(message), code_(code) {}
-    std::int32_t code() const noexcept { return code_; }
-
-private:
-    std::int32_t code_;
-};
-
-namespace detail {
-
-struct deleter {
-    void operator()(rrpc_error *error) const noexcept { rrpc_error_free(error); }
-    void operator()(rrpc_engine *engine) const noexcept { rrpc_engine_free(engine); }
-    void operator()(rrpc_sequence *sequence) const noexcept { rrpc_sequence_free(sequence); }
-};
-
-/* Where C errors become exceptions, and are freed. */
-inline void check(rrpc_error *found)
-{
-    if (found == nullptr) return;
-    std::unique_ptr<rrpc_error, deleter> owned(found);
-    throw error(rrpc_error_code(found), rrpc_error_message(found));
-}
-
-/* What `call(data, capacity, &count)` copies out, its size asked for first. */
-template <class Container, class Call>
-Container copied(Call &&call)
-{
-    Container out;
-    std::size_t count = 0;
-    check(call(nullptr, std::size_t{0}, &count));
-    if (count == 0) return out;
-    out.resize(count);
-    check(call(out.data(), out.size(), &count));
-    out.resize(count);
-    return out;
-}
-
-} // namespace detail
-
-/* ==== Views ==== */
-
-/**
- * Elements that lie one behind the other and belong to somebody else, as std::string_view is for text:
- * made of a pointer and a count, or of anything with data() and size() (vector, array, C++20 span).
- */
-template <class T>
-class view {
-public:
-    constexpr view() noexcept = default;
-    constexpr view(const T *data, std::size_t size) noexcept : data_(data), size_(size) {}
-    template <class Container,
-              class = std::enable_if_t<std::is_same_v<
-                  std::remove_cv_t<std::remove_pointer_t<decltype(std::data(std::declval<const Container &>()))>>, T>>>
-    constexpr view(const Container &container) : data_(std::data(container)), size_(std::size(container))
-    {
-    }
-
-    constexpr const T *data() const noexcept { return data_; }
-    constexpr std::size_t size() const noexcept { return size_; }
-    constexpr bool empty() const noexcept { return size_ == 0; }
-    constexpr const T *begin() const noexcept { return data_; }
-    constexpr const T *end() const noexcept { return data_ + size_; }
-    constexpr const T &operator[](std::size_t index) const { return data_[index]; }
-
-private:
-    const T *data_ = nullptr;
-    std::size_t size_ = 0;
-};
-
-/* ==== Engines ==== */
-
-/** rrpc_engine_options with its defaults. A path in it is the caller's and outlives the opening. */
-struct engine_options : rrpc_engine_options {
-    engine_options() : rrpc_engine_options{}
-    {
-        detail::check(rrpc_engine_options_init(this, sizeof(rrpc_engine_options)));
-    }
-};
-
-struct sequence_options;
-
-/** The most cache that an answer takes. */
-struct cache_peak {
-    /** The most entries (tokens) that a layer holds at any moment. */
-    std::uint64_t entries;
-    /** The most bytes of the cache. */
-    std::uint64_t bytes;
-};
-
-/** An open model. */
-class engine {
-public:
-    /** Opens a model folder, as rrpc_engine_open. */
-    explicit engine(std::string_view model, const engine_options &options = engine_options())
-    {
-        if (model.find('\0') != model.npos)
-            throw error(RRPC_ERROR_INVALID_ARGUMENT, "model: expected a path, found a NUL character in it");
-        rrpc_engine *opened = nullptr;
-        detail::check(rrpc_engine_open(std::string(model).c_str(), &options, &opened));
-        handle_.reset(opened);
-    }
-
-    /** Takes over a handle from C. */
-    static engine adopt(rrpc_engine *handle) noexcept { return engine(handle, 0); }
-    /** The handle, for calls in C. It stays this object's. */
-    rrpc_engine *get() const noexcept { return handle_.get(); }
-    /** Gives the handle away; the caller frees it. */
-    rrpc_engine *release() noexcept { return handle_.release(); }
-
-    /** What the engine is and how much of its budget is in use. */
-    rrpc_engine_info info() const
-    {
-        rrpc_engine_info info{};
-        info.struct_size = sizeof info;
-        detail::check(rrpc_engine_get_info(get(), &info));
-        return info;
-    }
-
-    /** The tokens that end an answer. */
-    std::vector<std::uint32_t> stop_tokens() const
-    {
-        return detail::copied<std::vector<std::uint32_t>>([this](auto... out) {
-            return rrpc_engine_stop_tokens(get(), out...);
-        });
-    }
-
-    /** The token ids of a text; `mode` is one of RRPC_TOKENIZE_. */
-    std::vector<std::uint32_t> tokenize(std::string_view text, std::uint32_t mode = RRPC_TOKENIZE_PLAIN) const
-    {
-        const char *data = text.empty() ? "" : text.data();
-        return detail::copied<std::vector<std::uint32_t>>([&](auto... out) {
-            return rrpc_tokenize(get(), data, text.size(), mode, out...);
-        });
-    }
-
-    /** The text of token ids. */
-    std::string detokenize(view<std::uint32_t> tokens, bool skip_special = false) const
-    {
-        const std::uint32_t none = 0;
-        const std::uint32_t *data = tokens.empty() ? &none : tokens.data();
-        return detail::copied<std::string>([&](auto... out) {
-            return rrpc_detokenize(get(), data, tokens.size(), skip_special ? 1 : 0, out...);
-        });
-    }
-
-    /** The most cache that an answer of `new_tokens` to a text of `prompt_tokens` takes: exact. */
-    cache_peak peak_cache_bytes(const sequence_options &options, std::uint64_t prompt_tokens,
-                                std::uint64_t new_tokens) const;
-
-private:
-    engine(rrpc_engine *handle, int) noexcept : handle_(handle) {}
-
-    std::unique_ptr<rrpc_engine, detail::deleter> handle_;
-};
 
 /* ==== Sequences ==== */
 
@@ -278,6 +122,119 @@ struct event {
     std::uint64_t prefill_total;
 };
 
+namespace detail {
+
+inline event event_of(const rrpc_event &from)
+{
+    return {from.kind, from.token, std::string_view(from.text, from.text_len), from.end_of_text != 0,
+            from.stop_reason, from.prefill_done, from.prefill_total};
+}
+
+/* The options of C, and what their stop strings lie in. */
+struct plain_options {
+    rrpc_generate_options options;
+    std::vector<rrpc_text> texts;
+
+    explicit plain_options(const generate_options &from) : options(from)
+    {
+        if (from.stop_strings.empty()) return;
+        texts.reserve(from.stop_strings.size());
+        for (const std::string &text : from.stop_strings) texts.push_back({text.data(), text.size()});
+        options.stop = texts.data();
+        options.stop_count = texts.size();
+    }
+    plain_options(const plain_options &) = delete;
+    plain_options &operator=(const plain_options &) = delete;
+};
+
+} // namespace detail
+
+/**
+ * An answer that its reader pulls: `for (const event &e : sequence.answer(options))`. Each step of the loop
+ * writes one token; END is the last event. Leaving the loop early, or destroying this, stops the answer, whose
+ * text so far stays in the sequence. The sequence may be moved meanwhile; other calls on it that are not const
+ * throw RRPC_ERROR_BUSY. An event's text is valid until the next one is asked for.
+ */
+class pulled_answer {
+public:
+    class iterator {
+    public:
+        using iterator_category = std::input_iterator_tag;
+        using value_type = event;
+        using difference_type = std::ptrdiff_t;
+        using pointer = const event *;
+        using reference = const event &;
+
+        iterator() noexcept = default;
+        reference operator*() const noexcept { return from_->event_; }
+        pointer operator->() const noexcept { return &from_->event_; }
+        iterator &operator++()
+        {
+            if (from_->event_.kind == RRPC_EVENT_END) from_ = nullptr;
+            else from_->pull();
+            return *this;
+        }
+        void operator++(int) { ++*this; }
+        friend bool operator==(const iterator &a, const iterator &b) noexcept { return a.from_ == b.from_; }
+        friend bool operator!=(const iterator &a, const iterator &b) noexcept { return a.from_ != b.from_; }
+
+    private:
+        friend class pulled_answer;
+        explicit iterator(pulled_answer *from) noexcept : from_(from) {}
+        pulled_answer *from_ = nullptr;
+    };
+
+    /** Asks for the first event; for one loop. */
+    iterator begin()
+    {
+        pull();
+        return iterator(this);
+    }
+    iterator end() const noexcept { return iterator(); }
+
+    pulled_answer(const pulled_answer &) = delete;
+    pulled_answer &operator=(const pulled_answer &) = delete;
+    ~pulled_answer() { rrpc_error_free(rrpc_generate_stop(sequence_)); }
+
+private:
+    friend class sequence;
+    pulled_answer(rrpc_sequence *sequence, const generate_options &options) : sequence_(sequence)
+    {
+        const detail::plain_options plain(options);
+        detail::check(rrpc_generate_start(sequence_, &plain.options));
+    }
+    void pull()
+    {
+        rrpc_event from{};
+        from.struct_size = sizeof from;
+        detail::check(rrpc_generate_next(sequence_, &from));
+        event_ = detail::event_of(from);
+    }
+
+    rrpc_sequence *sequence_;
+    event event_{};
+};
+
+/** The cache of one layer and KV head, in place; see rrpc_cache_view. */
+struct cache_view : rrpc_cache_view {
+    /** Entry `entry`'s key: head_dim elements of `dtype`. */
+    const void *key(std::uint64_t entry) const noexcept { return at(keys, entry, entry_stride); }
+    /** Its value. */
+    const void *value(std::uint64_t entry) const noexcept { return at(values, entry, entry_stride); }
+    /** Its position in the text. */
+    std::uint32_t position(std::uint64_t entry) const noexcept
+    {
+        return *static_cast<const std::uint32_t *>(at(positions, entry, sizeof(std::uint32_t)));
+    }
+
+private:
+    const void *at(const void *base, std::uint64_t entry, std::uint64_t stride) const noexcept
+    {
+        return static_cast<const char *>(base) + block_table[entry / block_entries] * block_stride +
+               entry % block_entries * stride;
+    }
+};
+
 /** How an answer ended. */
 struct generate_result {
     /** Tokens generated by the call, a stop token included. */
@@ -307,23 +264,26 @@ struct listener {
     {
         listener &self = *static_cast<listener *>(user_data);
         if (self.thrown) return 1; // the end of the answer that an exception cancelled
+#if defined(__cpp_exceptions)
         try {
-            const event told{from->kind,
-                             from->token,
-                             std::string_view(from->text, from->text_len),
-                             from->end_of_text != 0,
-                             from->stop_reason,
-                             from->prefill_done,
-                             from->prefill_total};
-            if constexpr (std::is_void_v<std::invoke_result_t<Callable &, const event &>>) {
-                (*self.callable)(told);
-                return 0;
-            } else {
-                return (*self.callable)(told) ? 0 : 1;
-            }
+            return self.tell(*from);
         } catch (...) {
             self.thrown = std::current_exception();
             return 1;
+        }
+#else
+        return self.tell(*from);
+#endif
+    }
+
+    std::int32_t tell(const rrpc_event &from)
+    {
+        const event told = event_of(from);
+        if constexpr (std::is_void_v<std::invoke_result_t<Callable &, const event &>>) {
+            (*callable)(told);
+            return 0;
+        } else {
+            return (*callable)(told) ? 0 : 1;
         }
     }
 };
@@ -341,6 +301,36 @@ public:
         rrpc_sequence *created = nullptr;
         detail::check(rrpc_sequence_create(of.get(), &options, &created));
         handle_.reset(created);
+    }
+
+    static expected<sequence> try_create(const engine &of, const rrpc_sequence_options &options)
+    {
+        rrpc_sequence *created = nullptr;
+        return made(rrpc_sequence_create(of.get(), &options, &created), created);
+    }
+
+    /** Restores what save or save_file wrote, for an engine of the same model. */
+    static sequence restore(const engine &of, view<std::byte> data) { return try_restore(of, data).value(); }
+    static expected<sequence> try_restore(const engine &of, view<std::byte> data)
+    {
+        rrpc_sequence *restored = nullptr;
+        const std::byte none{};
+        const void *from = data.empty() ? &none : data.data();
+        return made(rrpc_sequence_restore(of.get(), from, data.size(), &restored), restored);
+    }
+    static sequence restore_file(const engine &of, const std::string &path) { return try_restore_file(of, path).value(); }
+    static expected<sequence> try_restore_file(const engine &of, const std::string &path)
+    {
+        rrpc_sequence *restored = nullptr;
+        return made(rrpc_sequence_restore_file(of.get(), path.c_str(), &restored), restored);
+    }
+
+    /** A second sequence that goes on exactly as this one would; its cache is shared, copy on write. */
+    sequence fork() const { return try_fork().value(); }
+    expected<sequence> try_fork() const
+    {
+        rrpc_sequence *forked = nullptr;
+        return made(rrpc_sequence_fork(get(), &forked), forked);
     }
 
     /** Takes over a handle from C. */
@@ -421,6 +411,80 @@ public:
         return result;
     }
 
+    /** Starts an answer whose events are pulled; see pulled_answer. */
+    pulled_answer answer(const generate_options &options = generate_options()) { return pulled_answer(get(), options); }
+
+    /** Starts one without a range: `next` gives its events, RRPC_EVENT_END last, and `stop` ends it early. */
+    void start(const generate_options &options = generate_options()) { try_start(options).value(); }
+    expected<void> try_start(const generate_options &options = generate_options())
+    {
+        const detail::plain_options plain(options);
+        return expected<void>(rrpc_generate_start(get(), &plain.options));
+    }
+    /** The next event; END is the last one. Its text is valid until the next call that is not const. */
+    event next() { return try_next().value(); }
+    expected<event> try_next()
+    {
+        rrpc_event from{};
+        from.struct_size = sizeof from;
+        if (rrpc_error *found = rrpc_generate_next(get(), &from)) return failure(found);
+        return detail::event_of(from);
+    }
+    /** Ends the answer under way, if there is one. */
+    void stop() { try_stop().value(); }
+    expected<void> try_stop() { return expected<void>(rrpc_generate_stop(get())); }
+
+    /** The seed of the tokens drawn from now on: for forks that are to differ. */
+    void set_seed(std::uint64_t seed) { detail::check(rrpc_sequence_set_seed(get(), seed)); }
+
+    /** Shortens the text to its first `tokens` tokens, not to before the last compression. */
+    void rewind(std::size_t tokens) { try_rewind(tokens).value(); }
+    expected<void> try_rewind(std::size_t tokens) { return expected<void>(rrpc_sequence_rewind(get(), tokens)); }
+
+    /** The whole state, for restore. */
+    std::vector<std::byte> save() const
+    {
+        return detail::copied<std::vector<std::byte>>([this](auto... out) {
+            return rrpc_sequence_save(get(), out...);
+        });
+    }
+    /** The same in a file, which is replaced at once or not at all. */
+    void save_file(const std::string &path) const { try_save_file(path).value(); }
+    expected<void> try_save_file(const std::string &path) const
+    {
+        return expected<void>(rrpc_sequence_save_file(get(), path.c_str()));
+    }
+
+    /** A layer and KV head's cache in place. Valid as long as logits() are. */
+    cache_view cache(std::uint32_t layer, std::uint32_t kv_head) const &
+    {
+        cache_view view{};
+        view.struct_size = sizeof(rrpc_cache_view);
+        detail::check(rrpc_sequence_cache_view(get(), layer, kv_head, &view));
+        return view;
+    }
+    cache_view cache(std::uint32_t layer, std::uint32_t kv_head) const && = delete;
+
+    expected<void> try_append_text(std::string_view text)
+    {
+        return expected<void>(rrpc_sequence_append_text(get(), text.empty() ? "" : text.data(), text.size()));
+    }
+    expected<void> try_append_tokens(view<std::uint32_t> tokens)
+    {
+        const std::uint32_t none = 0;
+        return expected<void>(
+            rrpc_sequence_append_tokens(get(), tokens.empty() ? &none : tokens.data(), tokens.size()));
+    }
+    expected<void> try_reserve(std::size_t new_tokens)
+    {
+        return expected<void>(rrpc_sequence_reserve(get(), new_tokens));
+    }
+    expected<void> try_step()
+    {
+        rrpc_sequence *const alone = get();
+        return expected<void>(rrpc_step(&alone, 1));
+    }
+
     /** Runs one step of the model for this sequence alone; see reasoning_rpc::step. */
     void step()
     {
@@ -498,22 +562,22 @@ public:
     }
 
 private:
+    /* By reference: an argument may be read before the call that sets it. */
+    static expected<sequence> made(rrpc_error *found, rrpc_sequence *const &handle)
+    {
+        if (found != nullptr) return failure(found);
+        return adopt(handle);
+    }
+
     explicit sequence(rrpc_sequence *handle) noexcept : handle_(handle) {}
 
     generate_result run(const generate_options &options, rrpc_event_callback callback, void *user_data,
                         rrpc_error *&found)
     {
-        rrpc_generate_options plain = options;
-        std::vector<rrpc_text> texts;
-        if (!options.stop_strings.empty()) {
-            texts.reserve(options.stop_strings.size());
-            for (const std::string &text : options.stop_strings) texts.push_back({text.data(), text.size()});
-            plain.stop = texts.data();
-            plain.stop_count = texts.size();
-        }
+        const detail::plain_options plain(options);
         rrpc_generate_result result{};
         result.struct_size = sizeof result;
-        found = rrpc_generate(get(), &plain, callback, user_data, &result);
+        found = rrpc_generate(get(), &plain.options, callback, user_data, &result);
         return {result.tokens, result.stop_reason};
     }
 
@@ -562,6 +626,31 @@ auto step(Range &&sequences) -> decltype(std::begin(sequences), void())
 {
     detail::step(std::begin(sequences), std::end(sequences));
 }
+
+/* ==== The log ==== */
+
+/**
+ * Tells `callable(level, message)` what the library reports, up to `level`, one of RRPC_LOG_: a std::uint32_t
+ * and a std::string_view that is valid during the call. It is called from any thread, several at once.
+ *
+ * Only its address is kept: it must live until set_log or stop_log has returned after the next change, and must
+ * not throw: an exception ends the program. It must not call set_log or stop_log, which throw RRPC_ERROR_BUSY
+ * there.
+ */
+template <class Callable>
+void set_log(std::uint32_t level, Callable &callable)
+{
+    const auto told = [](std::uint32_t at, const char *message, std::size_t size, void *user_data) noexcept {
+        (*static_cast<Callable *>(user_data))(at, std::string_view(message, size));
+    };
+    const void *address = std::addressof(callable); // whose const `told` puts back
+    detail::check(rrpc_set_log(level, told, const_cast<void *>(address)));
+}
+template <class Callable>
+void set_log(std::uint32_t level, const Callable &&callable) = delete;
+
+/** Silence again; on return no call of the callable is running. */
+inline void stop_log() { detail::check(rrpc_set_log(RRPC_LOG_OFF, nullptr, nullptr)); }
 
 } // namespace reasoning_rpc
 

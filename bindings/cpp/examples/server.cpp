@@ -6,6 +6,7 @@
  *     POST /generate  {"prompt": TEXT or "messages": [{"role": ..., "content": ...}], and what else `read` reads}
  *                     data: {"text": ...} for each piece, then event: end (why, and figures) or event: error
  *     GET /health     figures of the service
+ *     GET /metrics    figures of the engine, for Prometheus
  *
  * Port 0 takes a free one; the first line of output names it. A request is admitted with the cache of its whole
  * answer promised, or refused with 503: no answer breaks off for want of memory. A client that leaves ends its
@@ -164,8 +165,6 @@ rrpc::sequence read(const rrpc::engine &engine, const json &body, rrpc::sequence
         else if (name == "stop") generating.stop_strings = {read_string(value, name)};
         else throw bad("unknown field " + name);
     }
-    for (const std::string &one : generating.stop_strings)
-        if (one.empty()) throw bad("stop: expected texts that are not empty");
     rrpc::sequence sequence(engine, sampling);
     if (body.contains("prompt")) {
         sequence.append_text(read_string(body["prompt"], "prompt"));
@@ -197,17 +196,18 @@ public:
         if (answers_ > most_) throw refusal{503, "busy", "all " + std::to_string(most_) + " answers are under way", true};
         const json body = json::parse(request.body);
         rrpc::sequence_options sampling(engine_);
-        answer->sequence.emplace(read(engine_, body, sampling, answer->generating));
-        // Before the status is sent: promises exactly what the answer will ask for.
-        const rrpc_engine_info info = engine_.info();
-        const std::uint64_t prompt = answer->sequence->pending();
-        if (prompt == 0) throw bad("the text is empty");
-        const std::uint64_t tokens = std::min<std::uint64_t>(answer->generating.max_tokens, info.context - prompt);
+        rrpc::generate_options generating;
+        answer->sequence.emplace(read(engine_, body, sampling, generating));
+        answer->prompt = answer->sequence->pending();
+        // Before the status is sent: what is wrong with the request, and the cache of the whole answer.
         try {
-            answer->sequence->reserve(tokens);
+            answer->sequence->start(generating);
         } catch (const rrpc::error &error) {
             refusal why = refusal_of(error);
-            why.later = why.status == 503 && engine_.peak_cache_bytes(sampling, prompt, tokens).bytes <= info.budget_bytes;
+            const rrpc_engine_info info = engine_.info();
+            const std::uint64_t tokens = std::min<std::uint64_t>(generating.max_tokens, info.context - answer->prompt);
+            why.later = error.code() == RRPC_ERROR_BUDGET &&
+                        engine_.peak_cache_bytes(sampling, answer->prompt, tokens).bytes <= info.budget_bytes;
             throw why;
         }
         response.set_header("Cache-Control", "no-store");
@@ -226,12 +226,14 @@ public:
                 {"budget_bytes", info.budget_bytes}, {"budget_used_bytes", info.budget_used_bytes}};
     }
 
+    std::string metrics() const { return engine_.metrics_text(); }
+
 private:
     /* Its destruction, when the response is gone, frees the cache. */
     struct answer_under_way {
         service &owner;
         std::optional<rrpc::sequence> sequence;
-        rrpc::generate_options generating;
+        std::uint64_t prompt = 0;
         bool heard = true;
 
         explicit answer_under_way(service &of) : owner(of) { ++owner.answers_; }
@@ -253,23 +255,25 @@ private:
 
         void write(httplib::DataSink &sink)
         try {
-            std::string last;
-            const rrpc::generate_result result = sequence->generate(generating, [&](const rrpc::event &event) {
-                if (event.kind == RRPC_EVENT_END) {
-                    last = event.text;
-                    return true;
-                }
-                if (event.kind == RRPC_EVENT_TOKEN) ++owner.generated_tokens_;
+            std::uint64_t tokens = 0;
+            std::uint32_t reason = RRPC_STOP_CANCELLED;
+            while (heard && !owner.stopping_) {
+                const rrpc::event event = sequence->next();
+                if (event.kind == RRPC_EVENT_TOKEN) ++tokens, ++owner.generated_tokens_;
                 // A comment keeps the connection awake where there is no text.
-                return send(sink, event.text.empty() ? ":\n\n" : piece(event.text)) && !owner.stopping_;
-            });
-            if (result.stop_reason == RRPC_STOP_CANCELLED) ++owner.cancelled_;
-            if (!last.empty()) send(sink, piece(last));
+                if (event.kind != RRPC_EVENT_END || !event.text.empty())
+                    send(sink, event.text.empty() ? ":\n\n" : piece(event.text));
+                if (event.kind != RRPC_EVENT_END) continue;
+                reason = event.stop_reason;
+                break;
+            }
+            sequence->stop();
+            if (reason == RRPC_STOP_CANCELLED) ++owner.cancelled_;
             const rrpc_sequence_stats stats = sequence->stats();
             send(sink, "event: end\ndata: " +
-                           written({{"stop_reason", name_of_stop(result.stop_reason)}, {"tokens", result.tokens},
-                                    {"prompt_tokens", stats.prefill_tokens}, {"compressions", stats.compressions},
-                                    {"prefill_seconds", stats.prefill_seconds}, {"decode_seconds", stats.decode_seconds},
+                           written({{"stop_reason", name_of_stop(reason)}, {"tokens", tokens}, {"prompt_tokens", prompt},
+                                    {"compressions", stats.compressions}, {"prefill_seconds", stats.prefill_seconds},
+                                    {"decode_seconds", stats.decode_seconds},
                                     {"cache_peak_bytes", stats.cache_peak_bytes}}) + "\n\n");
         } catch (const std::exception &error) {
             const auto *known = dynamic_cast<const rrpc::error *>(&error);
@@ -311,6 +315,9 @@ void add_routes(httplib::Server &server, service &service)
         }
     });
     server.Get("/health", [&](const httplib::Request &, httplib::Response &response) { reply(response, service.health()); });
+    server.Get("/metrics", [&](const httplib::Request &, httplib::Response &response) {
+        response.set_content(service.metrics(), "text/plain; version=0.0.4");
+    });
     // What the HTTP library refuses by itself: no such path, a body that is too large, a broken request.
     server.set_error_handler([](const httplib::Request &, httplib::Response &response) {
         if (!response.body.empty()) return;
