@@ -658,8 +658,8 @@ typedef struct rrpc_generate_options {
 } rrpc_generate_options;
 
 /**
- * What rrpc_generate tells its callback, and rrpc_generate_next its caller. Fields that an event does not name are 0; `text` is never
- * NULL.
+ * What rrpc_generate tells its callback, and rrpc_generate_next its caller. Fields that an event does
+ * not name are 0; `text` is never NULL.
  */
 typedef struct rrpc_event {
     /**
@@ -693,8 +693,8 @@ typedef struct rrpc_event {
  * else cancels the answer before its next token.
  *
  * The event and its text are the library's and valid during the call. The callback may call the
- * library, but for the sequence at work, which is BUSY. It must return: no exception and no
- * longjmp may leave it.
+ * library, but for the sequence at work, which is BUSY. It must return: no C++ exception and no
+ * longjmp may leave it. (A Rust panic that does is an INTERNAL of the call and poisons the sequence.)
  */
 typedef int32_t (*rrpc_event_callback)(const rrpc_event *event, void *user_data);
 

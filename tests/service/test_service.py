@@ -154,6 +154,27 @@ def test_bad_requests(service, body, expected):
     assert service.health()["budget_used_bytes"] == service.health()["answers"] == 0
 
 
+def test_metrics_are_prometheus_text(start):
+    service = start()
+
+    def figures():
+        connection = service.connect()
+        connection.request("GET", "/metrics")
+        response = connection.getresponse()
+        assert response.status == 200 and response.headers["Content-Type"] == "text/plain; version=0.0.4"
+        lines = [line for line in response.read().decode().splitlines() if not line.startswith("#")]
+        return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines)}
+
+    before = figures()
+    assert service.generate(prompt="hi", max_tokens=7).rest()[1] == "end"
+    service.until(lambda health: health["answers"] == 0)
+    after = figures()
+    assert after.keys() == before.keys() and all(name.startswith("reasoning_rpc_") for name in after)
+    grown = {name for name in after if after[name] > before[name]}
+    assert {"reasoning_rpc_decode_tokens_total", "reasoning_rpc_sequences_created_total"} <= grown
+    assert after["reasoning_rpc_sequences"] == before["reasoning_rpc_sequences"] == 0
+
+
 def test_other_paths_and_large_bodies(service):
     assert service.refused({"prompt": "a" * (1 << 20)})[:2] == (413, "too_large")
     assert service.post({}, "/nothing").status == 404

@@ -59,8 +59,8 @@ sized!(rrpc_generate_options {
     reserved
 });
 
-/// What rrpc_generate tells its callback, and rrpc_generate_next its caller. Fields that an event does not name are 0; `text` is never
-/// NULL.
+/// What rrpc_generate tells its callback, and rrpc_generate_next its caller. Fields that an event does
+/// not name are 0; `text` is never NULL.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 pub struct rrpc_event {
@@ -102,8 +102,8 @@ sized!(rrpc_event {
 /// else cancels the answer before its next token.
 ///
 /// The event and its text are the library's and valid during the call. The callback may call the
-/// library, but for the sequence at work, which is BUSY. It must return: no exception and no
-/// longjmp may leave it.
+/// library, but for the sequence at work, which is BUSY. It must return: no C++ exception and no
+/// longjmp may leave it. (A Rust panic that does is an INTERNAL of the call and poisons the sequence.)
 pub type rrpc_event_callback =
     Option<unsafe extern "C-unwind" fn(event: *const rrpc_event, user_data: *mut c_void) -> i32>;
 

@@ -1,12 +1,14 @@
-//! A callback that unwinds, as one written in Rust may: an error of the call, and nothing has moved.
+//! A callback that unwinds, as one written in Rust may: an error of the call. A compressor has moved nothing; a
+//! sequence is poisoned, and no other one.
 
 #![allow(unsafe_code)] // what C would do
-#![allow(clippy::panic)] // tests
+#![allow(clippy::panic, clippy::unwrap_used)] // tests
 
-use std::ffi::c_void;
+use std::ffi::{CString, c_void};
 use std::ptr;
 
 use reasoning_rpc::*;
+use reasoning_rpc_test_support::model;
 
 unsafe extern "C-unwind" fn unwinds(_: *mut rrpc_select_request, _: *mut c_void) -> i32 {
     panic!("on purpose");
@@ -85,4 +87,86 @@ fn a_callback_that_unwinds_is_an_internal_error() {
         rrpc_compressor_free(compressor);
     }
     assert_eq!((moved_keys, values), (keys.clone(), keys));
+}
+
+unsafe extern "C-unwind" fn unwinds_at_a_token(event: *const rrpc_event, _: *mut c_void) -> i32 {
+    // SAFETY: valid during the call.
+    assert!(unsafe { (*event).kind } != RRPC_EVENT_TOKEN, "on purpose");
+    0
+}
+
+fn code_of(error: *mut rrpc_error) -> i32 {
+    // SAFETY: an error of the library, or NULL.
+    unsafe {
+        let code = rrpc_error_code(error);
+        rrpc_error_free(error);
+        code
+    }
+}
+
+#[test]
+fn an_answer_whose_callback_unwinds_poisons_its_sequence_alone() {
+    let folder = CString::new(
+        model("golden/qwen2_p32-cached")
+            .into_os_string()
+            .into_encoded_bytes(),
+    )
+    .unwrap();
+    let options = zeroed(|options: &mut rrpc_generate_options| {
+        // SAFETY: the struct is writable and of that size.
+        unsafe {
+            let size = size_of::<rrpc_generate_options>();
+            assert!(rrpc_generate_options_init(options, size).is_null());
+        }
+        options.max_tokens = 5;
+    });
+    let (mut engine, mut hurt, mut sound) = (ptr::null_mut(), ptr::null_mut(), ptr::null_mut());
+    let prompt = [1u32, 2, 3];
+    // SAFETY: handles of the library, and arrays that outlive the calls.
+    unsafe {
+        assert_eq!(
+            code_of(rrpc_engine_open(folder.as_ptr(), ptr::null(), &raw mut engine)),
+            RRPC_OK
+        );
+        for sequence in [&raw mut hurt, &raw mut sound] {
+            assert_eq!(
+                code_of(rrpc_sequence_create(engine, ptr::null(), sequence)),
+                RRPC_OK
+            );
+            assert_eq!(
+                code_of(rrpc_sequence_append_tokens(*sequence, prompt.as_ptr(), 3)),
+                RRPC_OK
+            );
+        }
+        let answer = |sequence, callback| {
+            code_of(rrpc_generate(
+                sequence,
+                &raw const options,
+                callback,
+                ptr::null_mut(),
+                ptr::null_mut(),
+            ))
+        };
+        assert_eq!(answer(hurt, Some(unwinds_at_a_token)), RRPC_ERROR_INTERNAL);
+        assert_eq!(answer(hurt, None), RRPC_ERROR_POISONED);
+        let mut count = 0;
+        assert_eq!(
+            code_of(rrpc_sequence_tokens(hurt, ptr::null_mut(), 0, &raw mut count)),
+            RRPC_ERROR_POISONED
+        );
+        let mut forked = ptr::null_mut();
+        assert_eq!(
+            code_of(rrpc_sequence_fork(hurt, &raw mut forked)),
+            RRPC_ERROR_POISONED
+        );
+        assert_eq!(answer(sound, None), RRPC_OK);
+        rrpc_sequence_free(hurt);
+        assert_eq!(
+            code_of(rrpc_sequence_tokens(hurt, ptr::null_mut(), 0, &raw mut count)),
+            RRPC_ERROR_INVALID_HANDLE
+        );
+        assert_eq!(answer(sound, None), RRPC_OK);
+        rrpc_sequence_free(sound);
+        rrpc_engine_free(engine);
+    }
 }

@@ -74,13 +74,13 @@ pub(crate) struct EngineShared {
     simd: Simd,
     prefill_chunk: usize,
     /// One graph run at a time: a session has one driver.
-    driver: Mutex<Driver>,
+    pub(crate) driver: Mutex<Driver>,
     workspaces: Mutex<Vec<Workspace>>,
     pub(crate) counters: Counters,
 }
 
-struct Driver {
-    runner: Box<dyn Runner>,
+pub(crate) struct Driver {
+    pub(crate) runner: Box<dyn Runner>,
     step: Step,
 }
 

@@ -74,6 +74,42 @@ fn a_panic_in_the_operator_is_an_error_and_the_runner_goes_on() {
     }
 }
 
+/// A graph that panics.
+struct Panicking;
+
+impl Runner for Panicking {
+    fn run(&mut self, _: &mut Step) -> crate::Result<()> {
+        panic!("on purpose");
+    }
+}
+
+#[test]
+fn a_panic_in_a_step_poisons_its_sequences_and_no_other() {
+    let engine = tiny(|_| {});
+    let mut hurt = [1, 2].map(|token| start(&engine, none(), &[token]));
+    let mut sound = start(&engine, none(), &[3]);
+    let swap = |runner: Box<dyn Runner>| {
+        let mut driver = engine.shared.driver.lock().unwrap();
+        std::mem::replace(&mut driver.runner, runner)
+    };
+    let runner = swap(Box::new(Panicking));
+    let error = engine.step(&mut hurt.each_mut()).unwrap_err();
+    assert!(
+        matches!(&error, Error::Internal(text) if text.contains("on purpose")),
+        "{error}"
+    );
+    swap(runner);
+    for sequence in &mut hurt {
+        assert_eq!(sequence.sample(), Err(Error::Poisoned));
+        assert_eq!(sequence.append_tokens(&[1]), Err(Error::Poisoned));
+        assert_eq!(engine.step(&mut [sequence]), Err(Error::Poisoned));
+    }
+    drop(hurt);
+    write(&engine, &mut sound, 20);
+    drop(sound);
+    assert_eq!(engine.budget().1, 0, "all blocks came back");
+}
+
 /// A policy that panics, and one whose plan names what is not there.
 struct Broken {
     inner: Arc<dyn Policy>,
