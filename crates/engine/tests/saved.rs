@@ -233,6 +233,10 @@ fn what_does_not_fit_is_told() {
     );
     let missing = first.restore_file(&folder.join("none")).err().unwrap();
     assert!(matches!(&missing, Error::File(text) if text.contains("none")));
+    // Another file is refused for its beginning, however long it is.
+    let long = folder.join("long");
+    std::fs::File::create(&long).unwrap().set_len(1 << 40).unwrap();
+    assert!(matches!(first.restore_file(&long), Err(Error::State(_))));
     assert!(matches!(
         original.save_file(&folder.join("no/where")),
         Err(Error::File(_))

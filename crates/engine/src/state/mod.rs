@@ -282,8 +282,17 @@ impl Sequence {
 pub(crate) fn read_file(path: &Path) -> Result<Vec<u8>> {
     let failed = |error: io::Error| Error::File(format!("{}: {error}", path.display()));
     let mut file = File::open(path).map_err(failed)?;
-    let size = file.metadata().map_err(failed)?.len() as usize;
-    let mut bytes = Vec::new();
+    let size = (file.metadata().map_err(failed)?.len() as usize).saturating_sub(MAGIC.len());
+    // Another file may be larger than the memory.
+    let mut magic = Vec::new();
+    io::Read::read_to_end(&mut io::Read::take(&mut file, MAGIC.len() as u64), &mut magic).map_err(failed)?;
+    if magic != MAGIC {
+        return Err(Error::State(format!(
+            "{}: expected a saved sequence, found other bytes",
+            path.display()
+        )));
+    }
+    let mut bytes = magic;
     bytes
         .try_reserve_exact(size)
         .map_err(|_| Error::File(format!("{}: no memory for {size} bytes", path.display())))?;
