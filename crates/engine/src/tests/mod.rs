@@ -5,6 +5,8 @@
 mod caches;
 mod forks;
 mod rewinds;
+#[cfg(not(feature = "shuttle"))]
+mod scheduler;
 mod steps;
 
 use std::sync::Arc;
