@@ -15,7 +15,8 @@ pub const RRPC_ERROR_INVALID_ARGUMENT: i32 = 1;
 pub const RRPC_ERROR_NULL_POINTER: i32 = 2;
 /// A handle was freed, is of another kind, or was never one.
 pub const RRPC_ERROR_INVALID_HANDLE: i32 = 3;
-/// Another call is using the sequence, or an answer to it is under way; or a scheduler's queue is full.
+/// Another call is using the sequence, or this one was made from its callback; an answer is under way; or
+/// a scheduler's queue is full.
 pub const RRPC_ERROR_BUSY: i32 = 4;
 /// A buffer is too small; how much is needed was written to the count, or the message says it.
 pub const RRPC_ERROR_BUFFER_TOO_SMALL: i32 = 5;

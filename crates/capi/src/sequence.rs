@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 
 use reasoning_rpc_engine::core::{Aggregation, NoCompression, Policy, Pooling, Rpc, RpcOptions};
 use reasoning_rpc_engine::sampling::SamplingOptions;
+use reasoning_rpc_engine::scheduler::{Refused, ScheduledAnswer};
 use reasoning_rpc_engine::text::Message;
 use reasoning_rpc_engine::{Engine, Error, Sequence, SequenceOptions};
 
@@ -130,9 +131,66 @@ pub struct rrpc_message {
 pub(crate) struct Shared {
     pub(crate) engine: Engine,
     /// A panic under this lock poisons it, and so the sequence.
-    sequence: Mutex<Sequence>,
+    place: Mutex<Place>,
     /// The answer under way. Locked by holders of the sequence's lock only.
     pub(crate) pull: Mutex<Pull>,
+}
+
+/// Where a sequence is.
+pub(crate) enum Place {
+    Here(Box<Sequence>),
+    /// With a scheduler, until this answer has ended.
+    Scheduled(Arc<ScheduledAnswer>),
+    /// A scheduler had it and was lost.
+    Lost,
+}
+
+/// A sequence's place, for one call alone.
+pub(crate) struct Locked<'a>(MutexGuard<'a, Place>);
+
+impl Locked<'_> {
+    /// The sequence, unless a scheduler has it.
+    pub(crate) fn sequence(&mut self) -> Result<&mut Sequence, Failure> {
+        match &mut *self.0 {
+            Place::Here(sequence) => Ok(sequence),
+            Place::Scheduled(_) => Err(Failure::new(
+                RRPC_ERROR_BUSY,
+                "sequence: expected one that is not in use, found one that a scheduler has: rrpc_answer_next \
+                 tells its answer's end, rrpc_answer_cancel brings it about",
+            )),
+            Place::Lost => Err(Failure::new(RRPC_ERROR_POISONED, Error::Poisoned.to_string())),
+        }
+    }
+
+    /// Hands the sequence to a scheduler: `submit` takes it, or gives it back with an error.
+    pub(crate) fn submit(
+        &mut self,
+        submit: impl FnOnce(Sequence) -> Result<ScheduledAnswer, Refused>,
+    ) -> Result<Arc<ScheduledAnswer>, Failure> {
+        self.sequence()?;
+        let Place::Here(sequence) = std::mem::replace(&mut *self.0, Place::Lost) else {
+            return Err(Failure::new(RRPC_ERROR_POISONED, Error::Poisoned.to_string()));
+        };
+        match submit(*sequence) {
+            Ok(answer) => {
+                let answer = Arc::new(answer);
+                *self.0 = Place::Scheduled(Arc::clone(&answer));
+                Ok(answer)
+            }
+            Err(Refused { error, sequence }) => {
+                *self.0 = Place::Here(sequence);
+                Err(error.into())
+            }
+        }
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        if let Ok(Place::Scheduled(answer)) = self.place.get_mut() {
+            answer.free_sequence();
+        }
+    }
 }
 
 pub(crate) static SEQUENCES: Table<Shared> = Table::new(Kind::Sequence);
@@ -141,16 +199,16 @@ impl Shared {
     pub(crate) fn new(engine: Engine, sequence: Sequence) -> Self {
         Self {
             engine,
-            sequence: Mutex::new(sequence),
+            place: Mutex::new(Place::Here(Box::new(sequence))),
             pull: Mutex::default(),
         }
     }
 
     /// The sequence, for this call alone, which changes it: not while an answer is under way.
-    pub(crate) fn lock_to_change(&self) -> Result<MutexGuard<'_, Sequence>, Failure> {
-        let sequence = self.lock()?;
+    pub(crate) fn lock_to_change(&self) -> Result<Locked<'_>, Failure> {
+        let locked = self.lock()?;
         match self.pull.lock() {
-            Ok(pull) if pull.answer.is_none() => Ok(sequence),
+            Ok(pull) if pull.answer.is_none() => Ok(locked),
             Ok(_) => Err(Failure::new(
                 RRPC_ERROR_BUSY,
                 "sequence: expected one that is not in use, found one with an answer under way: \
@@ -167,14 +225,23 @@ impl Shared {
     }
 
     /// The sequence, for this call alone.
-    pub(crate) fn lock(&self) -> Result<MutexGuard<'_, Sequence>, Failure> {
-        self.sequence.try_lock().map_err(|error| match error {
+    pub(crate) fn lock(&self) -> Result<Locked<'_>, Failure> {
+        let mut place = self.place.try_lock().map_err(|error| match error {
             TryLockError::WouldBlock => Failure::new(
                 RRPC_ERROR_BUSY,
                 "sequence: expected one that is not in use, found one that another call is using",
             ),
             TryLockError::Poisoned(_) => Failure::new(RRPC_ERROR_POISONED, Error::Poisoned.to_string()),
-        })
+        })?;
+        if let Place::Scheduled(answer) = &*place {
+            let ended = answer.has_ended();
+            if let Some(sequence) = answer.take_sequence() {
+                *place = Place::Here(Box::new(sequence));
+            } else if ended {
+                *place = Place::Lost;
+            }
+        }
+        Ok(Locked(place))
     }
 }
 
@@ -185,12 +252,12 @@ pub(crate) fn shared(sequence: *const rrpc_sequence) -> Result<Arc<Shared>, Fail
 
 /// A pointer of the caller's: one that is not const asks for a sequence that may be changed.
 pub(crate) trait Access {
-    fn open(shared: &Shared) -> Result<MutexGuard<'_, Sequence>, Failure>;
+    fn open(shared: &Shared) -> Result<Locked<'_>, Failure>;
     fn to_const(self) -> *const rrpc_sequence;
 }
 
 impl Access for *const rrpc_sequence {
-    fn open(shared: &Shared) -> Result<MutexGuard<'_, Sequence>, Failure> {
+    fn open(shared: &Shared) -> Result<Locked<'_>, Failure> {
         shared.lock()
     }
 
@@ -200,7 +267,7 @@ impl Access for *const rrpc_sequence {
 }
 
 impl Access for *mut rrpc_sequence {
-    fn open(shared: &Shared) -> Result<MutexGuard<'_, Sequence>, Failure> {
+    fn open(shared: &Shared) -> Result<Locked<'_>, Failure> {
         shared.lock_to_change()
     }
 
@@ -215,8 +282,8 @@ pub(crate) fn with<P: Access, T>(
     body: impl FnOnce(&mut Sequence) -> Result<T, Failure>,
 ) -> Result<T, Failure> {
     let shared = shared(sequence.to_const())?;
-    let mut sequence = P::open(&shared)?;
-    body(&mut sequence)
+    let mut locked = P::open(&shared)?;
+    body(locked.sequence()?)
 }
 
 /// Gives a sequence of `engine` a handle.
@@ -373,7 +440,7 @@ pub unsafe extern "C" fn rrpc_sequence_create(
 ///
 /// Ownership: takes the sequence's handle. Pointers to its logits are no longer valid.
 /// Threads: any. A call on the sequence that is under way in another thread, or that this one is made
-/// from, ends as if it were still there; then the memory is freed.
+/// from, ends as if it were still there; then the memory is freed. So does an answer of a scheduler.
 /// Errors: none.
 /// Since: 0.1
 #[unsafe(no_mangle)]

@@ -3,6 +3,8 @@
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
+use crate::metrics::{prometheus, seconds};
+
 /// Figures of a scheduler since it was made.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct SchedulerMetrics {
@@ -30,6 +32,79 @@ pub struct SchedulerMetrics {
     pub rows: u64,
     /// The time that the admitted answers had waited, together.
     pub waiting_time: Duration,
+}
+
+impl SchedulerMetrics {
+    /// The figures in the text format of Prometheus, version 0.0.4. Their names begin with
+    /// `reasoning_rpc_scheduler_`, so that they can follow those of the engine.
+    pub fn prometheus(&self) -> String {
+        let (gauge, counter) = ("gauge", "counter");
+        let row = |name, kind, help, value: u64| (name, kind, help, value.to_string());
+        prometheus(&[
+            row(
+                "scheduler_waiting",
+                gauge,
+                "Answers that wait to be admitted.",
+                self.waiting,
+            ),
+            row(
+                "scheduler_running",
+                gauge,
+                "Answers that a step is due for.",
+                self.running,
+            ),
+            row(
+                "scheduler_paused",
+                gauge,
+                "Answers that wait for their readers.",
+                self.paused,
+            ),
+            row(
+                "scheduler_compressing",
+                gauge,
+                "Answers whose cache is being compressed.",
+                self.compressing,
+            ),
+            row(
+                "scheduler_submitted_total",
+                counter,
+                "Answers submitted.",
+                self.submitted,
+            ),
+            row(
+                "scheduler_admitted_total",
+                counter,
+                "Answers admitted.",
+                self.admitted,
+            ),
+            row(
+                "scheduler_completed_total",
+                counter,
+                "Answers that ended by themselves.",
+                self.completed,
+            ),
+            row(
+                "scheduler_cancelled_total",
+                counter,
+                "Answers that were cancelled.",
+                self.cancelled,
+            ),
+            row(
+                "scheduler_failed_total",
+                counter,
+                "Answers that ended with an error.",
+                self.failed,
+            ),
+            row("scheduler_steps_total", counter, "Steps.", self.steps),
+            row("scheduler_rows_total", counter, "Rows of all steps.", self.rows),
+            (
+                "scheduler_waiting_seconds_total",
+                counter,
+                "Time that the admitted answers had waited.",
+                seconds(self.waiting_time),
+            ),
+        ])
+    }
 }
 
 #[derive(Default)]

@@ -242,6 +242,10 @@ impl<S> Inbox<S> {
         self.lock().given_back.take()
     }
 
+    pub(super) fn is_complete(&self) -> bool {
+        self.lock().complete
+    }
+
     /// Waits until the scheduler has done with the answer.
     pub(super) fn wait_complete(&self) {
         let mut state = self.lock();

@@ -235,8 +235,11 @@ impl Scheduler {
         self.mail.close();
         let threads = std::mem::take(&mut *lock(&self.threads));
         for thread in threads {
-            // A panic has ended its answers with an error.
-            let _ = thread.join();
+            // One of them may be here, in a logger of the program's.
+            if thread.thread().id() != thread::current().id() {
+                // A panic has ended its answers with an error.
+                let _ = thread.join();
+            }
         }
     }
 }
@@ -284,6 +287,11 @@ impl ScheduledAnswer {
     /// [`Error::File`] if the process can open no more.
     pub fn event_fd(&self) -> Result<RawFd> {
         self.inbox.event_fd()
+    }
+
+    /// Whether the answer has ended, read or not: [`take_sequence`](Self::take_sequence) has its sequence.
+    pub fn has_ended(&self) -> bool {
+        self.inbox.is_complete()
     }
 
     /// The sequence, once: when [`Event::End`](crate::Event::End) or the error has been told, it is there.
