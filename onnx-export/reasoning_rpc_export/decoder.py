@@ -1,8 +1,8 @@
 """Builds the decoder graph from a checkpoint, layer by layer, streaming its weights to disk.
 
-Norms, activations and quantised products are the operators that ONNX Runtime's CPU provider has kernels for:
-RMSNormalization, and from the first residual on com.microsoft SkipSimplifiedLayerNormalization, which is the same norm
-with the addition in front of it; QuickGelu with alpha 1, which is SiLU; MatMulNBits with 8-bit activations.
+`Decoder` writes operators that ONNX Runtime's CPU provider has kernels for: RMSNormalization, and from the first residual on com.microsoft SkipSimplifiedLayerNormalization, which is the same norm
+with the addition in front of it; QuickGelu with alpha 1, which is SiLU; MatMulNBits with 8-bit activations. `PackedDecoder` writes the library's own for
+quantised weights, which read them in place: five nodes a layer.
 """
 
 from __future__ import annotations
@@ -16,14 +16,13 @@ from onnx import TensorProto
 from . import quantize
 from .checkpoint import Checkpoint
 from .errors import ExportError
-from .graph import FLAVOURS, MICROSOFT, Graph
-from .quantize import BLOCK
+from .graph import FLAVOURS, MICROSOFT, OWN_DOMAIN, Graph
+from .quantize import BLOCK, PANEL_ROWS
 from .tensors import StoredTensor
 from .weights_file import WeightsFile
 
-# Bits per weight of linear layers (but see Decoder.bits_of); None is float32. Embedding and head have 8 bits in both quantised encodings.
+# Bits per weight of linear layers (but see Decoder.bits_of and Decoder.table_bits); None is float32.
 WEIGHTS = {"fp32": None, "int8": 8, "int4": 4}
-HEAD_BITS = 8
 EMBEDDING, HEAD = "model.embed_tokens", "lm_head"
 
 
@@ -31,8 +30,9 @@ def build_decoder(
     checkpoint: Checkpoint, weights: str, flavour: str, file: WeightsFile, advance: Callable[[int], None]
 ) -> onnx.ModelProto:
     """The graph, its weights already written to `file`; `advance` is told how many weights were just written."""
-    decoder = Decoder(checkpoint, WEIGHTS[weights], flavour, file, advance)
-    return decoder.build()
+    bits = WEIGHTS[weights]
+    kind = Decoder if bits is None or flavour == "portable" else PackedDecoder
+    return kind(checkpoint, bits, flavour, file, advance).build()
 
 
 class Decoder:
@@ -52,6 +52,7 @@ class Decoder:
         self.leading = self.attention.leading  # leading dimensions of hidden states
         self.constants: dict[str, str] = {}
         self.block_sums: dict[str, str] = {}  # value -> its sums over blocks
+        self.formats: dict[str, str] = {}  # packed matrix -> its blocks
 
     def check_block_multiples(self) -> None:
         for name, (_, width) in self.config.projections().items():
@@ -157,6 +158,10 @@ class Decoder:
         kept = projection in ("self_attn.k_proj", "self_attn.v_proj") or (projection == "mlp.down_proj" and sensitive)
         return 8 if kept else 4
 
+    def table_bits(self, tensor: StoredTensor) -> int:
+        """Bits per weight of embedding and head: 8, but 4 where the source holds no more."""
+        return 4 if self.bits == 4 and quantize.is_exact(tensor, 4) and not quantize.has_minimums(tensor, 4) else 8
+
     def float_linear(self, x: str, tensor: StoredTensor, bias: str | None, source: str, name: str) -> str:
         """MatMul with the weight stored as [in, out], the order that the product reads."""
         transposed = np.empty(tensor.shape[::-1], np.float32)
@@ -206,8 +211,8 @@ class Decoder:
                 piece = quantize.encode(tensor, bits, start, stop)
                 scales[start:stop] = piece.scales
                 if minimums is not None:
-                    minimums[:, start:stop] = piece.minimums.T
-                yield piece.quants
+                    minimums[:, start:stop] = quantize.stock_minimums(piece).T
+                yield quantize.stock_quants(piece, bits)
                 self.advance((stop - start) * tensor.width)
 
         shape = (rows, blocks, BLOCK * bits // 8)
@@ -224,9 +229,10 @@ class Decoder:
         if self.bits is None:
             table = self.write_rows(tensor, EMBEDDING)
             return self.graph.node("Gather", [table, input_ids], "embedding", axis=0)
-        quants, scales, _ = self.write_blocks(tensor, HEAD_BITS, EMBEDDING)
-        table = self.weights.alias("embedding.quants", tensor.shape, quants)
-        attributes = {"bits": HEAD_BITS, "block_size": BLOCK, "gather_axis": 0, "quantize_axis": 1}
+        bits = self.table_bits(tensor)
+        quants, scales, _ = self.write_blocks(tensor, bits, EMBEDDING)
+        table = self.weights.alias("embedding.quants", (tensor.num_rows, tensor.width * bits // 8), quants)
+        attributes = {"bits": bits, "block_size": BLOCK, "gather_axis": 0, "quantize_axis": 1}
         inputs = [table, input_ids, scales]
         return self.graph.node("GatherBlockQuantized", inputs, "embedding", MICROSOFT, **attributes)
 
@@ -238,11 +244,12 @@ class Decoder:
             # Gemm reads [out, in]: a tied table is shared, and no large matrix has to be transposed.
             table = EMBEDDING + ".weight" if tied else self.write_rows(tensor, HEAD)
             return self.graph.node("Gemm", [x, table], "logits", transB=1)
+        bits = self.table_bits(tensor)
         if tied:
             quants, scales = EMBEDDING + ".quants", EMBEDDING + ".scales"
         else:
-            quants, scales, _ = self.write_blocks(tensor, HEAD_BITS, HEAD)
-        return self.block_product(x, quants, scales, None, tensor.shape, HEAD_BITS, "logits")
+            quants, scales, _ = self.write_blocks(tensor, bits, HEAD)
+        return self.block_product(x, quants, scales, None, tensor.shape, bits, "logits")
 
     def write_rows(self, tensor: StoredTensor, name: str) -> str:
         """A matrix as it is, float32 [out, in]."""
@@ -253,3 +260,99 @@ class Decoder:
                 self.advance((stop - start) * tensor.width)
 
         return self.weights.stream(name + ".weight", tensor.shape, np.float32, pieces())
+
+
+class PackedDecoder(Decoder):
+    """Quantised, for the library's own operators: `QuantizedLinear` has the norm in front, products that read the same
+    input side by side, gate and residual behind; `QuantizedGather` is the embedding.
+    """
+
+    def build(self) -> onnx.ModelProto:
+        hidden = self.embed(self.attention.input_ids)
+        for layer in range(self.config.num_layers):
+            hidden = self.packed_block(layer, hidden)
+        table = EMBEDDING if self.config.tied_head else HEAD
+        if not self.config.tied_head:
+            self.write_packed(table, self.table_bits(self.tensors[HEAD + ".weight"]))
+        logits = self.products(hidden, [table], ["logits"], norm="model.norm")[0]
+        self.graph.output(logits, TensorProto.FLOAT, ["N", self.config.vocab_size], first=True)
+        return self.graph.model()
+
+    def packed_block(self, layer: int, hidden: str) -> str:
+        source, prefix = f"model.layers.{layer}.", f"layers.{layer}."
+        attention = [f"{source}self_attn.{x}_proj" for x in "qkv"]
+        q, k, v = self.linears(hidden, attention, prefix, norm=source + "input_layernorm")
+        attended = self.attention.attend(layer, q, k, v)
+        if layer == self.config.num_layers - 1:
+            # Everything after the last attention is per token: only the rows that get logits go on.
+            attended = self.take_rows(attended, "attended", self.config.num_heads * self.config.head_dim)
+            hidden = self.take_rows(hidden, "hidden", self.config.hidden_size)
+        (hidden,) = self.linears(attended, [source + "self_attn.o_proj"], prefix, addend=hidden)
+        gates = [source + "mlp.gate_proj", source + "mlp.up_proj"]
+        (inner,) = self.linears(hidden, gates, prefix, norm=source + "post_attention_layernorm", gated=1)
+        (hidden,) = self.linears(inner, [source + "mlp.down_proj"], prefix, addend=hidden)
+        return hidden
+
+    def linears(self, x: str, sources: list[str], prefix: str, **fused) -> list[str]:
+        """Some projections of a layer, written and multiplied."""
+        for source in sources:
+            _, _, _, projection = source.split(".", 3)
+            layer = int(source.split(".")[2])
+            self.write_packed(source, self.bits_of(self.tensors[source + ".weight"], layer, projection))
+        names = [prefix + source.rpartition(".")[2] for source in sources]
+        return self.products(x, sources, names, **fused)
+
+    def products(
+        self,
+        x: str,
+        sources: list[str],
+        names: list[str],
+        norm: str | None = None,
+        addend: str | None = None,
+        gated: int = 0,
+    ) -> list[str]:
+        """One node: the RMS norm of x, its products with matrices that were written, biases, then the gate or the
+        addend. x [T, width] -> [T, rows] each; of a gated pair, silu(first) * second."""
+        inputs = [x, "" if norm is None else self.vector(norm + ".weight"), addend or ""]
+        for source in sources:
+            biased = source + ".bias" in self.tensors and source not in (EMBEDDING, HEAD)
+            inputs += [source + ".packed", self.vector(source + ".bias") if biased else ""]
+        while not inputs[-1]:
+            inputs.pop()
+        rows = [self.tensors[source + ".weight"].num_rows for source in sources]
+        outputs = [f"{names[0]}.gated"] if gated else names
+        for output, count in zip(outputs, rows, strict=False):
+            if output != "logits":
+                self.graph.declare(output, TensorProto.FLOAT, [None, count])
+        self.graph.node(
+            "QuantizedLinear",
+            inputs,
+            outputs[0],
+            OWN_DOMAIN,
+            outputs,
+            width=self.tensors[sources[0] + ".weight"].width,
+            rows=rows,
+            formats=[self.formats[source] for source in sources],
+            epsilon=float(self.config.rms_norm_eps),
+            gated=gated,
+        )
+        return outputs
+
+    def write_packed(self, source: str, bits: int) -> str:
+        tensor = self.tensors[source + ".weight"]
+        block_format = self.formats[source] = quantize.format_of(tensor, bits)
+
+        def pieces() -> Iterator[np.ndarray]:
+            for start, stop in tensor.chunks(PANEL_ROWS):
+                yield quantize.pack(quantize.encode(tensor, bits, start, stop), block_format)
+                self.advance((stop - start) * tensor.width)
+
+        shape = quantize.packed_shape(*tensor.shape, block_format)
+        return self.weights.stream(source + ".packed", shape, np.uint8, pieces())
+
+    def embed(self, input_ids: str) -> str:
+        tensor = self.tensors[EMBEDDING + ".weight"]
+        table = self.write_packed(EMBEDDING, self.table_bits(tensor))
+        self.graph.declare("embedding", TensorProto.FLOAT, ["T", tensor.width])
+        attributes = {"format": self.formats[EMBEDDING], "rows": tensor.num_rows, "width": tensor.width}
+        return self.graph.node("QuantizedGather", [input_ids, table], "embedding", OWN_DOMAIN, **attributes)

@@ -1,4 +1,4 @@
-"""The two flavours of graph contract 1: inputs, outputs and attention.
+"""The two flavours of graph contract 2: inputs, outputs and attention.
 
 `cached` has one `reasoning_rpc::CachedAttention` per layer and packs the tokens of all rows without padding: hidden
 states are [T, hidden]. `portable` runs on stock ONNX Runtime with KV tensors as inputs and outputs: hidden states are
@@ -19,7 +19,7 @@ from .rope import Rope
 from .tensors import CHUNK_WEIGHTS
 from .weights_file import WeightsFile
 
-GRAPH_CONTRACT = 1
+GRAPH_CONTRACT = 2
 OPSET = 23  # the first with RMSNormalization
 IR_VERSION = 11
 MICROSOFT = "com.microsoft"

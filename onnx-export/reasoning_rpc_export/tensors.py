@@ -82,9 +82,11 @@ class StoredTensor:
         """The whole of a vector as float32 [n]."""
         return self.rows(0, self.num_rows).reshape(-1)
 
-    def chunks(self) -> Iterator[tuple[int, int]]:
-        """(start, stop) of consecutive runs of rows, each about CHUNK_WEIGHTS weights."""
-        step = max(1, CHUNK_WEIGHTS // max(1, self.width))
+    def chunks(self, multiple: int = 1) -> Iterator[tuple[int, int]]:
+        """(start, stop) of consecutive runs of rows, each about CHUNK_WEIGHTS weights and, but for the last, a multiple
+        of so many rows.
+        """
+        step = max(1, CHUNK_WEIGHTS // max(1, self.width) // multiple) * multiple
         for start in range(0, self.num_rows, step):
             yield start, min(start + step, self.num_rows)
 

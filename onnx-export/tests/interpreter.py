@@ -40,6 +40,36 @@ def block_matrix(quants: np.ndarray, scales: np.ndarray, bits: int) -> np.ndarra
     return values.reshape(len(quants), -1)
 
 
+def packed_matrix(packed: np.ndarray, rows: int, width: int, kind: str) -> np.ndarray:
+    """float64 [rows, width] of the bytes that QuantizedLinear reads, weight by weight, from the format's definition."""
+    if isinstance(kind, bytes):
+        kind = kind.decode()
+    header = {"q4_0": 64, "q4_1": 128, "q8_0": 64}[kind]
+    size = header + 2 * 16 * (32 if kind == "q8_0" else 16)
+    panels, tiles = -(-rows // 16), -(-width // 64)
+    assert packed.shape == (panels * tiles * size,)
+    tile = packed.reshape(panels, tiles, size)
+    halves = np.ascontiguousarray(tile[:, :, :header]).view("<f2").astype(np.float64).reshape(panels, tiles, -1, 2, 16)
+    out = np.zeros((panels * 16, tiles * 64))
+    for block in range(2):
+        for row in range(16):
+            for weight in range(32):
+                half, index = (0, weight) if kind == "q8_0" else divmod(weight, 16)
+                words = 8 if kind == "q8_0" else 4
+                at = header + ((block * words + index // 4) * 16 + row) * 4 + index % 4
+                byte = tile[:, :, at]
+                if kind == "q8_0":
+                    quant = byte.view(np.int8).astype(np.float64)
+                else:
+                    quant = ((byte >> 4 * half) & 15).astype(np.float64) - (8 if kind == "q4_0" else 0)
+                value = halves[:, :, 0, block, row] * quant
+                if kind == "q4_1":
+                    value = value + halves[:, :, 1, block, row]
+                out[row::16, 32 * block + weight :: 64] = value
+    assert not out[rows:].any() and not out[:, width:].any(), "padding stands for zeros"
+    return out[:rows, :width]
+
+
 class Interpreter:
     def __init__(self, folder: Path):
         self.model = onnx.load(folder / "model.onnx", load_external_data=False)
@@ -145,3 +175,22 @@ class Interpreter:
         assert attributes["rope_attention_factor"] == 1.0
         rotated = (rotate(x, inv_freq, positions) for x in (q, k))
         return attend(*rotated, v, attributes["scale"])
+
+    def QuantizedGather(self, ids, table, format, rows, width):
+        return packed_matrix(table, rows, width, format)[ids]
+
+    def QuantizedLinear(self, x, weight, addend, *matrices, width, rows, formats, epsilon, gated):
+        assert x.shape[1] == width
+        if weight is not None:
+            x = norm(x, weight, epsilon)
+        outputs = []
+        for index, (count, kind) in enumerate(zip(rows, formats, strict=True)):
+            packed, bias = (*matrices[2 * index : 2 * index + 2], None)[:2]
+            outputs.append(x @ packed_matrix(packed, count, width, kind).T + (0.0 if bias is None else bias))
+        if gated:
+            gate, up = outputs
+            return gate / (1 + np.exp(-gate)) * up
+        if addend is not None:
+            (output,) = outputs
+            outputs = [output + addend]
+        return tuple(outputs)

@@ -52,8 +52,9 @@ def test_the_onnx_checker_accepts_it(kind: str, weights: str, flavour: str, rng:
     export_to(source, tmp_path / "out", weights, flavour)
     onnx.checker.check_model(tmp_path / "out" / "model.onnx", full_check=True)
     model = load(tmp_path / "out")
-    assert {entry.key: entry.value for entry in model.metadata_props} == {"graph_contract": "1"}
-    domains = {"", "com.microsoft"} | ({"reasoning_rpc"} if flavour == "cached" else set())
+    assert {entry.key: entry.value for entry in model.metadata_props} == {"graph_contract": "2"}
+    packed = flavour == "cached" and weights != "fp32"
+    domains = {""} | (set() if packed else {"com.microsoft"}) | ({"reasoning_rpc"} if flavour == "cached" else set())
     assert {opset.domain for opset in model.opset_import} == domains
     names = [name for node in model.graph.node for name in node.output if name]
     names += [value.name for value in (*model.graph.input, *model.graph.initializer)]
@@ -116,13 +117,16 @@ def test_portable_contract(tmp_path: Path):
     assert len(nodes_of(model, "RotaryEmbedding")) == 2 * LAYERS
 
 
+@pytest.mark.parametrize("weights", ["fp32", "int4"])
 @pytest.mark.parametrize("flavour", ["cached", "portable"])
-def test_rows_are_gathered_before_the_last_norm_and_head(flavour: str, tmp_path: Path):
-    export_to(MODEL, tmp_path / "out", "fp32", flavour)
+def test_rows_are_gathered_before_the_last_norm_and_head(flavour: str, weights: str, tmp_path: Path):
+    export_to(MODEL, tmp_path / "out", weights, flavour)
     order = [node.name for node in load(tmp_path / "out").graph.node]
     gathers = [order.index(name) for name in ("attended_of_logits_rows", "hidden_of_logits_rows")]
     assert order.index(f"layers.{LAYERS - 1}.attention") < min(gathers)
-    assert max(gathers) < order.index("final_norm") < order.index("logits")
+    first = f"layers.{LAYERS - 1}.o_proj"
+    products = [order.index(name) for name in order if name.startswith(first)]
+    assert max(gathers) < min(products) < order.index("logits") == len(order) - 1
 
 
 @pytest.mark.parametrize("weights", ["fp32", "int8", "int4"])
@@ -163,24 +167,37 @@ def test_a_tied_head_shares_the_bytes_of_the_embedding(
         for tensor in loaded.graph.initializer
     }
     by_name = {node.name: node for node in loaded.graph.node}
-    table = by_name["embedding"].input[0]
-    assert (places[table] == places[by_name["logits"].input[1]]) == tied
-    if weights != "fp32":
-        assert (by_name["embedding"].input[2] == by_name["logits"].input[2]) == tied
-        assert attributes_of(by_name["logits"])["bits"] == attributes_of(by_name["embedding"])["bits"] == 8
+    if weights == "fp32":
+        table, head = by_name["embedding"].input[0], by_name["logits"].input[1]
+    else:
+        table, head = by_name["embedding"].input[1], by_name["logits"].input[3]
+        assert attributes_of(by_name["embedding"])["format"] == b"q8_0"
+        assert attributes_of(by_name["logits"])["formats"] == [b"q8_0"]
+    assert (places[table] == places[head]) == tied
+
+
+@pytest.mark.parametrize("flavour", ["cached", "portable"])
+def test_tables_keep_the_four_bits_of_a_gguf(flavour: str, rng: np.random.Generator, tmp_path: Path):
+    model = make_model(rng, "llama", tie_word_embeddings=False)
+    export_to(write_gguf(model, tmp_path / "model.gguf", rng, "Q4_0"), tmp_path / "out", "int4", flavour)
+    by_name = {node.name: attributes_of(node) for node in load(tmp_path / "out").graph.node}
+    if flavour == "cached":
+        assert (by_name["embedding"]["format"], by_name["logits"]["formats"]) == (b"q4_0", [b"q4_0"])
+    else:
+        assert by_name["embedding"]["bits"] == by_name["logits"]["bits"] == 4
 
 
 def test_block_sums_are_shared(rng: np.random.Generator, tmp_path: Path):
     """Q4_1: one sum for q, k and v, one for o, one for gate and up, one for down."""
     model = make_model(rng, "llama")
-    export_to(write_gguf(model, tmp_path / "model.gguf", rng, "Q4_1"), tmp_path / "out", "int4")
+    export_to(write_gguf(model, tmp_path / "model.gguf", rng, "Q4_1"), tmp_path / "out", "int4", "portable")
     assert len(nodes_of(load(tmp_path / "out"), "ReduceSum")) == 4 * model.config["num_hidden_layers"]
 
 
 @pytest.mark.parametrize(("weights", "bits"), [("int8", 8), ("int4", 4)])
 def test_quantised_layers_have_the_form_of_the_packed_kernel(weights: str, bits: int, tmp_path: Path):
     """Symmetric blocks of 32 at accuracy_level 4: zero points or another level fall back to a far slower kernel."""
-    export_to(MODEL, tmp_path / "out", weights)
+    export_to(MODEL, tmp_path / "out", weights, "portable")
     products = nodes_of(load(tmp_path / "out"), "MatMulNBits")
     assert len(products) == 7 * LAYERS + 1
     for node in products:
@@ -190,6 +207,36 @@ def test_quantised_layers_have_the_form_of_the_packed_kernel(weights: str, bits:
         assert attributes["bits"] == (8 if node.name == "logits" or kept else bits), node.name
         assert (attributes["block_size"], attributes["accuracy_level"]) == (32, 4)
         assert len(node.input) == 3 or list(node.input[3:5]) == ["", ""]
+
+
+@pytest.mark.parametrize(("weights", "kind"), [("int8", "q8_0"), ("int4", "q4_0")])
+def test_five_nodes_a_layer(weights: str, kind: str, tmp_path: Path):
+    """The library's own operators: norms, gates and residuals are part of the products."""
+    export_to(MODEL, tmp_path / "out", weights)
+    model = load(tmp_path / "out")
+    assert len(model.graph.node) == 1 + 5 * LAYERS + 2 + 1  # embedding, layers, rows that get logits, head
+    products = nodes_of(model, "QuantizedLinear")
+    assert len(products) == 4 * LAYERS + 1
+    shapes = {tensor.name: list(tensor.dims) for tensor in model.graph.initializer}
+    hidden = shapes["model.norm.weight"][0]
+    for node in products:
+        attributes = attributes_of(node)
+        assert node.domain == "reasoning_rpc" and node.input[-1] != ""
+        assert attributes["epsilon"] == pytest.approx(1e-6)
+        normed = "down_proj" not in node.name and "o_proj" not in node.name
+        assert bool(node.input[1]) == normed
+        assert len(node.input) > 2 and bool(node.input[2]) == (not normed)
+        assert attributes["gated"] == int(node.name.endswith(".gated"))
+        assert len(node.output) == (1 if attributes["gated"] else len(attributes["rows"]))
+        for index, (rows, found) in enumerate(zip(attributes["rows"], attributes["formats"], strict=True)):
+            source = node.input[3 + 2 * index].removesuffix(".packed")
+            kept = source.endswith(("k_proj", "v_proj")) or source == "model.layers.2.mlp.down_proj"
+            expected = "q8_0" if node.name == "logits" or kept else kind
+            assert found.decode() == expected, source
+            tile = {"q4_0": 576, "q8_0": 1088}[expected]
+            width = attributes["width"]
+            assert shapes[source + ".packed"] == [-(-rows // 16) * -(-width // 64) * tile]
+    assert attributes_of(products[0])["width"] == hidden
 
 
 def test_the_same_export_twice_gives_the_same_bytes(tmp_path: Path):

@@ -33,7 +33,7 @@ def test_a_bare_folder(source: Path, tmp_path: Path):
     assert isinstance(manifest.pop("exporter"), str)
     assert manifest == {
         "format": "reasoning-rpc-model",
-        "graph_contract": 1,
+        "graph_contract": 2,
         "flavour": "portable",
         "weights": "int8",
         "architecture": "llama",

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import GOLDEN, export_to
-from interpreter import Interpreter, block_matrix
+from interpreter import Interpreter, block_matrix, packed_matrix
 from reference import logits_of
 from safetensors.numpy import load_file
 from synthetic import Model, make_model, write_gguf, write_huggingface
@@ -105,17 +105,23 @@ def test_rounding_of_float_weights(weights: str, bits: int, rng: np.random.Gener
     model = make_model(rng, "llama", tie_word_embeddings=True)
     projection = "model.layers.1.mlp.down_proj"
     model.weights[projection + ".weight"][5] = 0  # rows without any weight
-    export_to(write_huggingface(model, tmp_path / "in"), tmp_path / "out", weights)
+    export_to(write_huggingface(model, tmp_path / "in"), tmp_path / "out", weights, "portable")
     graph = Interpreter(tmp_path / "out")
+    export_to(tmp_path / "in", tmp_path / "packed", weights)
+    packed = Interpreter(tmp_path / "packed").weights
     errors = []
     for name in (projection, "model.layers.0.self_attn.q_proj", "model.embed_tokens"):
         exact = model.weights[name + ".weight"].astype(np.float64)
         width = 8 if name == "model.embed_tokens" else bits
         scales = graph.weights[name + ".scales"]
         rounded = block_matrix(graph.weights[name + ".quants"], scales, width)
+        # Both flavours hold the same weights.
+        kind = "q8_0" if width == 8 else "q4_0"
+        np.testing.assert_array_equal(packed_matrix(packed[name + ".packed"], *exact.shape, kind), rounded)
         step = np.repeat(np.abs(scales), 32, axis=1)
         if width == 8:
-            assert (np.abs(rounded - exact) <= step * 0.5001).all()
+            # Half a step, and what 127 steps lose when the scale is rounded to 11 bits.
+            assert (np.abs(rounded - exact) <= step * (0.5001 + 127 / 2048)).all()
         else:
             largest = np.abs(exact).reshape(len(exact), -1, 32).max(axis=2)
             plain = np.repeat(largest / 7, 32, axis=1)
@@ -135,7 +141,7 @@ def test_rounding_of_float_weights(weights: str, bits: int, rng: np.random.Gener
 def test_four_bit_scales_are_the_best_for_their_quants(rng: np.random.Generator, tmp_path: Path):
     """No other scale gives the chosen quants a smaller squared error, weighted by the root of the magnitude."""
     model = make_model(rng, "llama")
-    export_to(write_huggingface(model, tmp_path / "in"), tmp_path / "out", "int4")
+    export_to(write_huggingface(model, tmp_path / "in"), tmp_path / "out", "int4", "portable")
     graph = Interpreter(tmp_path / "out")
     name = "model.layers.0.mlp.gate_proj"
     exact = model.weights[name + ".weight"].astype(np.float64)
