@@ -1,0 +1,129 @@
+//! Sixteen output rows at a time: VNNI's `dpbusd` multiplies unsigned by signed bytes and adds four products to a 32-bit lane.
+
+#![allow(clippy::needless_range_loop)] // registers, unrolled
+
+use super::{AHEAD, BLOCK, BlockFormat, CACHE_LINE, MOST_ROWS, PANEL_ROWS, PanelSums, QuantizedTile};
+use std::arch::x86_64::*;
+
+const Q4_0: u8 = 0;
+const Q4_1: u8 = 1;
+const Q8_0: u8 = 2;
+
+/// Whether the CPU has what [`panel`] needs beside AVX-512 F, BW, VL and DQ.
+pub(super) fn is_available() -> bool {
+    is_x86_feature_detected!("avx512vnni")
+}
+
+/// See [`PanelKernel`](super::PanelKernel); needs AVX-512 F, BW and VNNI.
+pub(super) unsafe fn panel(
+    format: BlockFormat,
+    panel: *const u8,
+    tiles: usize,
+    rows: &[*const QuantizedTile; MOST_ROWS],
+    count: usize,
+    sums: &mut PanelSums,
+) {
+    // SAFETY: the caller's contract.
+    unsafe {
+        match (format, count) {
+            (BlockFormat::Q4_0, 1) => run::<Q4_0, 1>(panel, tiles, rows, sums),
+            (BlockFormat::Q4_0, 2) => run::<Q4_0, 2>(panel, tiles, rows, sums),
+            (BlockFormat::Q4_0, 4) => run::<Q4_0, 4>(panel, tiles, rows, sums),
+            (BlockFormat::Q4_0, _) => run::<Q4_0, 8>(panel, tiles, rows, sums),
+            (BlockFormat::Q4_1, 1) => run::<Q4_1, 1>(panel, tiles, rows, sums),
+            (BlockFormat::Q4_1, 2) => run::<Q4_1, 2>(panel, tiles, rows, sums),
+            (BlockFormat::Q4_1, 4) => run::<Q4_1, 4>(panel, tiles, rows, sums),
+            (BlockFormat::Q4_1, _) => run::<Q4_1, 8>(panel, tiles, rows, sums),
+            (BlockFormat::Q8_0, 1) => run::<Q8_0, 1>(panel, tiles, rows, sums),
+            (BlockFormat::Q8_0, 2) => run::<Q8_0, 2>(panel, tiles, rows, sums),
+            (BlockFormat::Q8_0, 4) => run::<Q8_0, 4>(panel, tiles, rows, sums),
+            (BlockFormat::Q8_0, _) => run::<Q8_0, 8>(panel, tiles, rows, sums),
+        }
+    }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+unsafe fn run<const FORMAT: u8, const ROWS: usize>(
+    panel: *const u8,
+    tiles: usize,
+    rows: &[*const QuantizedTile; MOST_ROWS],
+    sums: &mut PanelSums,
+) {
+    let format = match FORMAT {
+        Q4_0 => BlockFormat::Q4_0,
+        Q4_1 => BlockFormat::Q4_1,
+        _ => BlockFormat::Q8_0,
+    };
+    let mut totals = [_mm512_setzero_ps(); ROWS];
+    for t in 0..tiles {
+        // SAFETY: the caller's contract: tile t of the panel and of every row. A prefetch never faults.
+        unsafe {
+            let tile = panel.add(t * format.tile_bytes());
+            for line in (0..format.tile_bytes()).step_by(CACHE_LINE) {
+                _mm_prefetch::<_MM_HINT_T0>(tile.wrapping_add(AHEAD + line).cast());
+            }
+            for block in 0..2 {
+                let halves = |at: usize| {
+                    let at = tile.add(at + 2 * block * PANEL_ROWS);
+                    _mm512_cvtph_ps(_mm256_loadu_si256(at.cast()))
+                };
+                let scales = halves(0);
+                let minimums = if FORMAT == Q4_1 { halves(64) } else { scales };
+                let weights = unsigned::<FORMAT>(tile.add(format.quants_at() + block * format.block_bytes()));
+                for r in 0..ROWS {
+                    let x = &*rows[r].add(t);
+                    // What makes the weights unsigned is taken off again: 8, or 128, for every activation.
+                    let start = _mm512_set1_epi32(x.minus_8_sums[block]);
+                    let start = match FORMAT {
+                        Q4_0 => start,
+                        Q4_1 => _mm512_setzero_si512(),
+                        _ => _mm512_slli_epi32::<4>(start),
+                    };
+                    let four = |j: usize| {
+                        let four = x.quants.as_ptr().add(block * BLOCK + 4 * j);
+                        _mm512_set1_epi32(four.cast::<i32>().read_unaligned())
+                    };
+                    // Two chains: each step waits for the one before.
+                    let (mut even, mut odd) = (start, _mm512_setzero_si512());
+                    for j in (0..8).step_by(2) {
+                        even = _mm512_dpbusd_epi32(even, weights[j], four(j));
+                        odd = _mm512_dpbusd_epi32(odd, weights[j + 1], four(j + 1));
+                    }
+                    let integer = _mm512_cvtepi32_ps(_mm512_add_epi32(even, odd));
+                    let scale = _mm512_mul_ps(scales, _mm512_set1_ps(x.scales[block]));
+                    totals[r] = _mm512_fmadd_ps(integer, scale, totals[r]);
+                    if FORMAT == Q4_1 {
+                        totals[r] = _mm512_fmadd_ps(minimums, _mm512_set1_ps(x.sums[block]), totals[r]);
+                    }
+                }
+            }
+        }
+    }
+    for r in 0..ROWS {
+        // SAFETY: the row's sixteen sums.
+        unsafe { _mm512_storeu_ps(sums[r].as_mut_ptr(), totals[r]) };
+    }
+}
+
+/// A block's weights as unsigned bytes: four of each output row in a register. Safety: `quants` is good for a block.
+#[target_feature(enable = "avx512f,avx512bw")]
+#[inline]
+unsafe fn unsigned<const FORMAT: u8>(quants: *const u8) -> [__m512i; 8] {
+    // SAFETY: the caller's contract.
+    let load = |j: usize| unsafe { _mm512_loadu_si512(quants.add(64 * j).cast()) };
+    let low = _mm512_set1_epi8(15);
+    let mut weights = [low; 8];
+    if FORMAT == Q8_0 {
+        let sign = _mm512_set1_epi8(i8::MIN);
+        for j in 0..8 {
+            weights[j] = _mm512_xor_si512(load(j), sign);
+        }
+    } else {
+        for j in 0..4 {
+            let pairs = load(j);
+            weights[j] = _mm512_and_si512(pairs, low);
+            weights[4 + j] = _mm512_and_si512(_mm512_srli_epi16::<4>(pairs), low);
+        }
+    }
+    weights
+}

@@ -1,0 +1,68 @@
+//! Products of quantised matrices with quantised activations: the linear layers of a decoder, at the speed of memory for a few rows
+//! and of arithmetic for many.
+//!
+//! **Weights** lie in blocks of 32 along K (GGUF's Q4_0, Q4_1 and Q8_0, exactly: [`BlockFormat`]), packed for all instruction sets in
+//! the same way, so that they are read in place from a mapped file. A matrix `[N, K]` is `N / 16` panels of 16 output rows, a panel
+//! `K / 64` tiles of two blocks, both rounded up (filled with zeros). A tile is
+//!
+//! | bytes | content |
+//! |---|---|
+//! | `[2][16]` f16 | scales d: block, output row |
+//! | `[2][16]` f16 | minimums m (Q4_1 only) |
+//! | `[2][4][16][4]` u8 | 4 bits: block, j, output row, i; the low half is weight `4 j + i` of the block, the high half `16 + 4 j + i` |
+//! | `[2][8][16][4]` i8 | 8 bits: block, j, output row, i; weight `4 j + i` of the block |
+//!
+//! all little-endian. One register of quants thus holds four weights of each output row, which four broadcast activations multiply: lanes
+//! are output rows and nothing is ever summed across lanes.
+//!
+//! **Activations** are rounded to 8 bits with a scale for each block ([`quantize`], with an RMS norm in front where asked), as ONNX
+//! Runtime's MatMulNBits does at accuracy_level 4.
+//!
+//! **The result** of a row is one chain of fused multiply-adds over the blocks in their order, on exact integer sums. It does not depend
+//! on the rows beside it, the range of panels or the instruction set: all give the same bits.
+
+mod activations;
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod matrix;
+mod multiply;
+mod portable;
+
+pub use activations::{Norm, QuantizedTile, quantize, tiles_of};
+pub use matrix::{BlockFormat, QuantizedMatrix};
+pub use multiply::{Linear, RowsMut, multiply, multiply_gated};
+
+/// Output rows of a panel.
+pub const PANEL_ROWS: usize = 16;
+/// Weights of a block.
+pub const BLOCK: usize = 32;
+/// Weights along K of a tile: two blocks.
+pub const TILE_WIDTH: usize = 2 * BLOCK;
+
+/// Most activation rows that a kernel takes at a time.
+const MOST_ROWS: usize = 8;
+
+/// Bytes of a cache line.
+const CACHE_LINE: usize = 64;
+
+/// How far ahead of the multiplication weights are fetched, in bytes: without it one core reads about 60% as fast.
+const AHEAD: usize = 4096;
+
+/// The sums of one panel for up to [`MOST_ROWS`] activation rows.
+type PanelSums = [[f32; PANEL_ROWS]; MOST_ROWS];
+
+/// Multiplies one panel with `count` activation rows: 1, 2, 4 or 8.
+///
+/// # Safety
+/// The CPU has the kernel's instructions; `panel` is good for `tiles` tiles of the format, each of the first `count` pointers for
+/// `tiles` tiles.
+type PanelKernel = unsafe fn(
+    format: BlockFormat,
+    panel: *const u8,
+    tiles: usize,
+    rows: &[*const QuantizedTile; MOST_ROWS],
+    count: usize,
+    sums: &mut PanelSums,
+);
