@@ -332,7 +332,7 @@ class PackedDecoder(Decoder):
             outputs,
             width=self.tensors[sources[0] + ".weight"].width,
             rows=rows,
-            formats=[self.formats[source] for source in sources],
+            formats=",".join(self.formats[source] for source in sources),
             epsilon=float(self.config.rms_norm_eps),
             gated=gated,
         )

@@ -42,8 +42,6 @@ def block_matrix(quants: np.ndarray, scales: np.ndarray, bits: int) -> np.ndarra
 
 def packed_matrix(packed: np.ndarray, rows: int, width: int, kind: str) -> np.ndarray:
     """float64 [rows, width] of the bytes that QuantizedLinear reads, weight by weight, from the format's definition."""
-    if isinstance(kind, bytes):
-        kind = kind.decode()
     header = {"q4_0": 64, "q4_1": 128, "q8_0": 64}[kind]
     size = header + 2 * 16 * (32 if kind == "q8_0" else 16)
     panels, tiles = -(-rows // 16), -(-width // 64)
@@ -177,14 +175,14 @@ class Interpreter:
         return attend(*rotated, v, attributes["scale"])
 
     def QuantizedGather(self, ids, table, format, rows, width):
-        return packed_matrix(table, rows, width, format)[ids]
+        return packed_matrix(table, rows, width, format.decode())[ids]
 
     def QuantizedLinear(self, x, weight, addend, *matrices, width, rows, formats, epsilon, gated):
         assert x.shape[1] == width
         if weight is not None:
             x = norm(x, weight, epsilon)
         outputs = []
-        for index, (count, kind) in enumerate(zip(rows, formats, strict=True)):
+        for index, (count, kind) in enumerate(zip(rows, formats.decode().split(","), strict=True)):
             packed, bias = (*matrices[2 * index : 2 * index + 2], None)[:2]
             outputs.append(x @ packed_matrix(packed, count, width, kind).T + (0.0 if bias is None else bias))
         if gated:

@@ -164,8 +164,8 @@ def test_an_edited_model(copied, file):
 def test_another_manifest(copied):
     path = copied / "manifest.json"
     manifest = json.loads(path.read_text())
-    path.write_text(json.dumps({**manifest, "graph_contract": 2}))
-    generate_fails(1, copied, expected=["expected graph contract version 1", "found 2"])
+    path.write_text(json.dumps({**manifest, "graph_contract": 3}))
+    generate_fails(1, copied, expected=["expected graph contract version 1 to 2", "found 3"])
     path.write_text(json.dumps({**manifest, "format": "gguf"}))
     generate_fails(1, copied, expected=['expected format "reasoning-rpc-model"', 'found "gguf"'])
     path.write_text("[1, 2]")

@@ -65,9 +65,7 @@ fn decode(simd: Simd, name: &str, threads: usize, format: BlockFormat, rows: usi
     // Pieces of work: a matrix and a range of its panels for each thread.
     let piece_panels = (threads * CHUNK.div_ceil(panel_bytes)).min(panels);
     let pieces: Vec<(usize, usize)> = (0..copies)
-        .flat_map(|copy| {
-            (0..panels / piece_panels).map(move |piece| (copy, piece * piece_panels))
-        })
+        .flat_map(|copy| (0..panels / piece_panels).map(move |piece| (copy, piece * piece_panels)))
         .collect();
     let part = |piece: usize, thread: usize| {
         let (copy, first) = pieces[piece];
@@ -241,7 +239,10 @@ fn weights(format: BlockFormat, rows: usize, width: usize, copies: usize) -> Vec
     let some: Vec<u8> = (0..4099).map(|_| (noise.next() * 128.0) as i8 as u8).collect();
     let mut memory: Vec<u8> = Vec::new();
     memory.extend((0..copies * bytes).map(|i| some[i % some.len()]));
-    let (scales, scale) = (format.tile_bytes() % 512, half::f16::from_f32(1.0 / 64.0).to_le_bytes());
+    let (scales, scale) = (
+        format.tile_bytes() % 512,
+        half::f16::from_f32(1.0 / 64.0).to_le_bytes(),
+    );
     for tile in memory.chunks_exact_mut(format.tile_bytes()) {
         for pair in tile[..scales].chunks_exact_mut(2) {
             pair.copy_from_slice(&scale);

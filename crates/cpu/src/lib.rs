@@ -42,8 +42,8 @@ pub use heads::{Heads, HeadsMut};
 pub use merge::{Merge, merged_rows, write_rows};
 pub use pages::{KvPages, KvPagesMut, Layout, MAX_HEAD_DIM, Scales};
 pub use product::{
-    BLOCK, BlockFormat, Linear, Norm, PANEL_ROWS, QuantizedMatrix, QuantizedTile, RowsMut, TILE_WIDTH, multiply, multiply_gated, quantize,
-    tiles_of,
+    BLOCK, BlockFormat, Linear, Norm, PANEL_ROWS, QuantizedMatrix, QuantizedTile, RowsMut, TILE_WIDTH,
+    multiply, multiply_gated, quantize, tiles_of,
 };
 pub use rope::{rope_table, rotate};
 pub use score::{score, score_scratch_bytes};

@@ -91,7 +91,11 @@ impl Kernel for Quantize<'_> {
         });
         for (index, tile) in self.out.iter_mut().enumerate() {
             *tile = QuantizedTile::default();
-            for (which, block) in self.x[index * TILE_WIDTH..].chunks_exact(BLOCK).take(2).enumerate() {
+            for (which, block) in self.x[index * TILE_WIDTH..]
+                .chunks_exact(BLOCK)
+                .take(2)
+                .enumerate()
+            {
                 let mut values = [0.0f32; BLOCK];
                 values.copy_from_slice(block);
                 if let (Some(norm), Some(factor)) = (self.norm, factor) {

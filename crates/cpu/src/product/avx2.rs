@@ -105,7 +105,11 @@ unsafe fn run<const FORMAT: u8, const ROWS: usize>(
 #[inline]
 unsafe fn halves(at: *const u8, block: usize, half: usize) -> __m256 {
     // SAFETY: 64 bytes of scales.
-    unsafe { _mm256_cvtph_ps(_mm_loadu_si128(at.add(2 * (block * PANEL_ROWS + 8 * half)).cast())) }
+    unsafe {
+        _mm256_cvtph_ps(_mm_loadu_si128(
+            at.add(2 * (block * PANEL_ROWS + 8 * half)).cast(),
+        ))
+    }
 }
 
 /// Four activations of a block in every lane. Safety: `j` is below 8.
@@ -113,7 +117,13 @@ unsafe fn halves(at: *const u8, block: usize, half: usize) -> __m256 {
 #[inline]
 unsafe fn four(x: &QuantizedTile, block: usize, j: usize) -> __m256i {
     // SAFETY: 32 quants of each block.
-    let four = unsafe { x.quants.as_ptr().add(block * BLOCK + 4 * j).cast::<i32>().read_unaligned() };
+    let four = unsafe {
+        x.quants
+            .as_ptr()
+            .add(block * BLOCK + 4 * j)
+            .cast::<i32>()
+            .read_unaligned()
+    };
     _mm256_set1_epi32(four)
 }
 

@@ -133,7 +133,9 @@ pub fn multiply(
             }
             if let Some(addend) = addend {
                 let addend = &addend[row * width + first..][..count];
-                sums.iter_mut().zip(addend).for_each(|(sum, &addend)| *sum += addend);
+                sums.iter_mut()
+                    .zip(addend)
+                    .for_each(|(sum, &addend)| *sum += addend);
             }
             out.write(row, first, &sums[..count]);
         }

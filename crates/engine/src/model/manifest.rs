@@ -13,7 +13,8 @@ use crate::error::{Error, Result};
 use crate::sampling::GenerationDefaults;
 
 const FORMAT: &str = "reasoning-rpc-model";
-const GRAPH_CONTRACT: u64 = 1;
+/// Versions of the graph contract that this library runs.
+const GRAPH_CONTRACTS: std::ops::RangeInclusive<u64> = 1..=2;
 /// Files whose hash is compared even when the weights' is not.
 const SMALL_FILE: u64 = 64 << 20;
 
@@ -105,9 +106,11 @@ impl Manifest {
                 version.format
             )));
         }
-        if version.graph_contract != GRAPH_CONTRACT {
+        if !GRAPH_CONTRACTS.contains(&version.graph_contract) {
             return Err(Error::Model(format!(
-                "manifest.json: expected graph contract version {GRAPH_CONTRACT}, found {}; export the model again",
+                "manifest.json: expected graph contract version {} to {}, found {}; export the model again",
+                GRAPH_CONTRACTS.start(),
+                GRAPH_CONTRACTS.end(),
                 version.graph_contract
             )));
         }
@@ -117,7 +120,7 @@ impl Manifest {
     }
 
     fn check(&self) -> Result<()> {
-        debug_assert!(self.format == FORMAT && self.graph_contract == GRAPH_CONTRACT);
+        debug_assert!(self.format == FORMAT && GRAPH_CONTRACTS.contains(&self.graph_contract));
         let d = &self.dimensions;
         let bounds = [
             ("num_layers", d.num_layers, 1 << 10),
@@ -288,8 +291,8 @@ mod tests {
         for (pointer, value, expected) in [
             (
                 "/graph_contract",
-                2.into(),
-                "expected graph contract version 1, found 2",
+                3.into(),
+                "expected graph contract version 1 to 2, found 3",
             ),
             ("/format", "gguf".into(), "found \"gguf\""),
             ("/dimensions/num_heads", 0.into(), "num_heads: expected 1 to"),

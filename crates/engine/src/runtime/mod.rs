@@ -1,11 +1,13 @@
-//! The ONNX Runtime adapter: loading the library, sessions over our own memory, and the operator
-//! that runs the CPU's attention loops inside a graph.
+//! The ONNX Runtime adapter: loading the library, sessions over our own memory, and the
+//! operators that run the CPU's loops inside a graph.
 //!
 //! The only room of the engine, beside the cache's memory, that needs `unsafe`.
 
 mod library;
+mod linear;
 mod operator;
 mod session;
+mod workers;
 
 pub use library::{LIBRARY_VARIABLE, load};
 #[cfg(test)]

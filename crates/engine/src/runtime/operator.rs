@@ -17,6 +17,7 @@ use ort::operator::{
 use ort::value::TensorElementType;
 use reasoning_rpc_cpu::{self as cpu, Element, Heads, HeadsMut, Scratch, Simd};
 
+use super::linear::{QuantizedGather, QuantizedLinear};
 use crate::cache::CacheType;
 use crate::error::{Error, Result, panic_text};
 use crate::runner::StepRow;
@@ -31,9 +32,11 @@ const TOKEN_TILE: usize = cpu::ATTEND_TOKEN_TILE;
 /// The lock is taken once per node by the one thread that drives the session, so nothing ever
 /// waits for it.
 pub(crate) struct AttentionState {
-    simd: Simd,
+    pub(super) simd: Simd,
     step: Mutex<StepContext>,
     scratches: Mutex<Vec<Scratch>>,
+    /// Activations of the product that runs.
+    pub(super) tiles: Mutex<Vec<cpu::QuantizedTile>>,
     #[cfg(test)]
     pub(crate) fault: Mutex<Option<Fault>>,
 }
@@ -86,6 +89,7 @@ impl AttentionState {
             simd,
             step: Mutex::default(),
             scratches: Mutex::default(),
+            tiles: Mutex::default(),
             #[cfg(test)]
             fault: Mutex::default(),
         }
@@ -115,7 +119,10 @@ impl AttentionState {
 /// The operator domain of a session; its nodes work on `state`.
 #[allow(clippy::arc_with_non_send_sync)] // the session takes an Arc, and only the session holds it
 pub(crate) fn operator_domain(state: &Arc<AttentionState>) -> Result<Arc<OperatorDomain>> {
-    let domain = OperatorDomain::new(DOMAIN)?.add(CachedAttention(Arc::clone(state)))?;
+    let domain = OperatorDomain::new(DOMAIN)?
+        .add(CachedAttention(Arc::clone(state)))?
+        .add(QuantizedLinear(Arc::clone(state)))?
+        .add(QuantizedGather(Arc::clone(state)))?;
     Ok(Arc::new(domain))
 }
 
