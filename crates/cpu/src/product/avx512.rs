@@ -2,7 +2,7 @@
 
 #![allow(clippy::needless_range_loop)] // registers, unrolled
 
-use super::{AHEAD, BLOCK, BlockFormat, CACHE_LINE, MOST_ROWS, PANEL_ROWS, PanelSums, QuantizedTile};
+use super::{AHEAD, BLOCK, BlockFormat, CACHE_LINE, PANEL_ROWS, PanelSums, Work};
 use std::arch::x86_64::*;
 
 const Q4_0: u8 = 0;
@@ -15,50 +15,44 @@ pub(super) fn is_available() -> bool {
 }
 
 /// See [`PanelKernel`](super::PanelKernel); needs AVX-512 F, BW and VNNI.
-pub(super) unsafe fn panel(
-    format: BlockFormat,
-    panel: *const u8,
-    tiles: usize,
-    rows: &[*const QuantizedTile; MOST_ROWS],
-    count: usize,
-    sums: &mut PanelSums,
-) {
-    // SAFETY: the caller's contract.
+pub(super) unsafe fn panels(work: &Work<'_>, sums: &mut [PanelSums]) {
+    // SAFETY: the caller has the instructions.
     unsafe {
-        match (format, count) {
-            (BlockFormat::Q4_0, 1) => run::<Q4_0, 1>(panel, tiles, rows, sums),
-            (BlockFormat::Q4_0, 2) => run::<Q4_0, 2>(panel, tiles, rows, sums),
-            (BlockFormat::Q4_0, 4) => run::<Q4_0, 4>(panel, tiles, rows, sums),
-            (BlockFormat::Q4_0, _) => run::<Q4_0, 8>(panel, tiles, rows, sums),
-            (BlockFormat::Q4_1, 1) => run::<Q4_1, 1>(panel, tiles, rows, sums),
-            (BlockFormat::Q4_1, 2) => run::<Q4_1, 2>(panel, tiles, rows, sums),
-            (BlockFormat::Q4_1, 4) => run::<Q4_1, 4>(panel, tiles, rows, sums),
-            (BlockFormat::Q4_1, _) => run::<Q4_1, 8>(panel, tiles, rows, sums),
-            (BlockFormat::Q8_0, 1) => run::<Q8_0, 1>(panel, tiles, rows, sums),
-            (BlockFormat::Q8_0, 2) => run::<Q8_0, 2>(panel, tiles, rows, sums),
-            (BlockFormat::Q8_0, 4) => run::<Q8_0, 4>(panel, tiles, rows, sums),
-            (BlockFormat::Q8_0, _) => run::<Q8_0, 8>(panel, tiles, rows, sums),
+        match work.format {
+            BlockFormat::Q4_0 => for_count::<Q4_0>(work, sums),
+            BlockFormat::Q4_1 => for_count::<Q4_1>(work, sums),
+            BlockFormat::Q8_0 => for_count::<Q8_0>(work, sums),
+        }
+    }
+}
+
+/// The rows' sums stay in registers, so their number is a constant.
+unsafe fn for_count<const FORMAT: u8>(work: &Work<'_>, sums: &mut [PanelSums]) {
+    for (panel, sums) in work.panels.chunks_exact(work.panel_bytes()).zip(sums) {
+        // SAFETY: the caller has the instructions.
+        unsafe {
+            match work.row_count() {
+                1 => run::<FORMAT, 1>(work, panel, sums),
+                2 => run::<FORMAT, 2>(work, panel, sums),
+                3 => run::<FORMAT, 3>(work, panel, sums),
+                4 => run::<FORMAT, 4>(work, panel, sums),
+                5 => run::<FORMAT, 5>(work, panel, sums),
+                6 => run::<FORMAT, 6>(work, panel, sums),
+                7 => run::<FORMAT, 7>(work, panel, sums),
+                _ => run::<FORMAT, 8>(work, panel, sums),
+            }
         }
     }
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-unsafe fn run<const FORMAT: u8, const ROWS: usize>(
-    panel: *const u8,
-    tiles: usize,
-    rows: &[*const QuantizedTile; MOST_ROWS],
-    sums: &mut PanelSums,
-) {
-    let format = match FORMAT {
-        Q4_0 => BlockFormat::Q4_0,
-        Q4_1 => BlockFormat::Q4_1,
-        _ => BlockFormat::Q8_0,
-    };
+unsafe fn run<const FORMAT: u8, const ROWS: usize>(work: &Work<'_>, panel: &[u8], sums: &mut PanelSums) {
+    let format = work.format;
     let mut totals = [_mm512_setzero_ps(); ROWS];
-    for t in 0..tiles {
-        // SAFETY: the caller's contract: tile t of the panel and of every row. A prefetch never faults.
+    for t in 0..work.tiles {
+        // SAFETY: tile t of the panel and of each of the work's ROWS rows. A prefetch never faults.
         unsafe {
-            let tile = panel.add(t * format.tile_bytes());
+            let tile = panel.as_ptr().add(t * format.tile_bytes());
             for line in (0..format.tile_bytes()).step_by(CACHE_LINE) {
                 _mm_prefetch::<_MM_HINT_T0>(tile.wrapping_add(AHEAD + line).cast());
             }
@@ -71,7 +65,7 @@ unsafe fn run<const FORMAT: u8, const ROWS: usize>(
                 let minimums = if FORMAT == Q4_1 { halves(64) } else { scales };
                 let weights = unsigned::<FORMAT>(tile.add(format.quants_at() + block * format.block_bytes()));
                 for r in 0..ROWS {
-                    let x = &*rows[r].add(t);
+                    let x = &*work.rows.as_ptr().add(r * work.tiles + t);
                     // What makes the weights unsigned is taken off again: 8, or 128, for every activation.
                     let start = _mm512_set1_epi32(x.minus_8_sums[block]);
                     let start = match FORMAT {
@@ -99,9 +93,9 @@ unsafe fn run<const FORMAT: u8, const ROWS: usize>(
             }
         }
     }
-    for r in 0..ROWS {
+    for (sums, total) in sums.iter_mut().zip(totals) {
         // SAFETY: the row's sixteen sums.
-        unsafe { _mm512_storeu_ps(sums[r].as_mut_ptr(), totals[r]) };
+        unsafe { _mm512_storeu_ps(sums.as_mut_ptr(), total) };
     }
 }
 

@@ -121,9 +121,9 @@ impl<'a> QuantizedMatrix<'a> {
         self.width.div_ceil(TILE_WIDTH)
     }
 
-    /// A panel's first byte; the panel exists.
-    pub(super) fn panel(&self, panel: usize) -> *const u8 {
-        self.bytes[panel * self.panel_bytes()..].as_ptr()
+    /// The bytes of some panels, which exist.
+    pub(super) fn panels_in(&self, panels: &Range<usize>) -> &'a [u8] {
+        &self.bytes[panels.start * self.panel_bytes()..panels.end * self.panel_bytes()]
     }
 
     pub(super) fn check_panels(&self, panels: &Range<usize>) -> Result<(), Error> {

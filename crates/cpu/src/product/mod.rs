@@ -19,7 +19,8 @@
 //! Runtime's MatMulNBits does at accuracy_level 4.
 //!
 //! **The result** of a row is one chain of fused multiply-adds over the blocks in their order, on exact integer sums. It does not depend
-//! on the rows beside it, the range of panels or the instruction set: all give the same bits.
+//! on the rows beside it, the range of panels or the instruction set: all give the same bits. (But for [`multiply_gated`], whose
+//! exponential is rounded differently.)
 
 mod activations;
 #[cfg(target_arch = "x86_64")]
@@ -44,25 +45,40 @@ pub const TILE_WIDTH: usize = 2 * BLOCK;
 /// Most activation rows that a kernel takes at a time.
 const MOST_ROWS: usize = 8;
 
+/// Most panels that a kernel takes at a time.
+const MOST_PANELS: usize = 16;
+
 /// Bytes of a cache line.
+#[cfg(target_arch = "x86_64")]
 const CACHE_LINE: usize = 64;
 
-/// How far ahead of the multiplication weights are fetched, in bytes: without it one core reads about 60% as fast.
+/// How far ahead of a single row's product weights are fetched, in bytes: without it one core reads about 60% as fast.
+#[cfg(target_arch = "x86_64")]
 const AHEAD: usize = 4096;
 
-/// The sums of one panel for up to [`MOST_ROWS`] activation rows.
+/// The sums of one panel and each row of activations.
 type PanelSums = [[f32; PANEL_ROWS]; MOST_ROWS];
 
-/// Multiplies one panel with `count` activation rows: 1, 2, 4 or 8.
-///
-/// # Safety
-/// The CPU has the kernel's instructions; `panel` is good for `tiles` tiles of the format, each of the first `count` pointers for
-/// `tiles` tiles.
-type PanelKernel = unsafe fn(
+/// What a kernel multiplies: 1 to [`MOST_PANELS`] panels of a matrix with 1 to [`MOST_ROWS`] rows of activations.
+struct Work<'a> {
     format: BlockFormat,
-    panel: *const u8,
+    /// Whole panels, one after the other.
+    panels: &'a [u8],
+    /// Tiles of a panel, and of a row of activations; at least one.
     tiles: usize,
-    rows: &[*const QuantizedTile; MOST_ROWS],
-    count: usize,
-    sums: &mut PanelSums,
-);
+    /// Whole rows of activations.
+    rows: &'a [QuantizedTile],
+}
+
+impl Work<'_> {
+    fn panel_bytes(&self) -> usize {
+        self.tiles * self.format.tile_bytes()
+    }
+
+    fn row_count(&self) -> usize {
+        self.rows.len() / self.tiles
+    }
+}
+
+/// Writes the sums of each panel and row. Safety: the CPU has the kernel's instructions.
+type PanelKernel = unsafe fn(work: &Work<'_>, sums: &mut [PanelSums]);

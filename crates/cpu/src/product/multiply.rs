@@ -1,14 +1,12 @@
 use super::{
-    MOST_ROWS, PANEL_ROWS, PanelKernel, PanelSums, QuantizedMatrix, QuantizedTile, portable, tiles_of,
+    MOST_PANELS, MOST_ROWS, PANEL_ROWS, PanelKernel, PanelSums, QuantizedMatrix, QuantizedTile, Work,
+    portable, tiles_of,
 };
 use crate::Simd;
 use crate::error::{Error, at_least, exactly, times};
 use crate::vector::{Kernel, Vector};
 use std::marker::PhantomData;
 use std::ops::Range;
-
-/// Weights that stay in the second-level cache while all rows of activations pass by.
-const CHUNK_BYTES: usize = 160 << 10;
 
 /// A matrix and what is added to its product.
 #[derive(Clone, Copy, Debug)]
@@ -119,27 +117,28 @@ pub fn multiply(
         )?;
     }
     let width = matrix.rows();
-    let mut sums = [[0.0; PANEL_ROWS]; MOST_ROWS];
-    // SAFETY: shapes were compared above and the set is available.
-    let kernel = unsafe { PanelLoop::new(simd, x, matrix) };
-    kernel.for_each(panels, out.rows, matrix.panel_bytes(), |kernel, panel, rows| {
-        kernel.run(matrix, panel, rows.clone(), &mut sums);
-        let first = panel * PANEL_ROWS;
-        let count = PANEL_ROWS.min(width - first);
-        let bias = linear.bias(first, count);
-        for (row, sums) in rows.zip(&mut sums) {
-            if linear.bias.is_some() {
-                sums.iter_mut().zip(&bias).for_each(|(sum, &bias)| *sum += bias);
+    let mut sums = [[[0.0; PANEL_ROWS]; MOST_ROWS]; MOST_PANELS];
+    for (panels, rows) in parts(panels, out.rows) {
+        // SAFETY: the set is available.
+        unsafe { run(simd, x, matrix, &panels, &rows, &mut sums) };
+        for (panel, sums) in panels.zip(&mut sums) {
+            let first = panel * PANEL_ROWS;
+            let count = PANEL_ROWS.min(width - first);
+            let bias = linear.bias(first, count);
+            for (row, sums) in rows.clone().zip(sums) {
+                if linear.bias.is_some() {
+                    sums.iter_mut().zip(&bias).for_each(|(sum, &bias)| *sum += bias);
+                }
+                if let Some(addend) = addend {
+                    let addend = &addend[row * width + first..][..count];
+                    sums.iter_mut()
+                        .zip(addend)
+                        .for_each(|(sum, &addend)| *sum += addend);
+                }
+                out.write(row, first, &sums[..count]);
             }
-            if let Some(addend) = addend {
-                let addend = &addend[row * width + first..][..count];
-                sums.iter_mut()
-                    .zip(addend)
-                    .for_each(|(sum, &addend)| *sum += addend);
-            }
-            out.write(row, first, &sums[..count]);
         }
-    });
+    }
     Ok(())
 }
 
@@ -161,27 +160,30 @@ pub fn multiply_gated(
     gate.check()?;
     up.check()?;
     let width = gate.matrix.rows();
-    let bytes = gate.matrix.panel_bytes() + up.matrix.panel_bytes();
-    let (mut gates, mut ups) = ([[0.0; PANEL_ROWS]; MOST_ROWS], [[0.0; PANEL_ROWS]; MOST_ROWS]);
-    // SAFETY: shapes were compared above and the set is available.
-    let kernel = unsafe { PanelLoop::new(simd, x, &gate.matrix) };
-    kernel.for_each(panels, out.rows, bytes, |kernel, panel, rows| {
-        kernel.run(&gate.matrix, panel, rows.clone(), &mut gates);
-        kernel.run(&up.matrix, panel, rows.clone(), &mut ups);
-        let first = panel * PANEL_ROWS;
-        let count = PANEL_ROWS.min(width - first);
-        let silu = SiluTimes {
-            gates: &mut gates[..rows.len()],
-            ups: &ups[..rows.len()],
-            gate_bias: &gate.bias(first, count),
-            up_bias: &up.bias(first, count),
-        };
-        // SAFETY: the set is available; the kernel works on arrays alone.
-        unsafe { simd.run(silu) };
-        for (row, gates) in rows.zip(&gates) {
-            out.write(row, first, &gates[..count]);
+    let mut gates = [[[0.0; PANEL_ROWS]; MOST_ROWS]; MOST_PANELS];
+    let mut ups = gates;
+    for (panels, rows) in parts(panels, out.rows) {
+        // SAFETY: the set is available.
+        unsafe {
+            run(simd, x, &gate.matrix, &panels, &rows, &mut gates);
+            run(simd, x, &up.matrix, &panels, &rows, &mut ups);
         }
-    });
+        for ((panel, gates), ups) in panels.zip(&mut gates).zip(&ups) {
+            let first = panel * PANEL_ROWS;
+            let count = PANEL_ROWS.min(width - first);
+            let silu = SiluTimes {
+                gates: &mut gates[..rows.len()],
+                ups: &ups[..rows.len()],
+                gate_bias: &gate.bias(first, count),
+                up_bias: &up.bias(first, count),
+            };
+            // SAFETY: the set is available; the kernel works on arrays alone.
+            unsafe { simd.run(silu) };
+            for (row, gates) in rows.clone().zip(gates) {
+                out.write(row, first, &gates[..count]);
+            }
+        }
+    }
     Ok(())
 }
 
@@ -203,80 +205,51 @@ fn check(
     )
 }
 
-/// Goes over rows of activations and panels so that weights come from memory once.
-struct PanelLoop<'a> {
-    kernel: PanelKernel,
-    x: &'a [QuantizedTile],
-    tiles: usize,
+/// All pairs of some panels and some rows that a kernel takes at a time. The panels of one are multiplied with all rows before the next
+/// ones: they come from memory once.
+fn parts(panels: Range<usize>, rows: usize) -> impl Iterator<Item = (Range<usize>, Range<usize>)> {
+    let end = panels.end;
+    panels.step_by(MOST_PANELS).flat_map(move |panel| {
+        let panels = panel..(panel + MOST_PANELS).min(end);
+        (0..rows)
+            .step_by(MOST_ROWS)
+            .map(move |row| (panels.clone(), row..(row + MOST_ROWS).min(rows)))
+    })
 }
 
-impl<'a> PanelLoop<'a> {
-    /// # Safety
-    /// The instruction set is available.
-    unsafe fn new(simd: Simd, x: &'a [QuantizedTile], matrix: &QuantizedMatrix<'_>) -> Self {
-        PanelLoop {
-            kernel: kernel(simd),
-            x,
-            tiles: matrix.tiles(),
-        }
-    }
-
-    /// Calls `each` for all pairs of a panel and a group of 1, 2, 4 or 8 rows.
-    fn for_each(
-        &self,
-        panels: Range<usize>,
-        rows: usize,
-        panel_bytes: usize,
-        mut each: impl FnMut(&Self, usize, Range<usize>),
-    ) {
-        let chunk = (CHUNK_BYTES / panel_bytes).max(1);
-        for first_panel in panels.clone().step_by(chunk) {
-            let mut row = 0;
-            while row < rows {
-                let left = rows - row;
-                let group = if left >= MOST_ROWS {
-                    MOST_ROWS
-                } else {
-                    1 << left.ilog2()
-                };
-                for panel in first_panel..(first_panel + chunk).min(panels.end) {
-                    each(self, panel, row..row + group);
-                }
-                row += group;
-            }
-        }
-    }
-
-    /// The sums of a panel and 1, 2, 4 or 8 rows, all of which exist.
-    fn run(&self, matrix: &QuantizedMatrix<'_>, panel: usize, rows: Range<usize>, sums: &mut PanelSums) {
-        let mut pointers = [std::ptr::null(); MOST_ROWS];
-        for (pointer, row) in pointers.iter_mut().zip(rows.clone()) {
-            *pointer = self.x[row * self.tiles..][..self.tiles].as_ptr();
-        }
-        // SAFETY: `new` was promised the instruction set; the panel and the rows are sliced from what was checked.
-        unsafe {
-            (self.kernel)(
-                matrix.format(),
-                matrix.panel(panel),
-                self.tiles,
-                &pointers,
-                rows.len(),
-                sums,
-            );
-        }
-    }
+/// The sums of some panels and rows, as [`parts`] gives them, all of which exist.
+///
+/// # Safety
+/// The instruction set is available.
+unsafe fn run(
+    simd: Simd,
+    x: &[QuantizedTile],
+    matrix: &QuantizedMatrix<'_>,
+    panels: &Range<usize>,
+    rows: &Range<usize>,
+    sums: &mut [PanelSums; MOST_PANELS],
+) {
+    let tiles = matrix.tiles();
+    let work = Work {
+        format: matrix.format(),
+        panels: matrix.panels_in(panels),
+        tiles,
+        rows: &x[rows.start * tiles..rows.end * tiles],
+    };
+    // SAFETY: the caller's promise.
+    unsafe { kernel(simd)(&work, &mut sums[..panels.len()]) }
 }
 
 /// The kernel for an instruction set that is available. AVX-512 without VNNI has no better one than AVX2's.
 fn kernel(simd: Simd) -> PanelKernel {
     match simd {
-        Simd::Portable => portable::panel,
+        Simd::Portable => portable::panels,
         #[cfg(target_arch = "x86_64")]
-        Simd::Avx512 if super::avx512::is_available() => super::avx512::panel,
+        Simd::Avx512 if super::avx512::is_available() => super::avx512::panels,
         #[cfg(target_arch = "x86_64")]
-        Simd::Avx2 | Simd::Avx512 => super::avx2::panel,
+        Simd::Avx2 | Simd::Avx512 => super::avx2::panels,
         #[cfg(not(target_arch = "x86_64"))]
-        _ => portable::panel,
+        _ => portable::panels,
     }
 }
 

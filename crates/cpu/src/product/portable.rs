@@ -2,29 +2,19 @@
 
 #![allow(clippy::needless_range_loop)] // lanes
 
-use super::{BlockFormat, PANEL_ROWS, PanelSums, QuantizedTile};
+use super::{BlockFormat, PANEL_ROWS, PanelSums, QuantizedTile, Work};
 use crate::element::f16_to_f32;
 use half::f16;
 
 /// See [`PanelKernel`](super::PanelKernel).
-pub(super) unsafe fn panel(
-    format: BlockFormat,
-    panel: *const u8,
-    tiles: usize,
-    rows: &[*const QuantizedTile; super::MOST_ROWS],
-    count: usize,
-    sums: &mut PanelSums,
-) {
-    let bytes = format.tile_bytes();
-    // SAFETY: the caller's contract.
-    let panel = unsafe { std::slice::from_raw_parts(panel, tiles * bytes) };
-    for (row, sums) in rows.iter().zip(sums).take(count) {
-        // SAFETY: as above.
-        let row = unsafe { std::slice::from_raw_parts(*row, tiles) };
-        *sums = [0.0; PANEL_ROWS];
-        for (tile, x) in panel.chunks_exact(bytes).zip(row) {
-            for block in 0..2 {
-                add_block(format, tile, x, block, sums);
+pub(super) fn panels(work: &Work<'_>, sums: &mut [PanelSums]) {
+    for (panel, sums) in work.panels.chunks_exact(work.panel_bytes()).zip(sums) {
+        for (row, sums) in work.rows.chunks_exact(work.tiles).zip(sums) {
+            *sums = [0.0; PANEL_ROWS];
+            for (tile, x) in panel.chunks_exact(work.format.tile_bytes()).zip(row) {
+                for block in 0..2 {
+                    add_block(work.format, tile, x, block, sums);
+                }
             }
         }
     }

@@ -16,6 +16,7 @@ mod int8;
 mod layouts;
 mod memory;
 mod misuse;
+mod product;
 mod rng;
 mod rope;
 mod score;

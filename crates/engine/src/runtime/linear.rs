@@ -11,7 +11,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, PoisonError};
 
 use ort::operator::{ComputeContext, Kernel, KernelContext, Operator, OperatorInput, OperatorOutput};
-use ort::value::{TensorElementType, ValueRefMut};
+use ort::value::{TensorElementType, TensorValueType, ValueRefMut};
 use reasoning_rpc_cpu::{self as cpu, BlockFormat, Linear, Norm, QuantizedMatrix, RowsMut};
 
 use super::operator::AttentionState;
@@ -91,13 +91,13 @@ impl Operator for QuantizedLinear {
             ));
         }
         let mut shapes = Vec::with_capacity(rows.len());
-        for (&rows, name) in rows.iter().zip(formats) {
+        for (index, (&rows, name)) in rows.iter().zip(formats).enumerate() {
             let shape = Shape {
                 format: format_of(LINEAR, name)?,
                 rows: usize::try_from(rows).map_err(|_| wrong(LINEAR, "rows", "counts", rows))?,
                 width,
             };
-            shapes.push(shape.check(LINEAR)?);
+            shapes.push(shape.check(LINEAR, context, 3 + 2 * index)?);
         }
         if !(epsilon.is_finite() && epsilon >= 0.0) {
             return Err(wrong(LINEAR, "epsilon", "a number that is not negative", epsilon));
@@ -120,14 +120,20 @@ struct Shape {
 }
 
 impl Shape {
-    fn check(self, operator: &str) -> ort::Result<Self> {
-        if self.rows == 0 || self.width == 0 || !self.width.is_multiple_of(cpu::BLOCK) {
-            let expected = format!("at least one, of a width that is a multiple of {}", cpu::BLOCK);
-            let found = format!("{} of {}", self.rows, self.width);
-            return Err(wrong(operator, "rows", &expected, found));
+    /// Input `index` of the node is such a matrix, and constant.
+    fn check(self, operator: &str, context: &KernelContext<'_>, index: usize) -> ort::Result<Self> {
+        let error = |text: String| ort::Error::new(format!("{operator}: input {index}: {text}"));
+        if self.rows == 0 || self.width == 0 {
+            return Err(error(format!(
+                "expected a matrix, found {} rows of {}",
+                self.rows, self.width
+            )));
         }
-        QuantizedMatrix::bytes_of(self.format, self.rows, self.width)
-            .map_err(|error| ort::Error::new(format!("{operator}: {error}")))?;
+        let value = context
+            .constant_input::<TensorValueType<u8>>(index)
+            .map_err(|cause| error(format!("expected bytes that are constant: {cause}")))?;
+        self.matrix(value.try_extract_tensor::<u8>()?.1)
+            .map_err(|cause| error(cause.to_string()))?;
         Ok(self)
     }
 
@@ -406,7 +412,7 @@ impl Operator for QuantizedGather {
         };
         Ok(GatherKernel {
             state: Arc::clone(&self.0),
-            shape: shape.check(GATHER)?,
+            shape: shape.check(GATHER, context, 1)?,
         })
     }
 }
