@@ -464,7 +464,10 @@ typedef struct rrpc_sequence_options {
      * `interval`. Default 32.
      */
     uint32_t window;
-    /** One of so many entries stays (c), 1 or more. Default 4. */
+    /**
+     * One of so many entries stays (c), 1 or more. Not read if `budget_entries` or `budget_bytes` is
+     * set. Default 4.
+     */
     uint32_t ratio;
     /** One of RRPC_AGGREGATION_. Default RRPC_AGGREGATION_LAYER. */
     uint32_t aggregation;
@@ -495,6 +498,18 @@ typedef struct rrpc_sequence_options {
     uint32_t reserved;
     /** The same seed gives the same text. Default 0. */
     uint64_t seed;
+    /**
+     * In place of `ratio`: so many entries stay in each KV head of each layer, the window not counted.
+     * No layer ever holds more generated entries than budget_entries + window + interval, however long
+     * the text gets. 0: not set, which is the default.
+     */
+    uint64_t budget_entries;
+    /**
+     * In place of `ratio`: the most bytes that the generated entries take at any moment, in whole
+     * blocks, the window and an interval of new ones included. Given text comes on top. It sets
+     * `budget_entries`, to what fits. 0: not set, which is the default.
+     */
+    uint64_t budget_bytes;
 } rrpc_sequence_options;
 
 /** A text inside a struct or an array. This struct never grows. */

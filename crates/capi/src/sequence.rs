@@ -3,7 +3,7 @@
 use std::ptr;
 use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 
-use reasoning_rpc_engine::core::{Aggregation, NoCompression, Policy, Pooling, Rpc, RpcOptions};
+use reasoning_rpc_engine::core::{Aggregation, Budget, NoCompression, Policy, Pooling, Rpc, RpcOptions};
 use reasoning_rpc_engine::sampling::SamplingOptions;
 use reasoning_rpc_engine::scheduler::{Refused, ScheduledAnswer};
 use reasoning_rpc_engine::text::Message;
@@ -28,6 +28,9 @@ pub const RRPC_POLICY_NONE: u32 = 0;
 /// `window` score the generated ones before them, and the best stay: one in `ratio` of all intervals
 /// so far. Text given by the caller is never dropped.
 pub const RRPC_POLICY_RPC: u32 = 1;
+
+/// c of the paper.
+pub(crate) const DEFAULT_RATIO: u32 = 4;
 
 /// Scores are averaged over all heads of a layer: one kept set for the layer.
 pub const RRPC_AGGREGATION_LAYER: u32 = 0;
@@ -59,7 +62,8 @@ pub struct rrpc_sequence_options {
     /// The newest generated tokens, which score the others and always stay (R): 1 or more, less than
     /// `interval`. Default 32.
     pub window: u32,
-    /// One of so many entries stays (c), 1 or more. Default 4.
+    /// One of so many entries stays (c), 1 or more. Not read if `budget_entries` or `budget_bytes` is
+    /// set. Default 4.
     pub ratio: u32,
     /// One of RRPC_AGGREGATION_. Default RRPC_AGGREGATION_LAYER.
     pub aggregation: u32,
@@ -86,6 +90,14 @@ pub struct rrpc_sequence_options {
     pub reserved: u32,
     /// The same seed gives the same text. Default 0.
     pub seed: u64,
+    /// In place of `ratio`: so many entries stay in each KV head of each layer, the window not counted.
+    /// No layer ever holds more generated entries than budget_entries + window + interval, however long
+    /// the text gets. 0: not set, which is the default.
+    pub budget_entries: u64,
+    /// In place of `ratio`: the most bytes that the generated entries take at any moment, in whole
+    /// blocks, the window and an interval of new ones included. Given text comes on top. It sets
+    /// `budget_entries`, to what fits. 0: not set, which is the default.
+    pub budget_bytes: u64,
 }
 
 sized!(rrpc_sequence_options {
@@ -105,6 +117,8 @@ sized!(rrpc_sequence_options {
     top_k,
     reserved,
     seed,
+    budget_entries,
+    budget_bytes,
 });
 
 /// A text inside a struct or an array. This struct never grows.
@@ -300,7 +314,7 @@ fn defaults(engine: &Engine) -> rrpc_sequence_options {
         policy: RRPC_POLICY_RPC,
         interval: rpc.interval as u32,
         window: rpc.window as u32,
-        ratio: rpc.ratio as u32,
+        ratio: DEFAULT_RATIO,
         aggregation: RRPC_AGGREGATION_LAYER,
         pooling: RRPC_POOLING_AVERAGE,
         kernel: rpc.kernel as u32,
@@ -312,6 +326,8 @@ fn defaults(engine: &Engine) -> rrpc_sequence_options {
         top_k: sampling.top_k,
         reserved: 0,
         seed: sampling.seed,
+        budget_entries: 0,
+        budget_bytes: 0,
     }
 }
 
@@ -341,7 +357,7 @@ pub(crate) unsafe fn convert(
     )?;
     let policy: Arc<dyn Policy> = match rpc {
         false => Arc::new(NoCompression),
-        true => Arc::new(Rpc::new(rpc_options(&given)?).map_err(Error::from)?),
+        true => Arc::new(Rpc::new(rpc_options(engine, &given)?).map_err(Error::from)?),
     };
     Ok(SequenceOptions {
         policy,
@@ -357,11 +373,25 @@ pub(crate) unsafe fn convert(
     })
 }
 
-fn rpc_options(given: &rrpc_sequence_options) -> Result<RpcOptions, Failure> {
+fn rpc_options(engine: &Engine, given: &rrpc_sequence_options) -> Result<RpcOptions, Failure> {
+    let size = |number: u64| usize::try_from(number).unwrap_or(usize::MAX);
+    let budget = match (given.budget_entries, given.budget_bytes) {
+        (0, 0) => Budget::Ratio(given.ratio as usize),
+        (entries, 0) => Budget::Entries(size(entries)),
+        (0, bytes) => {
+            let (interval, window) = (given.interval as usize, given.window as usize);
+            Budget::within(size(bytes), engine.cache_shape(), interval, window).map_err(Error::from)?
+        }
+        (entries, bytes) => {
+            return Err(Failure::argument(format!(
+                "options: expected one of budget_entries and budget_bytes, found {entries} and {bytes}"
+            )));
+        }
+    };
     Ok(RpcOptions {
         interval: given.interval as usize,
         window: given.window as usize,
-        ratio: given.ratio as usize,
+        budget,
         aggregation: choice(
             "options.aggregation",
             given.aggregation,
