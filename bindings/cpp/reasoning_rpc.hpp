@@ -39,7 +39,8 @@
  * only. What is returned is the caller's, but for logits().
  *
  * Threads. As in C: an engine may be used by any number of threads at the same time, a sequence by one
- * call at a time; a second one throws RRPC_ERROR_BUSY. Moving, assigning and destroying an object is for
+ * call at a time; a second one throws RRPC_ERROR_BUSY. Answers of many sequences are written together by a
+ * scheduler: reasoning_rpc/scheduler.hpp. Moving, assigning and destroying an object is for
  * one thread, while no other uses the object.
  */
 
@@ -101,7 +102,7 @@ struct generate_options : rrpc_generate_options {
     std::vector<std::string> stop_strings;
 };
 
-/** What sequence::generate tells its callable. Fields that an event does not name are 0. */
+/** What sequence::generate tells its callable, and other ways to write an answer their readers. Fields that an event does not name are 0. */
 struct event {
     /** RRPC_EVENT_PREFILL, RRPC_EVENT_TOKEN or RRPC_EVENT_END; others may come with later versions. */
     std::uint32_t kind;
@@ -147,6 +148,34 @@ struct plain_options {
     plain_options &operator=(const plain_options &) = delete;
 };
 
+/* Over the events of an answer that is read one by one: `from->event_`, and `from->pull()` for the next. */
+template <class Answer>
+class event_iterator {
+public:
+    using iterator_category = std::input_iterator_tag;
+    using value_type = event;
+    using difference_type = std::ptrdiff_t;
+    using pointer = const event *;
+    using reference = const event &;
+
+    event_iterator() noexcept = default;
+    explicit event_iterator(Answer *from) noexcept : from_(from) {}
+    reference operator*() const noexcept { return from_->event_; }
+    pointer operator->() const noexcept { return &from_->event_; }
+    event_iterator &operator++()
+    {
+        if (from_->event_.kind == RRPC_EVENT_END) from_ = nullptr;
+        else from_->pull();
+        return *this;
+    }
+    void operator++(int) { ++*this; }
+    friend bool operator==(const event_iterator &a, const event_iterator &b) noexcept { return a.from_ == b.from_; }
+    friend bool operator!=(const event_iterator &a, const event_iterator &b) noexcept { return a.from_ != b.from_; }
+
+private:
+    Answer *from_ = nullptr;
+};
+
 } // namespace detail
 
 /**
@@ -157,32 +186,7 @@ struct plain_options {
  */
 class pulled_answer {
 public:
-    class iterator {
-    public:
-        using iterator_category = std::input_iterator_tag;
-        using value_type = event;
-        using difference_type = std::ptrdiff_t;
-        using pointer = const event *;
-        using reference = const event &;
-
-        iterator() noexcept = default;
-        reference operator*() const noexcept { return from_->event_; }
-        pointer operator->() const noexcept { return &from_->event_; }
-        iterator &operator++()
-        {
-            if (from_->event_.kind == RRPC_EVENT_END) from_ = nullptr;
-            else from_->pull();
-            return *this;
-        }
-        void operator++(int) { ++*this; }
-        friend bool operator==(const iterator &a, const iterator &b) noexcept { return a.from_ == b.from_; }
-        friend bool operator!=(const iterator &a, const iterator &b) noexcept { return a.from_ != b.from_; }
-
-    private:
-        friend class pulled_answer;
-        explicit iterator(pulled_answer *from) noexcept : from_(from) {}
-        pulled_answer *from_ = nullptr;
-    };
+    using iterator = detail::event_iterator<pulled_answer>;
 
     /** Asks for the first event; for one loop. */
     iterator begin()
@@ -198,6 +202,7 @@ public:
 
 private:
     friend class sequence;
+    friend iterator;
     pulled_answer(rrpc_sequence *sequence, const generate_options &options) : sequence_(sequence)
     {
         const detail::plain_options plain(options);

@@ -35,6 +35,19 @@
 //		o.Temperature = 0 // greedy
 //	})
 //
+// # Many answers at once
+//
+// A [Scheduler] writes the answers of many sequences together, which takes less time than one after the
+// other, and each is the one that [Sequence.Generate] writes:
+//
+//	scheduler, err := engine.NewScheduler()
+//	if err != nil { ... }
+//	defer scheduler.Close()
+//	answer, err := scheduler.Submit(ctx, sequence)
+//	if err != nil { ... }
+//	defer answer.Close()
+//	_, err = io.Copy(os.Stdout, answer)
+//
 // # Several ways to go on
 //
 // [Sequence.Fork] makes a second sequence that shares the cache of the first: for several answers to one
@@ -48,17 +61,19 @@
 //
 // # Ownership
 //
-// An [Engine], a [Sequence] and a [Compressor] hold memory that Go does not see: Close them. One that was
+// An [Engine], a [Sequence], a [Scheduler], an [Answer] and a [Compressor] hold what Go does not see: Close
+// them. One that was
 // forgotten is closed some time after it became unreachable. A sequence keeps what it needs of its engine:
 // they may be closed in any order. What functions return is Go memory and the caller's; the library keeps
 // no pointer to Go memory beyond a call, and what it uses in one is pinned until the call ends.
 //
 // # Goroutines
 //
-// Engines and compressors are shared: any number of goroutines may use one at the same time. Sequences are
+// Engines, schedulers and compressors are shared: any number of goroutines may use one at the same time. Sequences are
 // exclusive: one call at a time uses one, and a second one that comes meanwhile changes nothing and returns
 // [ErrBusy]. Close may be called at any time; a call that is under way ends as if it had not been.
-// Sequences of one engine advance one step at a time: many of them are fastest with [Step].
+// Sequences of one engine advance one step at a time: many of them are fastest with a [Scheduler], or with
+// [Step].
 //
 // # Errors
 //
@@ -68,7 +83,8 @@
 //
 // # Watching it
 //
-// [Engine.Metrics] and [Engine.WriteMetrics] give the figures of an engine.
+// [Engine.Metrics] and [Engine.WriteMetrics] give the figures of an engine, [Scheduler.Metrics] and
+// [Scheduler.WriteMetrics] those of a scheduler.
 package reasoningrpc
 
 // #cgo pkg-config: reasoning_rpc

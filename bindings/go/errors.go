@@ -21,11 +21,12 @@ const (
 	// ErrInvalidArgument: an argument or option cannot be used; the message names it, what was expected
 	// and what was found.
 	ErrInvalidArgument Code = C.RRPC_ERROR_INVALID_ARGUMENT
-	// ErrNullPointer: an [Engine], [Sequence] or [Compressor] is its zero value.
+	// ErrNullPointer: an [Engine], [Sequence], [Scheduler] or [Compressor] is its zero value.
 	ErrNullPointer Code = C.RRPC_ERROR_NULL_POINTER
-	// ErrInvalidHandle: the engine, sequence or compressor was closed.
+	// ErrInvalidHandle: the engine, sequence, scheduler or compressor was closed.
 	ErrInvalidHandle Code = C.RRPC_ERROR_INVALID_HANDLE
-	// ErrBusy: another call is using the sequence, or an answer that is being ranged over.
+	// ErrBusy: another call is using the sequence, or an answer that is under way; or as many answers as may
+	// wait for a [Scheduler].
 	ErrBusy Code = C.RRPC_ERROR_BUSY
 	// ErrBufferTooSmall: a compression needs more spare blocks than it was given; the message says how many.
 	ErrBufferTooSmall Code = C.RRPC_ERROR_BUFFER_TOO_SMALL

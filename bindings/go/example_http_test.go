@@ -14,16 +14,18 @@ import (
 	reasoningrpc "github.com/reasoning-rpc/reasoning-rpc/bindings/go"
 )
 
-// service streams answers as server-sent events: a POST of token ids gets the ids of the answer. A client
-// that leaves ends its answer before the next token; an answer whose cache would not fit the budget is
-// refused at once. Its figures are there for Prometheus.
+// service streams answers as server-sent events: a POST of token ids gets the ids of the answer. The answers
+// of all clients are written together; a client that leaves, or does not read, holds up nobody else. An
+// answer waits until its cache fits the budget; one that never does is refused. Its figures are there for
+// Prometheus.
 type service struct {
-	engine *reasoningrpc.Engine
+	engine    *reasoningrpc.Engine
+	scheduler *reasoningrpc.Scheduler
 }
 
 func (s service) metrics(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Type", reasoningrpc.MetricsContentType)
-	if err := s.engine.WriteMetrics(w); err != nil {
+	if err := errors.Join(s.engine.WriteMetrics(w), s.scheduler.WriteMetrics(w)); err != nil {
 		log.Print(err)
 	}
 }
@@ -45,15 +47,19 @@ func (s service) answer(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	limit := func(o *reasoningrpc.GenerateOptions) { o.MaxTokens = 4 }
-	for event, err := range sequence.Generate(r.Context(), limit) {
+	answer, err := s.scheduler.Submit(r.Context(), sequence, limit)
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusServiceUnavailable)
+		return
+	}
+	defer answer.Close()
+	w.Header().Set("Content-Type", "text/event-stream")
+	for event, err := range answer.Events() {
 		switch {
-		case errors.Is(err, reasoningrpc.ErrBudget):
-			http.Error(w, err.Error(), http.StatusServiceUnavailable)
 		case err != nil:
 			// The client has left, or the answer is incomplete: the connection ends without an end event.
 			panic(http.ErrAbortHandler)
 		case event.Kind == reasoningrpc.EventToken:
-			w.Header().Set("Content-Type", "text/event-stream")
 			fmt.Fprintf(w, "data: %d\n\n", event.Token)
 			http.NewResponseController(w).Flush()
 		case event.Kind == reasoningrpc.EventEnd:
@@ -69,7 +75,12 @@ func Example_service() {
 		log.Fatal(err)
 	}
 	defer engine.Close()
-	service := service{engine}
+	scheduler, err := engine.NewScheduler()
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer scheduler.Close()
+	service := service{engine, scheduler}
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /answer", service.answer)
 	mux.HandleFunc("GET /metrics", service.metrics)

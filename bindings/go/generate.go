@@ -16,7 +16,7 @@ import (
 // ToEndOfContext is as many tokens as the context has room for.
 const ToEndOfContext uint64 = C.RRPC_TO_END_OF_CONTEXT
 
-// GenerateOptions are the options of [Sequence.Generate] and [Sequence.Reader].
+// GenerateOptions are the options of [Sequence.Generate], [Sequence.Reader] and [Scheduler.Submit].
 type GenerateOptions struct {
 	// MaxTokens is the most tokens to generate. Default ToEndOfContext.
 	MaxTokens uint64
@@ -216,15 +216,7 @@ func (a *answer) next() (event Event, err error) {
 	err = s.borrowLocked(func() error {
 		return check(C.go_generate_next(s.handle, &found))
 	}, func() {
-		event = Event{
-			Kind:         EventKind(found.kind),
-			Text:         C.GoStringN(found.text, C.int(found.text_len)),
-			Token:        uint32(found.token),
-			EndOfText:    found.end_of_text != 0,
-			PrefillDone:  int(found.prefill_done),
-			PrefillTotal: int(found.prefill_total),
-			StopReason:   StopReason(found.stop_reason),
-		}
+		event = eventOf(&found)
 	})
 	switch {
 	case err != nil:
@@ -257,16 +249,27 @@ func (a *answer) finish(end error) {
 }
 
 func (a *answer) start() error {
+	var memory copies
+	defer func() { memory.free() }()
+	o, err := generateOptions(a.options, &memory)
+	if err != nil {
+		return err
+	}
+	return a.sequence.use(func() *C.rrpc_error {
+		return C.go_generate_start(a.sequence.handle, &o)
+	})
+}
+
+// generateOptions are the defaults with the caller's changes; texts in them lie in memory.
+func generateOptions(options []func(*GenerateOptions), memory *copies) (C.rrpc_generate_options, error) {
 	chosen := GenerateOptions{MaxTokens: ToEndOfContext}
-	for _, change := range a.options {
+	for _, change := range options {
 		change(&chosen)
 	}
 	var o C.rrpc_generate_options
 	if err := check(C.rrpc_generate_options_init(&o, C.sizeof_rrpc_generate_options)); err != nil {
-		return err
+		return o, err
 	}
-	var memory copies
-	defer func() { memory.free() }()
 	o.max_tokens = C.uint64_t(chosen.MaxTokens)
 	o.ignore_eos = flag(chosen.IgnoreEOS)
 	if count := len(chosen.Stop); count > 0 {
@@ -276,7 +279,18 @@ func (a *answer) start() error {
 		}
 		o.stop, o.stop_count = stop, C.size_t(count)
 	}
-	return a.sequence.use(func() *C.rrpc_error {
-		return C.go_generate_start(a.sequence.handle, &o)
-	})
+	return o, nil
+}
+
+// eventOf copies an event that is lent.
+func eventOf(found *C.rrpc_event) Event {
+	return Event{
+		Kind:         EventKind(found.kind),
+		Text:         C.GoStringN(found.text, C.int(found.text_len)),
+		Token:        uint32(found.token),
+		EndOfText:    found.end_of_text != 0,
+		PrefillDone:  int(found.prefill_done),
+		PrefillTotal: int(found.prefill_total),
+		StopReason:   StopReason(found.stop_reason),
+	}
 }

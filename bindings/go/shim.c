@@ -1,5 +1,7 @@
 #include "shim.h"
 
+#include <fcntl.h>
+
 #include "_cgo_export.h"
 
 _Static_assert(sizeof(uintptr_t) == sizeof(rrpc_sequence *), "handles are as wide as numbers");
@@ -7,6 +9,8 @@ _Static_assert(sizeof(uintptr_t) == sizeof(rrpc_sequence *), "handles are as wid
 #define ENGINE ((rrpc_engine *)engine)
 #define SEQUENCE ((rrpc_sequence *)sequence)
 #define COMPRESSOR ((rrpc_compressor *)compressor)
+#define SCHEDULER ((rrpc_scheduler *)scheduler)
+#define SCHEDULED ((rrpc_answer *)answer)
 
 rrpc_error *go_engine_open(const char *model, const rrpc_engine_options *options, go_engine *engine)
 {
@@ -294,4 +298,59 @@ rrpc_error *go_compressor_compress(go_compressor compressor, const rrpc_kv_layer
                                                  plan);
     call_under_way = outer;
     return error;
+}
+
+rrpc_error *go_scheduler_create(go_engine engine, const rrpc_scheduler_options *options, go_scheduler *scheduler)
+{
+    rrpc_scheduler *created = NULL;
+    rrpc_error *error = rrpc_scheduler_create(ENGINE, options, &created);
+    *scheduler = (go_scheduler)created;
+    return error;
+}
+
+void go_scheduler_free(go_scheduler scheduler)
+{
+    rrpc_scheduler_free(SCHEDULER);
+}
+
+rrpc_error *go_scheduler_submit(go_scheduler scheduler, go_sequence sequence, const rrpc_generate_options *options,
+                                go_answer *answer)
+{
+    rrpc_answer *submitted = NULL;
+    rrpc_error *error = rrpc_scheduler_submit(SCHEDULER, SEQUENCE, options, &submitted);
+    *answer = (go_answer)submitted;
+    return error;
+}
+
+rrpc_error *go_scheduler_get_metrics(go_scheduler scheduler, rrpc_scheduler_metrics *metrics)
+{
+    return rrpc_scheduler_get_metrics(SCHEDULER, metrics);
+}
+
+rrpc_error *go_scheduler_metrics_text(go_scheduler scheduler, char *out, size_t capacity, size_t *count)
+{
+    return rrpc_scheduler_metrics_text(SCHEDULER, out, capacity, count);
+}
+
+rrpc_error *go_answer_next(go_answer answer, uint32_t timeout_ms, rrpc_event *event)
+{
+    return rrpc_answer_next(SCHEDULED, timeout_ms, event);
+}
+
+rrpc_error *go_answer_cancel(go_answer answer)
+{
+    return rrpc_answer_cancel(SCHEDULED);
+}
+
+rrpc_error *go_answer_fd(go_answer answer, int *fd)
+{
+    int32_t lent = -1;
+    rrpc_error *error = rrpc_answer_fd(SCHEDULED, &lent);
+    *fd = error == NULL ? fcntl(lent, F_DUPFD_CLOEXEC, 0) : -1;
+    return error;
+}
+
+void go_answer_free(go_answer answer)
+{
+    rrpc_answer_free(SCHEDULED);
 }

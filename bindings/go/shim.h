@@ -12,6 +12,8 @@
 typedef uintptr_t go_engine;
 typedef uintptr_t go_sequence;
 typedef uintptr_t go_compressor;
+typedef uintptr_t go_scheduler;
+typedef uintptr_t go_answer;
 
 rrpc_error *go_engine_open(const char *model, const rrpc_engine_options *options, go_engine *engine);
 void go_engine_free(go_engine engine);
@@ -58,6 +60,18 @@ rrpc_error *go_generate_stop(go_sequence sequence);
 
 rrpc_error *go_engine_get_metrics(go_engine engine, rrpc_metrics *metrics);
 rrpc_error *go_engine_metrics_text(go_engine engine, char *out, size_t capacity, size_t *count);
+
+rrpc_error *go_scheduler_create(go_engine engine, const rrpc_scheduler_options *options, go_scheduler *scheduler);
+void go_scheduler_free(go_scheduler scheduler);
+rrpc_error *go_scheduler_submit(go_scheduler scheduler, go_sequence sequence, const rrpc_generate_options *options,
+                                go_answer *answer);
+rrpc_error *go_scheduler_get_metrics(go_scheduler scheduler, rrpc_scheduler_metrics *metrics);
+rrpc_error *go_scheduler_metrics_text(go_scheduler scheduler, char *out, size_t capacity, size_t *count);
+rrpc_error *go_answer_next(go_answer answer, uint32_t timeout_ms, rrpc_event *event);
+rrpc_error *go_answer_cancel(go_answer answer);
+/* A second descriptor, the caller's to close; -1, and errno is set, if the process can open no more. */
+rrpc_error *go_answer_fd(go_answer answer, int *fd);
+void go_answer_free(go_answer answer);
 
 /* For RRPC_POLICY_CALLBACK the callback is set: it passes on the `call` of the call that it serves. */
 rrpc_error *go_compressor_create(rrpc_compressor_options *options, go_compressor *compressor);

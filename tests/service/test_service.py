@@ -86,26 +86,40 @@ def test_a_client_that_leaves_orderly_is_noticed_too(service):
     assert (after["budget_used_bytes"], after["cancelled"]) == (0, 1)
 
 
-def test_what_the_budget_cannot_hold_is_refused_while_others_go_on(start, program_answer):
+def test_what_the_budget_cannot_hold_waits_for_those_before_it(start, program_answer):
     # For the whole long answer, and not a second one.
     service = start("--budget", str(1 << 21))
     first = service.unread(**LONG)
-    before = service.waiting()
-    status, code, message, headers = service.refused(LONG)
-    assert (status, code, headers["Retry-After"]) == (503, "budget", "1")
-    assert "budget" in message
-    # A short one fits beside it.
-    expected = program_answer("hi", "--raw", "--seed", 1, "--max-tokens", 20)["text"]
-    assert service.generate(prompt="hi", seed=1, max_tokens=20).rest()[0] == expected
-    assert service.until(lambda figures: figures["answers"] == 1)["cancelled"] == before["cancelled"] == 0
+    service.waiting()
+    second = service.generate(prompt="hi", seed=1, max_tokens=2000, ignore_eos=True, policy="none")
+    third = service.generate(prompt="hi", seed=1, max_tokens=20)  # would fit, but is not the next
+    assert second.status == third.status == 200
+    for _ in range(3):
+        assert second.next() is None and third.next() is None  # comments alone
+    assert service.health()["answers"] == 3
     received = drained(first)
     end = json.loads(received.partition(b"event: end\ndata: ")[2].partition(b"\n")[0])
     assert (end["stop_reason"], end["tokens"]) == ("length", LONG["max_tokens"])
-    # What never fits is no reason to come again.
+    assert second.rest()[2]["tokens"] == 2000
+    assert third.rest()[0] == program_answer("hi", "--raw", "--seed", 1, "--max-tokens", 20)["text"]
+    # What never fits is refused, and no reason to come again.
     small = start("--budget", str(1 << 18))
-    status, code, _, headers = small.refused(LONG)
+    status, code, message, headers = small.refused(LONG)
     assert (status, code, headers["Retry-After"]) == (503, "budget", None)
+    assert "budget" in message
     assert small.generate(prompt="hi", max_tokens=20).rest()[1] == "end"
+
+
+def test_clients_share_the_steps(start):
+    service = start()
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda seed: service.generate(prompt="hi", seed=seed, max_tokens=500, ignore_eos=True).rest(), range(4)))
+    connection = service.connect()
+    connection.request("GET", "/metrics")
+    lines = connection.getresponse().read().decode().splitlines()
+    figures = {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))}
+    assert figures["reasoning_rpc_scheduler_completed_total"] == 4
+    assert figures["reasoning_rpc_scheduler_rows_total"] > figures["reasoning_rpc_scheduler_steps_total"]
 
 
 def test_answers_at_once_are_bounded(start):

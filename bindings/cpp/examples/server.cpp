@@ -1,18 +1,19 @@
 /*
- * An HTTP service over reasoning_rpc.hpp: answers are streamed as server-sent events.
+ * An HTTP service over reasoning_rpc/scheduler.hpp: the answers of all clients are written together and streamed
+ * as server-sent events.
  *
- *     server MODEL_FOLDER [--host 127.0.0.1] [--port 8080] [--answers 8] [--budget BYTES] [--threads N]
+ *     server MODEL_FOLDER [--host 127.0.0.1] [--port 8080] [--answers 32] [--budget BYTES] [--threads N]
  *
  *     POST /generate  {"prompt": TEXT or "messages": [{"role": ..., "content": ...}], and what else `read` reads}
  *                     data: {"text": ...} for each piece, then event: end (why, and figures) or event: error
  *     GET /health     figures of the service
- *     GET /metrics    figures of the engine, for Prometheus
+ *     GET /metrics    figures of the engine and its scheduler, for Prometheus
  *
- * Port 0 takes a free one; the first line of output names it. A request is admitted with the cache of its whole
- * answer promised, or refused with 503: no answer breaks off for want of memory. A client that leaves ends its
- * answer within one token. SIGTERM and SIGINT end the answers under way before their next tokens, then the
- * program, half a minute later at most if a client does not read. There is no TLS, no authentication and no limit
- * on waiting connections: a proxy in front has these.
+ * Port 0 takes a free one; the first line of output names it. A request waits until the cache of its whole answer
+ * can be promised, behind those that came before; one that never fits is refused with 503: no answer breaks off
+ * for want of memory. A client that leaves, or does not read, holds up nobody else. SIGTERM and SIGINT end the
+ * answers under way before their next tokens, then the program, half a minute later at most if a client does not
+ * read. There is no TLS, no authentication and no limit on waiting connections: a proxy in front has these.
  *
  *     scripts/fetch-cpp-httplib
  *     c++ -std=c++17 -DCPPHTTPLIB_OPENSSL_SUPPORT -isystem third_party/debian/usr/include \
@@ -26,9 +27,8 @@
  */
 #include <httplib.h>
 #include <nlohmann/json.hpp>
-#include <reasoning_rpc.hpp>
+#include <reasoning_rpc/scheduler.hpp>
 
-#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <csignal>
@@ -46,13 +46,15 @@ namespace {
 constexpr std::size_t max_body_bytes = std::size_t{1} << 20;
 /* A client that reads nothing for so long has left. */
 constexpr time_t patience_seconds = 30;
+/* How often a client that there is nothing to tell is looked after. */
+constexpr std::chrono::milliseconds beat(250);
 /* Threads beside those of the answers, so that /health and refusals never wait for one. */
 constexpr std::size_t spare_threads = 4;
 
 struct options {
     std::string model, host = "127.0.0.1";
     int port = 8080;
-    std::uint64_t answers = 8;
+    std::uint64_t answers = 32;
     rrpc::engine_options engine;
 };
 
@@ -75,6 +77,7 @@ refusal refusal_of(const rrpc::error &error)
     case RRPC_ERROR_TEXT: return bad(error.what());
     case RRPC_ERROR_CONTEXT: return {400, "context", error.what()};
     case RRPC_ERROR_BUDGET: return {503, "budget", error.what()};
+    case RRPC_ERROR_BUSY: return {503, "busy", error.what(), true};
     default: return {500, "internal", error.what()};
     }
 }
@@ -188,7 +191,10 @@ rrpc::sequence read(const rrpc::engine &engine, const json &body, rrpc::sequence
 
 class service {
 public:
-    explicit service(const options &chosen) : engine_(chosen.model, chosen.engine), most_(chosen.answers) {}
+    explicit service(const options &chosen)
+        : engine_(chosen.model, chosen.engine), scheduler_(engine_), most_(chosen.answers)
+    {
+    }
 
     void stop() noexcept { stopping_ = true; }
 
@@ -201,17 +207,8 @@ public:
         rrpc::generate_options generating;
         answer->sequence.emplace(read(engine_, body, sampling, generating));
         answer->prompt = answer->sequence->pending();
-        // Before the status is sent: what is wrong with the request, and the cache of the whole answer.
-        try {
-            answer->sequence->start(generating);
-        } catch (const rrpc::error &error) {
-            refusal why = refusal_of(error);
-            const rrpc_engine_info info = engine_.info();
-            const std::uint64_t tokens = std::min<std::uint64_t>(generating.max_tokens, info.context - answer->prompt);
-            why.later = error.code() == RRPC_ERROR_BUDGET &&
-                        engine_.peak_cache_bytes(sampling, answer->prompt, tokens).bytes <= info.budget_bytes;
-            throw why;
-        }
+        // Before the status is sent: what is wrong with the request, and whether it can ever fit.
+        answer->events.emplace(scheduler_.submit(*answer->sequence, generating));
         response.set_header("Cache-Control", "no-store");
         response.set_chunked_content_provider("text/event-stream", [answer](std::size_t, httplib::DataSink &sink) {
             answer->write(sink);
@@ -228,13 +225,14 @@ public:
                 {"budget_bytes", info.budget_bytes}, {"budget_used_bytes", info.budget_used_bytes}};
     }
 
-    std::string metrics() const { return engine_.metrics_text(); }
+    std::string metrics() const { return engine_.metrics_text() + scheduler_.metrics_text(); }
 
 private:
     /* Its destruction, when the response is gone, frees the cache. */
     struct answer_under_way {
         service &owner;
         std::optional<rrpc::sequence> sequence;
+        std::optional<rrpc::scheduled_answer> events;
         std::uint64_t prompt = 0;
         bool heard = true;
 
@@ -243,8 +241,19 @@ private:
         answer_under_way &operator=(const answer_under_way &) = delete;
         ~answer_under_way()
         {
+            if (events) end();
             sequence.reset();
             --owner.answers_; // last, so that no answers means no cache
+        }
+
+        /* Cancels what has not ended, and waits for a step at most: then the sequence is free. */
+        void end() noexcept
+        {
+            rrpc_error_free(rrpc_answer_cancel(events->get()));
+            for (bool under_way = true; under_way;) {
+                const auto event = events->try_next();
+                under_way = event && event->kind != RRPC_EVENT_END;
+            }
         }
 
         /* False, from then on and at once, if the client has left. */
@@ -259,17 +268,18 @@ private:
         try {
             std::uint64_t tokens = 0;
             std::uint32_t reason = RRPC_STOP_CANCELLED;
-            while (heard && !owner.stopping_) {
-                const rrpc::event event = sequence->next();
+            while (heard) {
+                if (owner.stopping_) events->cancel();
+                const rrpc::event event = events->next(beat);
                 if (event.kind == RRPC_EVENT_TOKEN) ++tokens, ++owner.generated_tokens_;
-                // A comment keeps the connection awake where there is no text.
+                // A comment keeps the connection awake where there is no text, and tells whether the client is there.
                 if (event.kind != RRPC_EVENT_END || !event.text.empty())
                     send(sink, event.text.empty() ? ":\n\n" : piece(event.text));
                 if (event.kind != RRPC_EVENT_END) continue;
                 reason = event.stop_reason;
                 break;
             }
-            sequence->stop();
+            end();
             if (reason == RRPC_STOP_CANCELLED) ++owner.cancelled_;
             const rrpc_sequence_stats stats = sequence->stats();
             send(sink, "event: end\ndata: " +
@@ -287,6 +297,7 @@ private:
     };
 
     rrpc::engine engine_;
+    rrpc::scheduler scheduler_;
     const std::uint64_t most_;
     std::atomic<std::uint64_t> answers_{0}, cancelled_{0}, generated_tokens_{0};
     std::atomic<bool> stopping_{false};

@@ -44,6 +44,22 @@ Container copied(Call &&call)
     return out;
 }
 
+/* The same for a text that may grow between two calls, as figures do. */
+template <class Call>
+std::string copied_text(Call &&call)
+{
+    std::string text(4096, '\0');
+    for (;;) {
+        std::size_t count = 0;
+        rrpc_error *found = call(text.data(), text.size(), &count);
+        const bool small = rrpc_error_code(found) == RRPC_ERROR_BUFFER_TOO_SMALL;
+        if (small) rrpc_error_free(found);
+        else check(found);
+        text.resize(small ? count + 256 : count);
+        if (!small) return text;
+    }
+}
+
 } // namespace detail
 
 /* ==== Views ==== */
@@ -143,17 +159,7 @@ public:
     /** The same in Prometheus' text exposition format. */
     std::string metrics_text() const
     {
-        // Figures grow, and their text with them, between the two calls of `copied`.
-        std::string text(4096, '\0');
-        for (;;) {
-            std::size_t count = 0;
-            rrpc_error *found = rrpc_engine_metrics_text(get(), text.data(), text.size(), &count);
-            const bool small = rrpc_error_code(found) == RRPC_ERROR_BUFFER_TOO_SMALL;
-            if (small) rrpc_error_free(found);
-            else detail::check(found);
-            text.resize(small ? count + 256 : count);
-            if (!small) return text;
-        }
+        return detail::copied_text([this](auto... out) { return rrpc_engine_metrics_text(get(), out...); });
     }
 
     /** The tokens that end an answer. */

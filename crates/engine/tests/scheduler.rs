@@ -191,5 +191,5 @@ fn each_answer_is_the_one_that_its_sequence_writes_alone() {
     }
     mixed_arrivals("golden/llama_p48_c8-cached", 96, CacheType::F16, 12);
     mixed_arrivals("golden/qwen2_p32-portable", 96, CacheType::F32, 6);
-    mixed_arrivals("smollm2-int4", 49152, CacheType::F16, 6);
+    mixed_arrivals("smollm2-int8", 49152, CacheType::F16, 6);
 }
