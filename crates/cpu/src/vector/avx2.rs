@@ -13,8 +13,9 @@ const MOST: f32 = 65504.0;
 // `Vector` demands of its callers.
 impl Vector for Avx2 {
     const LANES: usize = 8;
-    const QUERIES: usize = 3;
-    const CONVERT_ABOVE: usize = 3;
+    const QUERIES: usize = 6;
+    const QUERIES_OF_FOUR: usize = 3;
+    const CONVERT_ABOVE: usize = 12;
 
     #[inline(always)]
     unsafe fn zero() -> Self {
@@ -152,6 +153,12 @@ impl Vector for Avx2 {
     }
 
     #[inline(always)]
+    unsafe fn mul_add_to(self, factor: Self, sum: &mut Self) {
+        // SAFETY: see above.
+        unsafe { mul_add_to(&mut sum.0, self.0, factor.0) }
+    }
+
+    #[inline(always)]
     unsafe fn max(self, other: Self) -> Self {
         // SAFETY: see above.
         Avx2(unsafe { _mm256_max_ps(self.0, other.0) })
@@ -199,7 +206,7 @@ impl Vector for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn sum_four(four: [Self; 4], to: *mut f32) {
+    unsafe fn sum_four(four: [Self; 4]) -> [f32; 4] {
         // SAFETY: see above.
         unsafe {
             // Lane i with i + 4: a and c side by side, b and d side by side.
@@ -219,12 +226,12 @@ impl Vector for Avx2 {
             // Lane i with i + 1.
             let sums = _mm256_add_ps(abcd, _mm256_movehdup_ps(abcd));
             let (ab, cd) = (_mm256_castps256_ps128(sums), _mm256_extractf128_ps::<1>(sums));
-            _mm_storeu_ps(to, _mm_shuffle_ps::<0x88>(ab, cd));
+            std::mem::transmute::<__m128, [f32; 4]>(_mm_shuffle_ps::<0x88>(ab, cd))
         }
     }
 
     #[inline(always)]
-    unsafe fn sum_eight(first: [Self; 4], second: [Self; 4], to_first: *mut f32, to_second: *mut f32) {
+    unsafe fn sum_eight(first: [Self; 4], second: [Self; 4]) -> [[f32; 4]; 2] {
         // SAFETY: see above.
         unsafe {
             // Lane i with i + 4: the first's in the lower half, the second's in the upper.
@@ -244,8 +251,7 @@ impl Vector for Avx2 {
                 _mm256_shuffle_ps::<0x88>(ab, cd),
                 _mm256_shuffle_ps::<0xdd>(ab, cd),
             );
-            _mm_storeu_ps(to_first, _mm256_castps256_ps128(sums));
-            _mm_storeu_ps(to_second, _mm256_extractf128_ps::<1>(sums));
+            std::mem::transmute::<__m256, [[f32; 4]; 2]>(sums)
         }
     }
 
@@ -275,6 +281,22 @@ impl Vector for Avx2 {
     unsafe fn call<K: Kernel>(kernel: K) -> K::Output {
         // SAFETY: see above.
         unsafe { crate::simd::run_avx2(kernel) }
+    }
+}
+
+/// As an intrinsic, of the 16 registers that the loops need LLVM keeps one in memory, at half the speed.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn mul_add_to(sum: &mut __m256, a: __m256, b: __m256) {
+    // SAFETY: registers alone; that no memory is touched the compiler must not know, so as to keep the order of loads.
+    unsafe {
+        std::arch::asm!(
+            "vfmadd231ps {sum}, {a}, {b}",
+            sum = inout(ymm_reg) *sum,
+            a = in(ymm_reg) a,
+            b = in(ymm_reg) b,
+            options(nostack, preserves_flags)
+        )
     }
 }
 

@@ -14,6 +14,7 @@ const MOST: f32 = 65504.0;
 impl Vector for Avx512 {
     const LANES: usize = 16;
     const QUERIES: usize = 6;
+    const QUERIES_OF_FOUR: usize = 6;
     const CONVERT_ABOVE: usize = 12;
 
     #[inline(always)]
@@ -195,39 +196,15 @@ impl Vector for Avx512 {
     }
 
     #[inline(always)]
-    unsafe fn sum_four(four: [Self; 4], to: *mut f32) {
+    unsafe fn sum_four(four: [Self; 4]) -> [f32; 4] {
         // SAFETY: see above; AVX-512 includes AVX2.
-        unsafe {
-            Avx2::sum_four(
-                [
-                    four[0].folded(),
-                    four[1].folded(),
-                    four[2].folded(),
-                    four[3].folded(),
-                ],
-                to,
-            )
-        }
+        unsafe { Avx2::sum_four(Self::folded_four(four)) }
     }
 
     #[inline(always)]
-    unsafe fn sum_eight(first: [Self; 4], second: [Self; 4], to_first: *mut f32, to_second: *mut f32) {
+    unsafe fn sum_eight(first: [Self; 4], second: [Self; 4]) -> [[f32; 4]; 2] {
         // SAFETY: see above; AVX-512 includes AVX2.
-        unsafe {
-            let [a, b, c, d] = [
-                first[0].folded(),
-                first[1].folded(),
-                first[2].folded(),
-                first[3].folded(),
-            ];
-            let [e, f, g, h] = [
-                second[0].folded(),
-                second[1].folded(),
-                second[2].folded(),
-                second[3].folded(),
-            ];
-            Avx2::sum_eight([a, b, c, d], [e, f, g, h], to_first, to_second);
-        }
+        unsafe { Avx2::sum_eight(Self::folded_four(first), Self::folded_four(second)) }
     }
 
     #[inline(always)]
@@ -274,6 +251,12 @@ impl Avx512 {
                 _mm512_extractf32x8_ps::<1>(self.0),
             )
         })
+    }
+
+    #[inline(always)]
+    unsafe fn folded_four([a, b, c, d]: [Self; 4]) -> [Avx2; 4] {
+        // SAFETY: see above.
+        unsafe { [a.folded(), b.folded(), c.folded(), d.folded()] }
     }
 
     /// Saturating conversion. `min` and `max` give their second operand when either is NaN, so NaN passes.

@@ -28,8 +28,10 @@ pub trait Kernel {
 pub trait Vector: Copy {
     /// Numbers in a register: 8 or 16.
     const LANES: usize;
-    /// Most queries that a register block of the kernels holds: with four accumulators each they must fit the register file.
+    /// Most queries that a register block of the kernels holds: with two accumulators each they must fit the register file.
     const QUERIES: usize;
+    /// Most queries of a register block with four accumulators each.
+    const QUERIES_OF_FOUR: usize;
     /// With more queries than this a tile of a narrower element type is converted once, ahead of all of them.
     const CONVERT_ABOVE: usize;
 
@@ -58,6 +60,12 @@ pub trait Vector: Copy {
     unsafe fn div(self, other: Self) -> Self;
     /// `self * factor + term`, rounded once where the CPU can.
     unsafe fn mul_add(self, factor: Self, term: Self) -> Self;
+    /// `sum = self.mul_add(factor, sum)`, for loops whose sums fill the register file: neither it nor a load is moved past another.
+    #[inline(always)]
+    unsafe fn mul_add_to(self, factor: Self, sum: &mut Self) {
+        // SAFETY: the caller has the instructions.
+        unsafe { *sum = self.mul_add(factor, *sum) }
+    }
     unsafe fn max(self, other: Self) -> Self;
     /// Nearest integer, ties to even, of numbers below 2^22.
     unsafe fn round(self) -> Self;
@@ -69,10 +77,10 @@ pub trait Vector: Copy {
     unsafe fn first_or(self, count: usize, rest: f32) -> Self;
     /// The pairwise tree: lane i with i + LANES/2, and so on down to one.
     unsafe fn sum(self) -> f32;
-    /// Sums of four registers into four consecutive numbers, each as `sum` does it.
-    unsafe fn sum_four(four: [Self; 4], to: *mut f32);
+    /// Sums of four registers, each as `sum` does it.
+    unsafe fn sum_four(four: [Self; 4]) -> [f32; 4];
     /// [`Vector::sum_four`] twice, at less cost.
-    unsafe fn sum_eight(first: [Self; 4], second: [Self; 4], to_first: *mut f32, to_second: *mut f32);
+    unsafe fn sum_eight(first: [Self; 4], second: [Self; 4]) -> [[f32; 4]; 2];
     unsafe fn first(self) -> f32;
     unsafe fn largest(self) -> f32;
     /// Fetches a cache line into the second level: the first has too few misses in flight to keep the memory busy.

@@ -21,6 +21,7 @@ impl Portable {
 impl Vector for Portable {
     const LANES: usize = 8;
     const QUERIES: usize = 2;
+    const QUERIES_OF_FOUR: usize = 2;
     const CONVERT_ABOVE: usize = 1;
 
     #[inline(always)]
@@ -203,25 +204,15 @@ impl Vector for Portable {
     }
 
     #[inline(always)]
-    unsafe fn sum_four(four: [Self; 4], to: *mut f32) {
-        // SAFETY: four writable numbers.
-        unsafe {
-            to.cast::<[f32; 4]>().write_unaligned([
-                four[0].sum(),
-                four[1].sum(),
-                four[2].sum(),
-                four[3].sum(),
-            ])
-        }
+    unsafe fn sum_four(four: [Self; 4]) -> [f32; 4] {
+        // SAFETY: no pointers.
+        four.map(|one| unsafe { one.sum() })
     }
 
     #[inline(always)]
-    unsafe fn sum_eight(first: [Self; 4], second: [Self; 4], to_first: *mut f32, to_second: *mut f32) {
-        // SAFETY: the caller's contract.
-        unsafe {
-            Self::sum_four(first, to_first);
-            Self::sum_four(second, to_second);
-        }
+    unsafe fn sum_eight(first: [Self; 4], second: [Self; 4]) -> [[f32; 4]; 2] {
+        // SAFETY: no pointers.
+        unsafe { [Self::sum_four(first), Self::sum_four(second)] }
     }
 
     #[inline(always)]
