@@ -98,6 +98,10 @@ pub(crate) unsafe fn scale_row<V: Vector>(row: *mut f32, head_dim: usize, factor
     }
 }
 
+/// Floats from one query of a call to the next: the same for every `head_dim`, so that blocks of queries are addressed by constants, and
+/// not a power of two, so that they do not share a set of the first-level cache.
+pub(crate) const QUERY_STRIDE: usize = crate::pages::MAX_HEAD_DIM + 16;
+
 /// Rows of `f32` scratch.
 #[derive(Clone, Copy)]
 pub(crate) struct Rows {
@@ -135,6 +139,7 @@ const SPAN_BYTES: usize = 16 << 10;
 /// Dot products of all queries (padded rows) with the keys of a tile: `out.row(q)[e]`. Up to three numbers behind the last of a row are
 /// overwritten as well.
 pub(crate) struct Dot<E, S> {
+    /// `QUERY_STRIDE` apart.
     pub(crate) queries: Rows,
     /// Up to the next multiple of four; logits of those behind the last mean nothing.
     pub(crate) keys: *const *const E,
@@ -199,6 +204,7 @@ impl<E: Element, S: Stored> Dot<E, S> {
         // SAFETY: every key has `head_dim` elements, which end at a full or half register; queries are padded.
         unsafe {
             let ahead = if q == 0 { self.ahead } else { None };
+            let queries = self.queries.first.add(q * QUERY_STRIDE).cast_const();
             let mut e = first;
             while e < end {
                 let mut keys = [std::ptr::null(); K];
@@ -211,11 +217,11 @@ impl<E: Element, S: Stored> Dot<E, S> {
                 let mut sums = [[V::zero(); K]; Q];
                 let mut d = 0;
                 while d < full {
-                    self.add(&mut sums, q, d, |i| E::load::<V>(keys[i].add(d)));
+                    Self::add(&mut sums, queries.add(d), |i| E::load::<V>(keys[i].add(d)));
                     d += V::LANES;
                 }
                 if d < self.head_dim {
-                    self.add(&mut sums, q, d, |i| E::load_half::<V>(keys[i].add(d)));
+                    Self::add(&mut sums, queries.add(d), |i| E::load_half::<V>(keys[i].add(d)));
                 }
                 self.store(&sums, q, e);
                 e += K;
@@ -223,14 +229,12 @@ impl<E: Element, S: Stored> Dot<E, S> {
         }
     }
 
-    /// Adds the products of the dimensions from `d` on; `key` loads a register of a key. Of queries and keys the fewer ones wait in
+    /// Adds the products of one register of each query, `from` being the first's, with one of each key, which `key` loads. Of queries and keys the fewer ones wait in
     /// registers for the others.
     #[inline(always)]
     unsafe fn add<V: Vector, const Q: usize, const K: usize>(
-        &self,
         sums: &mut [[V; K]; Q],
-        q: usize,
-        d: usize,
+        from: *const f32,
         key: impl Fn(usize) -> V,
     ) {
         // SAFETY: as in `block`.
@@ -238,7 +242,7 @@ impl<E: Element, S: Stored> Dot<E, S> {
             if K == 4 {
                 let mut queries = [V::zero(); Q];
                 for j in 0..Q {
-                    queries[j] = V::load(self.queries.row(q + j).add(d));
+                    queries[j] = V::load(from.add(j * QUERY_STRIDE));
                 }
                 for i in 0..K {
                     let key = key(i);
@@ -252,7 +256,7 @@ impl<E: Element, S: Stored> Dot<E, S> {
                     keys[i] = key(i);
                 }
                 for j in 0..Q {
-                    let query = V::load(self.queries.row(q + j).add(d));
+                    let query = V::load(from.add(j * QUERY_STRIDE));
                     for i in 0..K {
                         query.mul_add_to(keys[i], &mut sums[j][i]);
                     }
@@ -302,7 +306,7 @@ impl<E: Element, S: Stored> Dot<E, S> {
 /// Adds a tile's weighted values to the running sums: `sums.row(q)[d] = sums.row(q)[d] * factors[q] + sum over e of
 /// weights.row(q)[e] * value e [d]`.
 pub(crate) struct Weigh<E, S> {
-    /// Weights of the entries, one row per query.
+    /// Weights of the entries, one row per query, `TILE` apart.
     pub(crate) weights: Rows,
     /// The running sums, one padded row per query.
     pub(crate) sums: Rows,
@@ -401,7 +405,7 @@ impl<E: Element, S: Stored> Weigh<E, S> {
                     true => E::load_half::<V>(value),
                     false => E::load::<V>(value.add(n * V::LANES)),
                 };
-                let weight = |i: usize| V::splat(*weights.add(i * self.weights.stride + e));
+                let weight = |i: usize| V::splat(*weights.add(i * TILE + e));
                 // Of weights and values the fewer ones wait in registers for the others.
                 if N == 4 {
                     let mut of_queries = [V::zero(); Q];

@@ -3,7 +3,7 @@ mod tile;
 use crate::element::Element;
 use crate::error::{Error, at_most, exactly, plus};
 use crate::heads::{Heads, HeadsMut};
-use crate::kernels::{Rows, TILE, load_row, padded};
+use crate::kernels::{QUERY_STRIDE, Rows, TILE, load_row, padded};
 use crate::pages::KvPages;
 use crate::scratch::{Parts, ScratchOn};
 use crate::simd::Simd;
@@ -98,8 +98,8 @@ impl Buffers {
         let wide = count.saturating_mul(width);
         let buffers = Buffers {
             queries: Rows {
-                first: parts.take(wide),
-                stride: width,
+                first: parts.take(count.saturating_mul(QUERY_STRIDE)),
+                stride: QUERY_STRIDE,
                 count,
             },
             sums: Rows {
@@ -115,11 +115,17 @@ impl Buffers {
             maxima: parts.take(count),
             totals: parts.take(count),
             factors: parts.take(count),
-            keys: parts.take(TILE * width),
-            values: parts.take(TILE * width),
+            keys: parts.take(TILE * converted_stride(head_dim)),
+            values: parts.take(TILE * converted_stride(head_dim)),
         };
         (buffers, parts.used())
     }
+}
+
+/// Floats from one converted key or value to the next: an odd number of cache lines, so that the same dimensions of a tile's do not
+/// share a set of the first-level cache.
+fn converted_stride(head_dim: usize) -> usize {
+    padded(head_dim) / 16 / 2 * 32 + 16
 }
 
 struct Attend<'a, 'k, 'o, E> {
@@ -157,8 +163,8 @@ impl<E: Element> Kernel for Attend<'_, '_, '_, E> {
             let mut addresses = Addresses::new(self.pages.tables(), end);
             let mut converted = [std::ptr::null::<f32>(); 2 * TILE];
             for e in 0..TILE {
-                converted[e] = b.keys.add(e * b.queries.stride);
-                converted[TILE + e] = b.values.add(e * b.queries.stride);
+                converted[e] = b.keys.add(e * converted_stride(head_dim));
+                converted[TILE + e] = b.values.add(e * converted_stride(head_dim));
             }
             let mut first = 0;
             while first < end {
