@@ -19,15 +19,15 @@ pub(super) struct Addresses<'a, E> {
 }
 
 impl<'a, E: Element> Addresses<'a, E> {
-    /// Those of the entries `0..end`, at least one; before the first tile.
+    /// Those of the entries `start..end`, at least one; before the first tile.
     #[inline(always)]
-    pub(super) fn new(tables: &'a Tables<'a, E>, end: usize) -> Self {
+    pub(super) fn new(tables: &'a Tables<'a, E>, start: usize, end: usize) -> Self {
         // What is not an entry's address is one that may be fetched.
-        let any: *const E = tables.keys.at(0).0;
+        let any: *const E = tables.keys.at(start).0;
         let mut addresses = Addresses {
             list: [any; 4 * TILE],
             tables,
-            listed: 0,
+            listed: start,
             end,
         };
         addresses.list_next();
