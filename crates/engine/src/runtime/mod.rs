@@ -6,6 +6,8 @@
 mod library;
 mod operator;
 mod session;
+mod tensors;
+mod units;
 
 pub use library::{LIBRARY_VARIABLE, load};
 #[cfg(test)]
