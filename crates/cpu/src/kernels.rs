@@ -149,7 +149,7 @@ pub(crate) struct Dot<E, S> {
     pub(crate) ahead: Option<Ahead<S>>,
 }
 
-impl<E: Element, S: Stored> Kernel for Dot<E, S> {
+impl<E: Stored, S: Stored> Kernel for Dot<E, S> {
     type Output = ();
 
     #[inline(always)]
@@ -183,7 +183,7 @@ impl<E: Element, S: Stored> Kernel for Dot<E, S> {
     }
 }
 
-impl<E: Element, S: Stored> Dot<E, S> {
+impl<E: Stored, S: Stored> Dot<E, S> {
     /// Q queries from `q` on with the entries `first..end`.
     #[inline(always)]
     unsafe fn queries<V: Vector, const Q: usize>(&self, q: usize, first: usize, end: usize) {
@@ -317,7 +317,7 @@ pub(crate) struct Weigh<E, S> {
     pub(crate) ahead: Option<Ahead<S>>,
 }
 
-impl<E: Element, S: Stored> Kernel for Weigh<E, S> {
+impl<E: Stored, S: Stored> Kernel for Weigh<E, S> {
     type Output = ();
 
     /// All queries meet four registers of every value before the next four.
@@ -345,7 +345,7 @@ impl<E: Element, S: Stored> Kernel for Weigh<E, S> {
     }
 }
 
-impl<E: Element, S: Stored> Weigh<E, S> {
+impl<E: Stored, S: Stored> Weigh<E, S> {
     /// The dimensions `from..from + N * LANES` (N = 1 and `half`: the last half register) for all queries.
     #[inline(always)]
     unsafe fn slice<V: Vector, const N: usize>(&self, from: usize, half: bool) {

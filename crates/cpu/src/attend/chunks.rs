@@ -1,7 +1,7 @@
 //! Chunks of a cache: what each gives a query, and how that is merged.
 
 use super::{check, run};
-use crate::element::Element;
+use crate::element::Stored;
 use crate::error::{Error, at_least, at_most, exactly, times};
 use crate::heads::{Heads, HeadsMut};
 use crate::kernels::padded;
@@ -30,7 +30,7 @@ pub fn chunk_floats(head_dim: usize) -> usize {
 /// # Errors
 /// As [`attend`](crate::attend()); when a chunk begins behind what the last token sees, or `partial` is not as long as that.
 #[allow(clippy::too_many_arguments)] // those of `attend`, and the chunks
-pub fn attend_chunks<E: Element>(
+pub fn attend_chunks<E: Stored>(
     simd: Simd,
     pages: &KvPages<'_, E>,
     before: usize,

@@ -1,16 +1,18 @@
 mod chunks;
+mod int8;
 mod tile;
 
-use crate::element::Element;
+use crate::element::Stored;
 use crate::error::{Error, at_most, exactly, plus};
 use crate::heads::{Heads, HeadsMut};
-use crate::kernels::{QUERY_STRIDE, Rows, TILE, load_row, padded};
+use crate::kernels::{Ahead, QUERY_STRIDE, Rows, TILE, load_row, padded};
 use crate::pages::KvPages;
 use crate::scratch::{Parts, ScratchOn};
 use crate::simd::Simd;
 use crate::vector::{Kernel, Vector};
 pub use chunks::{ATTEND_CHUNK, attend_chunks, chunk_floats, merge_chunks};
 use chunks::{State, Target};
+use int8::{Words, query_words};
 use std::ops::Range;
 use tile::{AHEAD_BYTES, Addresses, Tile};
 
@@ -25,13 +27,14 @@ pub const ATTEND_TOKEN_TILE: usize = 32;
 /// entries `before..before + tokens`. To split a prefill, give a sub-range of tokens with `before` advanced by its start.
 ///
 /// The softmax is in `f32`, online over tiles of 64 entries (Milakov and Gimelshein, arXiv 1805.02867), with the running maximum
-/// subtracted: any finite logits are safe. It begins anew at each chunk of [`ATTEND_CHUNK`] entries counted from entry 0, and the chunks'
+/// subtracted: any finite logits are safe. Products with `i8` are sums of integers: a query, and a tile's weights times the values'
+/// scales, are rounded to 16 bits for that, which adds at most 1/65534 of the largest of them to each. It begins anew at each chunk of [`ATTEND_CHUNK`] entries counted from entry 0, and the chunks'
 /// results are merged in their order, so that [`attend_chunks`] can share them out. Entries that a token does not see contribute exactly nothing, whatever they
 /// hold. The bits of a result depend on its own query and entries alone (and on the instruction set).
 ///
 /// # Errors
 /// When shapes disagree, `before + tokens` is above `pages.len()`, or borrowed scratch is too small.
-pub fn attend<E: Element>(
+pub fn attend<E: Stored>(
     simd: Simd,
     pages: &KvPages<'_, E>,
     before: usize,
@@ -61,7 +64,7 @@ pub fn attend<E: Element>(
 }
 
 /// The end of the entries that the last token sees, which are there.
-fn check<E: Element>(
+fn check<E: Stored>(
     simd: Simd,
     pages: &KvPages<'_, E>,
     before: usize,
@@ -80,7 +83,7 @@ fn check<E: Element>(
 
 /// What both public functions do, once shapes are checked and there are queries.
 #[allow(clippy::too_many_arguments)] // one struct of them is what it makes
-fn run<E: Element>(
+fn run<E: Stored>(
     simd: Simd,
     pages: &KvPages<'_, E>,
     before: usize,
@@ -92,8 +95,8 @@ fn run<E: Element>(
 ) -> Result<(), Error> {
     let head_dim = pages.layout().head_dim;
     let count = queries.tokens() * queries.group();
-    let base = scratch.floats(Buffers::parts(std::ptr::null_mut(), count, head_dim).1)?;
-    let buffers = Buffers::parts(base, count, head_dim).0;
+    let base = scratch.floats(Buffers::parts::<E>(std::ptr::null_mut(), count, head_dim).1)?;
+    let buffers = Buffers::parts::<E>(base, count, head_dim).0;
     // SAFETY: the set is available; the entries that are seen are readable, heads and partial results have the shapes that were
     // compared, and the scratch was sized by the same function that divided it.
     unsafe {
@@ -111,8 +114,8 @@ fn run<E: Element>(
 }
 
 /// Bytes of scratch that [`attend`] needs for a call of that size.
-pub fn attend_scratch_bytes(tokens: usize, group: usize, head_dim: usize) -> usize {
-    Buffers::parts(std::ptr::null_mut(), tokens.saturating_mul(group), head_dim)
+pub fn attend_scratch_bytes<E: Stored>(tokens: usize, group: usize, head_dim: usize) -> usize {
+    Buffers::parts::<E>(std::ptr::null_mut(), tokens.saturating_mul(group), head_dim)
         .1
         .saturating_mul(size_of::<f32>())
 }
@@ -138,11 +141,13 @@ struct Buffers {
     /// A tile's keys and values as `f32`.
     keys: *mut f32,
     values: *mut f32,
+    /// There if the format has scales.
+    words: Words,
 }
 
 impl Buffers {
     /// The parts for `count` queries and the floats they take together.
-    fn parts(base: *mut f32, count: usize, head_dim: usize) -> (Buffers, usize) {
+    fn parts<E: Stored>(base: *mut f32, count: usize, head_dim: usize) -> (Buffers, usize) {
         let mut parts = Parts::new(base);
         let width = padded(head_dim);
         let wide = count.saturating_mul(width);
@@ -174,6 +179,18 @@ impl Buffers {
             factors: parts.take(count),
             keys: parts.take(TILE * converted_stride(head_dim)),
             values: parts.take(TILE * converted_stride(head_dim)),
+            words: {
+                let count = if E::SCALED { count } else { 0 };
+                let scales = if E::SCALED { TILE } else { 0 };
+                Words {
+                    queries: parts.take(count.saturating_mul(Words::QUERY_FLOATS)).cast(),
+                    query_steps: parts.take(count),
+                    weights: parts.take(count.saturating_mul(Words::WEIGHT_FLOATS)).cast(),
+                    weight_steps: parts.take(count),
+                    key_scales: parts.take(scales),
+                    value_scales: parts.take(scales),
+                }
+            },
         };
         (buffers, parts.used())
     }
@@ -215,7 +232,7 @@ struct Attend<'a, 'k, 'o, E> {
     buffers: Buffers,
 }
 
-impl<E: Element> Kernel for Attend<'_, '_, '_, E> {
+impl<E: Stored> Kernel for Attend<'_, '_, '_, E> {
     type Output = ();
 
     #[inline(always)]
@@ -234,8 +251,11 @@ impl<E: Element> Kernel for Attend<'_, '_, '_, E> {
             for q in 0..count {
                 let from = self.queries.token(q / group).add(q % group * head_dim);
                 load_row::<V, f32>(from, head_dim, b.queries.row(q));
+                if E::SCALED {
+                    query_words::<V>(&b, b.words, q);
+                }
             }
-            let convert = E::SIZE < size_of::<f32>() && count > V::CONVERT_ABOVE;
+            let convert = !E::SCALED && E::SIZE < size_of::<f32>() && count > V::CONVERT_ABOVE;
             let distance = (AHEAD_BYTES / (head_dim * E::SIZE)).clamp(4, TILE);
             let mut addresses = Addresses::new(self.pages.tables(), start, end);
             let mut converted = [std::ptr::null::<f32>(); 2 * TILE];
@@ -261,6 +281,10 @@ impl<E: Element> Kernel for Attend<'_, '_, '_, E> {
                         load_row::<V, E>(addresses.values()[e], head_dim, converted[TILE + e].cast_mut());
                     }
                 }
+                if let Some(scales) = &self.pages.tables().scales {
+                    scales.keys.gather(first, entries, b.words.key_scales);
+                    scales.values.gather(first, entries, b.words.value_scales);
+                }
                 let mut from = some;
                 while from < tokens {
                     // Tokens on the diagonal one by one, all the others together.
@@ -277,7 +301,12 @@ impl<E: Element> Kernel for Attend<'_, '_, '_, E> {
                         head_dim,
                         scale: self.scale,
                     };
-                    if convert {
+                    if E::SCALED {
+                        let (list, ahead) = (addresses.tile(), addresses.ahead(distance));
+                        // `i8` is the only format with scales.
+                        let list = std::slice::from_raw_parts(list.as_ptr().cast::<*const i8>(), list.len());
+                        tile.run_int8::<V>(list, b.words, Ahead(ahead.0.cast()));
+                    } else if convert {
                         tile.run::<V, f32, E>(&converted, addresses.ahead(2 * TILE));
                     } else {
                         tile.run::<V, E, E>(addresses.tile(), addresses.ahead(distance));

@@ -17,6 +17,75 @@ impl Vector for Avx512 {
     const QUERIES_OF_FOUR: usize = 6;
     const CONVERT_ABOVE: usize = 12;
 
+    const INT_QUERIES_OF_FOUR: usize = 6;
+    type Ints = __m512i;
+    type Words = __m512i;
+
+    #[inline(always)]
+    unsafe fn no_ints() -> __m512i {
+        // SAFETY: see above.
+        unsafe { _mm512_setzero_si512() }
+    }
+
+    #[inline(always)]
+    unsafe fn load_words(from: *const i16) -> __m512i {
+        // SAFETY: see above.
+        unsafe { _mm512_loadu_si512(from.cast()) }
+    }
+
+    #[inline(always)]
+    unsafe fn words_of(from: *const i8) -> __m512i {
+        // SAFETY: see above.
+        unsafe { _mm512_cvtepi8_epi16(_mm256_loadu_si256(from.cast())) }
+    }
+
+    #[inline(always)]
+    unsafe fn pairs_of(first: *const i8, second: *const i8) -> [__m512i; 2] {
+        // SAFETY: see above; half of the bytes at a time.
+        unsafe {
+            [0, 16].map(|from| {
+                let a = _mm_loadu_si128(first.add(from).cast());
+                let b = _mm_loadu_si128(second.add(from).cast());
+                let pairs = _mm256_set_m128i(_mm_unpackhi_epi8(a, b), _mm_unpacklo_epi8(a, b));
+                _mm512_cvtepi8_epi16(pairs)
+            })
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn splat_pair(from: *const i16) -> __m512i {
+        // SAFETY: see above.
+        unsafe { _mm512_set1_epi32(from.cast::<i32>().read_unaligned()) }
+    }
+
+    #[inline(always)]
+    unsafe fn add_products(a: __m512i, b: __m512i, sum: &mut __m512i) {
+        // SAFETY: see above.
+        unsafe { *sum = _mm512_add_epi32(*sum, _mm512_madd_epi16(a, b)) }
+    }
+
+    #[inline(always)]
+    unsafe fn sum_ints(eight: [__m512i; 8]) -> [i32; 8] {
+        // SAFETY: see above; AVX-512 includes AVX2.
+        unsafe {
+            Avx2::sum_ints(eight.map(|ints| {
+                _mm256_add_epi32(_mm512_castsi512_si256(ints), _mm512_extracti64x4_epi64::<1>(ints))
+            }))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn of_ints(ints: __m512i) -> Self {
+        // SAFETY: see above.
+        Avx512(unsafe { _mm512_cvtepi32_ps(ints) })
+    }
+
+    #[inline(always)]
+    unsafe fn store_words(self, to: *mut i16) {
+        // SAFETY: see above.
+        unsafe { _mm256_storeu_si256(to.cast(), _mm512_cvtsepi32_epi16(_mm512_cvtps_epi32(self.0))) }
+    }
+
     #[inline(always)]
     unsafe fn zero() -> Self {
         // SAFETY: see above.

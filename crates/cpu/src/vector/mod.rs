@@ -35,6 +35,29 @@ pub trait Vector: Copy {
     /// With more queries than this a tile of a narrower element type is converted once, ahead of all of them.
     const CONVERT_ABOVE: usize;
 
+    /// As [`Vector::QUERIES_OF_FOUR`], for sums of integer products, which need a register besides.
+    const INT_QUERIES_OF_FOUR: usize;
+    /// `LANES` numbers of 32 bits.
+    type Ints: Copy;
+    /// `2 * LANES` numbers of 16 bits.
+    type Words: Copy;
+
+    unsafe fn no_ints() -> Self::Ints;
+    unsafe fn load_words(from: *const i16) -> Self::Words;
+    /// `2 * LANES` bytes, extended by their signs.
+    unsafe fn words_of(from: *const i8) -> Self::Words;
+    /// `2 * LANES` bytes of each, extended and paired: the first half of the pairs, then the second.
+    unsafe fn pairs_of(first: *const i8, second: *const i8) -> [Self::Words; 2];
+    /// The two numbers from there on, in every pair.
+    unsafe fn splat_pair(from: *const i16) -> Self::Words;
+    /// Adds `a[2 i] b[2 i] + a[2 i + 1] b[2 i + 1]` to lane i: exact, as far as the sums fit.
+    unsafe fn add_products(a: Self::Words, b: Self::Words, sum: &mut Self::Ints);
+    /// The sum of the lanes of each.
+    unsafe fn sum_ints(eight: [Self::Ints; 8]) -> [i32; 8];
+    unsafe fn of_ints(ints: Self::Ints) -> Self;
+    /// The nearest integers, ties to even, of numbers within +-32767.
+    unsafe fn store_words(self, to: *mut i16);
+
     unsafe fn zero() -> Self;
     unsafe fn splat(value: f32) -> Self;
     unsafe fn load(from: *const f32) -> Self;

@@ -515,7 +515,7 @@ fn scratch_is_reused() {
             }
         }
         assert!(sizes.iter().all(|&size| size == sizes[0]), "{sizes:?}");
-        assert!(sizes[0] <= reasoning_rpc_cpu::attend_scratch_bytes(40, 4, 256) + 64);
+        assert!(sizes[0] <= reasoning_rpc_cpu::attend_scratch_bytes::<f32>(40, 4, 256) + 64);
     }
 }
 
