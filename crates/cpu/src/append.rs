@@ -1,6 +1,5 @@
-use crate::element::Element;
+use crate::element::Stored;
 use crate::error::{Error, at_most, exactly};
-use crate::kernels::store_row;
 use crate::pages::KvPagesMut;
 use crate::simd::Simd;
 use crate::vector::{Kernel, Vector};
@@ -9,11 +8,12 @@ use crate::vector::{Kernel, Vector};
 /// or the one right behind them, which then becomes valid.
 ///
 /// Numbers are rounded to the nearest, ties to even. In `f16`, numbers beyond its range (infinities included) become +-65504, so that
-/// a large key cannot turn later softmaxes into NaN; NaN stays NaN.
+/// a large key cannot turn later softmaxes into NaN; NaN stays NaN. In `i8`, key and value get scales as
+/// [`write_rows`](crate::write_rows()) gives them.
 ///
 /// # Errors
 /// When `key` or `value` is not `head_dim` long, or `at` lies beyond the valid entries or the capacity.
-pub fn append<E: Element>(
+pub fn append<E: Stored>(
     simd: Simd,
     pages: &mut KvPagesMut<'_, E>,
     at: usize,
@@ -37,6 +37,11 @@ pub fn append<E: Element>(
         });
     }
     let (key_to, value_to) = (pages.tables().keys.at(at).0, pages.tables().values.at(at).0);
+    let scales = pages
+        .tables()
+        .scales
+        .as_ref()
+        .map(|scales| (scales.keys.at(at).0, scales.values.at(at).0));
     // SAFETY: the set is available; `at` is within the capacity, so both destinations are `head_dim` writable elements, and the
     // sources are as long.
     unsafe {
@@ -46,6 +51,7 @@ pub fn append<E: Element>(
             head_dim,
             key_to,
             value_to,
+            scales,
         })
     }
     pages.set_len(pages.len().max(at + 1));
@@ -58,17 +64,23 @@ struct Append<E> {
     head_dim: usize,
     key_to: *mut E,
     value_to: *mut E,
+    /// Where the scales go, if the format has them.
+    scales: Option<(*mut f32, *mut f32)>,
 }
 
-impl<E: Element> Kernel for Append<E> {
+impl<E: Stored> Kernel for Append<E> {
     type Output = ();
 
     #[inline(always)]
     unsafe fn run<V: Vector>(self) {
         // SAFETY: the caller's contract.
         unsafe {
-            store_row::<V, E>(self.key, self.head_dim, self.key_to);
-            store_row::<V, E>(self.value, self.head_dim, self.value_to);
+            let key_scale = E::store_row::<V>(self.key, self.head_dim, self.key_to);
+            let value_scale = E::store_row::<V>(self.value, self.head_dim, self.value_to);
+            if let Some((key, value)) = self.scales {
+                *key = key_scale;
+                *value = value_scale;
+            }
         }
     }
 }

@@ -34,6 +34,8 @@ pub(crate) mod sealed {
         unsafe fn load<V: Vector>(from: *const Self) -> V;
         /// Loads `V::LANES / 2` elements, zeros above. Safety: as for `load`.
         unsafe fn load_half<V: Vector>(from: *const Self) -> V;
+        /// Stores a row and returns its scale; 1 where there are none. Safety: as for `load`, `head_dim` numbers on both sides.
+        unsafe fn store_row<V: Vector>(from: *const f32, head_dim: usize, to: *mut Self) -> f32;
         /// The number without its scale.
         fn widen(self) -> f32;
         /// Calls `put(d, element)` for every number of a row and returns the row's scale; 1 where there are none.
@@ -69,6 +71,13 @@ macro_rules! element {
             unsafe fn load_half<V: Vector>(from: *const $type) -> V {
                 // SAFETY: the caller's contract is the callee's.
                 unsafe { V::$load_half(from) }
+            }
+
+            #[inline(always)]
+            unsafe fn store_row<V: Vector>(from: *const f32, head_dim: usize, to: *mut $type) -> f32 {
+                // SAFETY: the caller's contract is the callee's.
+                unsafe { crate::kernels::store_row::<V, $type>(from, head_dim, to) };
+                1.0
             }
 
             #[inline(always)]
@@ -173,6 +182,14 @@ impl sealed::Sealed for i8 {
     unsafe fn load_half<V: Vector>(from: *const i8) -> V {
         // SAFETY: the caller's contract is the callee's.
         unsafe { V::load_half_i8(from) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_row<V: Vector>(from: *const f32, head_dim: usize, to: *mut i8) -> f32 {
+        // SAFETY: the caller's contract.
+        let row = unsafe { std::slice::from_raw_parts(from, head_dim) };
+        // SAFETY: as above.
+        i8::narrow(row, |d, x| unsafe { *to.add(d) = x })
     }
 
     #[inline(always)]

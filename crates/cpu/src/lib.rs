@@ -34,7 +34,9 @@ mod simd;
 mod vector;
 
 pub use append::append;
-pub use attend::{ATTEND_TOKEN_TILE, attend, attend_scratch_bytes};
+pub use attend::{
+    ATTEND_CHUNK, ATTEND_TOKEN_TILE, attend, attend_chunks, attend_scratch_bytes, chunk_floats, merge_chunks,
+};
 pub use compact::{PositionPagesMut, compact, compact_positions};
 pub use element::{Element, Stored};
 pub use error::Error;

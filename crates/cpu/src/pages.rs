@@ -146,6 +146,24 @@ impl<'a, T: Copy> Column<'a, T> {
         }
     }
 
+    /// Copies one number of each of `count` entries from `first` on to consecutive ones.
+    ///
+    /// # Safety
+    /// The entries are readable, and there is room.
+    #[inline(always)]
+    pub(crate) unsafe fn gather(&self, first: usize, count: usize, to: *mut T) {
+        let mut done = 0;
+        while done < count {
+            let (at, run) = self.at(first + done);
+            let run = run.min(count - done);
+            for e in 0..run {
+                // SAFETY: the caller's contract; they share a page.
+                unsafe { *to.add(done + e) = *at.add(e * self.stride) };
+            }
+            done += run;
+        }
+    }
+
     /// Copies the parts of `count` entries from `from` on to `to` and what follows, as if through a buffer where `to <= from`.
     ///
     /// # Safety

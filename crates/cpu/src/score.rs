@@ -1,6 +1,6 @@
 use crate::element::Stored;
 use crate::error::{Error, at_least, exactly, plus, times};
-use crate::kernels::{Ahead, Dot, Rows, TILE, load_row, padded, scale_row};
+use crate::kernels::{Ahead, Dot, QUERY_STRIDE, Rows, TILE, load_row, padded, scale_row};
 use crate::pages::KvPages;
 use crate::scratch::{Parts, ScratchOn};
 use crate::simd::Simd;
@@ -105,8 +105,8 @@ impl Buffers {
         let stride = candidates.div_ceil(TILE).saturating_mul(TILE);
         let buffers = Buffers {
             queries: Rows {
-                first: parts.take(count * width),
-                stride: width,
+                first: parts.take(count * QUERY_STRIDE),
+                stride: QUERY_STRIDE,
                 count,
             },
             weights: Rows {
@@ -143,7 +143,7 @@ impl<E: Stored> Kernel for Score<'_, '_, E> {
         let mut scales = [std::ptr::null::<f32>(); TILE];
         let mut converted = [std::ptr::null::<f32>(); TILE];
         for (e, slot) in converted.iter_mut().enumerate() {
-            *slot = b.keys.wrapping_add(e * b.queries.stride);
+            *slot = b.keys.wrapping_add(e * padded(head_dim));
         }
         for batch in self.queries.chunks(BATCH * head_dim) {
             let count = batch.len() / head_dim;
@@ -169,7 +169,7 @@ impl<E: Stored> Kernel for Score<'_, '_, E> {
                     let queries = b.queries.between(0, count);
                     let (out, stride) = (b.weights.first.add(first), b.weights.stride);
                     for (e, &key) in list[..entries].iter().enumerate() {
-                        let row = b.keys.add(e * b.queries.stride);
+                        let row = b.keys.add(e * padded(head_dim));
                         load_row::<V, E>(key, head_dim, row);
                         if tables.scales.is_some() {
                             scale_row::<V>(row, head_dim, *scales[e]);

@@ -1,13 +1,19 @@
+mod chunks;
+mod int8;
 mod tile;
 
-use crate::element::Element;
+use crate::element::Stored;
 use crate::error::{Error, at_most, exactly, plus};
 use crate::heads::{Heads, HeadsMut};
-use crate::kernels::{Rows, TILE, load_row, padded};
+use crate::kernels::{Ahead, QUERY_STRIDE, Rows, TILE, load_row, padded};
 use crate::pages::KvPages;
 use crate::scratch::{Parts, ScratchOn};
 use crate::simd::Simd;
 use crate::vector::{Kernel, Vector};
+pub use chunks::{ATTEND_CHUNK, attend_chunks, chunk_floats, merge_chunks};
+use chunks::{State, Target};
+use int8::{Words, query_words};
+use std::ops::Range;
 use tile::{AHEAD_BYTES, Addresses, Tile};
 
 /// A good number of tokens for one call when a prefill is split for several threads: enough to reuse every key and value that was
@@ -20,13 +26,15 @@ pub const ATTEND_TOKEN_TILE: usize = 32;
 /// Token t of the call sees the `before` entries ahead of the call's tokens and the tokens up to itself, which were appended as the
 /// entries `before..before + tokens`. To split a prefill, give a sub-range of tokens with `before` advanced by its start.
 ///
-/// The softmax is in `f32`, online over tiles of 64 entries counted from entry 0 (Milakov and Gimelshein, arXiv 1805.02867), with the
-/// running maximum subtracted: any finite logits are safe. Entries that a token does not see contribute exactly nothing, whatever they
+/// The softmax is in `f32`, online over tiles of 64 entries (Milakov and Gimelshein, arXiv 1805.02867), with the running maximum
+/// subtracted: any finite logits are safe. Products with `i8` are sums of integers: a query, and a tile's weights times the values'
+/// scales, are rounded to 16 bits for that, which adds at most 1/65534 of the largest of them to each. It begins anew at each chunk of [`ATTEND_CHUNK`] entries counted from entry 0, and the chunks'
+/// results are merged in their order, so that [`attend_chunks`] can share them out. Entries that a token does not see contribute exactly nothing, whatever they
 /// hold. The bits of a result depend on its own query and entries alone (and on the instruction set).
 ///
 /// # Errors
 /// When shapes disagree, `before + tokens` is above `pages.len()`, or borrowed scratch is too small.
-pub fn attend<E: Element>(
+pub fn attend<E: Stored>(
     simd: Simd,
     pages: &KvPages<'_, E>,
     before: usize,
@@ -35,28 +43,69 @@ pub fn attend<E: Element>(
     scale: f32,
     scratch: &mut ScratchOn<'_>,
 ) -> Result<(), Error> {
-    simd.check()?;
-    let head_dim = pages.layout().head_dim;
-    exactly("head_dim of the queries", head_dim, queries.head_dim())?;
-    exactly("head_dim of the output", head_dim, out.head_dim())?;
+    exactly("head_dim of the output", pages.layout().head_dim, out.head_dim())?;
     exactly("tokens of the output", queries.tokens(), out.tokens())?;
     exactly("query heads of the output", queries.group(), out.group())?;
-    let end = plus("entries seen by the last token", before, queries.tokens())?;
-    at_most("entries seen by the last token", pages.len(), end)?;
+    let end = check(simd, pages, before, queries)?;
     if queries.tokens() == 0 || queries.group() == 0 {
         return Ok(());
     }
+    let chunks = 0..end.div_ceil(ATTEND_CHUNK);
+    run(
+        simd,
+        pages,
+        before,
+        queries,
+        chunks,
+        Target::Heads(out),
+        scale,
+        scratch,
+    )
+}
+
+/// The end of the entries that the last token sees, which are there.
+fn check<E: Stored>(
+    simd: Simd,
+    pages: &KvPages<'_, E>,
+    before: usize,
+    queries: Heads<'_>,
+) -> Result<usize, Error> {
+    simd.check()?;
+    exactly(
+        "head_dim of the queries",
+        pages.layout().head_dim,
+        queries.head_dim(),
+    )?;
+    let end = plus("entries seen by the last token", before, queries.tokens())?;
+    at_most("entries seen by the last token", pages.len(), end)?;
+    Ok(end)
+}
+
+/// What both public functions do, once shapes are checked and there are queries.
+#[allow(clippy::too_many_arguments)] // one struct of them is what it makes
+fn run<E: Stored>(
+    simd: Simd,
+    pages: &KvPages<'_, E>,
+    before: usize,
+    queries: Heads<'_>,
+    chunks: Range<usize>,
+    target: Target<'_, '_>,
+    scale: f32,
+    scratch: &mut ScratchOn<'_>,
+) -> Result<(), Error> {
+    let head_dim = pages.layout().head_dim;
     let count = queries.tokens() * queries.group();
-    let base = scratch.floats(Buffers::parts(std::ptr::null_mut(), count, head_dim).1)?;
-    let buffers = Buffers::parts(base, count, head_dim).0;
-    // SAFETY: the set is available; entries up to `end` are readable, the heads have the shapes that were compared, and the scratch
-    // was sized by the same function that divided it.
+    let base = scratch.floats(Buffers::parts::<E>(std::ptr::null_mut(), count, head_dim).1)?;
+    let buffers = Buffers::parts::<E>(base, count, head_dim).0;
+    // SAFETY: the set is available; the entries that are seen are readable, heads and partial results have the shapes that were
+    // compared, and the scratch was sized by the same function that divided it.
     unsafe {
         simd.run(Attend {
             pages,
             before,
             queries,
-            out,
+            chunks,
+            target,
             scale,
             buffers,
         })
@@ -65,8 +114,8 @@ pub fn attend<E: Element>(
 }
 
 /// Bytes of scratch that [`attend`] needs for a call of that size.
-pub fn attend_scratch_bytes(tokens: usize, group: usize, head_dim: usize) -> usize {
-    Buffers::parts(std::ptr::null_mut(), tokens.saturating_mul(group), head_dim)
+pub fn attend_scratch_bytes<E: Stored>(tokens: usize, group: usize, head_dim: usize) -> usize {
+    Buffers::parts::<E>(std::ptr::null_mut(), tokens.saturating_mul(group), head_dim)
         .1
         .saturating_mul(size_of::<f32>())
 }
@@ -75,31 +124,37 @@ pub fn attend_scratch_bytes(tokens: usize, group: usize, head_dim: usize) -> usi
 #[derive(Clone, Copy)]
 struct Buffers {
     queries: Rows,
-    /// Running weighted sums of values.
+    /// Running weighted sums of a chunk's values.
     sums: Rows,
     /// Logits of a tile, then their weights.
     weights: Rows,
-    /// Running maxima.
+    /// Running maxima of a chunk.
     maxima: *mut f32,
-    /// Running sums of weights.
+    /// Running sums of a chunk's weights.
     totals: *mut f32,
+    /// The same of all chunks so far.
+    all_sums: Rows,
+    all_maxima: *mut f32,
+    all_totals: *mut f32,
     /// What a tile multiplies the running sums by.
     factors: *mut f32,
     /// A tile's keys and values as `f32`.
     keys: *mut f32,
     values: *mut f32,
+    /// There if the format has scales.
+    words: Words,
 }
 
 impl Buffers {
     /// The parts for `count` queries and the floats they take together.
-    fn parts(base: *mut f32, count: usize, head_dim: usize) -> (Buffers, usize) {
+    fn parts<E: Stored>(base: *mut f32, count: usize, head_dim: usize) -> (Buffers, usize) {
         let mut parts = Parts::new(base);
         let width = padded(head_dim);
         let wide = count.saturating_mul(width);
         let buffers = Buffers {
             queries: Rows {
-                first: parts.take(wide),
-                stride: width,
+                first: parts.take(count.saturating_mul(QUERY_STRIDE)),
+                stride: QUERY_STRIDE,
                 count,
             },
             sums: Rows {
@@ -114,24 +169,70 @@ impl Buffers {
             },
             maxima: parts.take(count),
             totals: parts.take(count),
+            all_sums: Rows {
+                first: parts.take(wide),
+                stride: width,
+                count,
+            },
+            all_maxima: parts.take(count),
+            all_totals: parts.take(count),
             factors: parts.take(count),
-            keys: parts.take(TILE * width),
-            values: parts.take(TILE * width),
+            keys: parts.take(TILE * converted_stride(head_dim)),
+            values: parts.take(TILE * converted_stride(head_dim)),
+            words: {
+                let count = if E::SCALED { count } else { 0 };
+                let scales = if E::SCALED { TILE } else { 0 };
+                Words {
+                    queries: parts.take(count.saturating_mul(Words::QUERY_FLOATS)).cast(),
+                    query_steps: parts.take(count),
+                    weights: parts.take(count.saturating_mul(Words::WEIGHT_FLOATS)).cast(),
+                    weight_steps: parts.take(count),
+                    key_scales: parts.take(scales),
+                    value_scales: parts.take(scales),
+                }
+            },
         };
         (buffers, parts.used())
     }
+
+    /// What a chunk has given a query.
+    #[inline(always)]
+    unsafe fn chunk(&self, q: usize) -> State {
+        State {
+            maximum: self.maxima.wrapping_add(q),
+            total: self.totals.wrapping_add(q),
+            sums: self.sums.row(q),
+        }
+    }
+
+    /// What all chunks so far have given a query.
+    #[inline(always)]
+    unsafe fn all(&self, q: usize) -> State {
+        State {
+            maximum: self.all_maxima.wrapping_add(q),
+            total: self.all_totals.wrapping_add(q),
+            sums: self.all_sums.row(q),
+        }
+    }
+}
+
+/// Floats from one converted key or value to the next: an odd number of cache lines, so that the same dimensions of a tile's do not
+/// share a set of the first-level cache.
+fn converted_stride(head_dim: usize) -> usize {
+    padded(head_dim) / 16 / 2 * 32 + 16
 }
 
 struct Attend<'a, 'k, 'o, E> {
     pages: &'a KvPages<'k, E>,
     before: usize,
     queries: Heads<'a>,
-    out: &'a mut HeadsMut<'o>,
+    chunks: Range<usize>,
+    target: Target<'a, 'o>,
     scale: f32,
     buffers: Buffers,
 }
 
-impl<E: Element> Kernel for Attend<'_, '_, '_, E> {
+impl<E: Stored> Kernel for Attend<'_, '_, '_, E> {
     type Output = ();
 
     #[inline(always)]
@@ -140,28 +241,35 @@ impl<E: Element> Kernel for Attend<'_, '_, '_, E> {
         let (tokens, group) = (self.queries.tokens(), self.queries.group());
         let head_dim = self.pages.layout().head_dim;
         let count = tokens * group;
-        let end = self.before + tokens;
-        // SAFETY: `attend` has checked the shapes and sized the buffers.
+        let end = (self.before + tokens).min(self.chunks.end * ATTEND_CHUNK);
+        let start = self.chunks.start * ATTEND_CHUNK;
+        if start >= end {
+            return;
+        }
+        // SAFETY: `run` has checked the shapes and sized the buffers.
         unsafe {
             for q in 0..count {
                 let from = self.queries.token(q / group).add(q % group * head_dim);
                 load_row::<V, f32>(from, head_dim, b.queries.row(q));
-                for d in 0..b.sums.stride {
-                    *b.sums.row(q).add(d) = 0.0;
+                if E::SCALED {
+                    query_words::<V>(&b, b.words, q);
                 }
-                *b.maxima.add(q) = f32::NEG_INFINITY;
-                *b.totals.add(q) = 0.0;
             }
-            let convert = E::SIZE < size_of::<f32>() && count > V::CONVERT_ABOVE;
+            let convert = !E::SCALED && E::SIZE < size_of::<f32>() && count > V::CONVERT_ABOVE;
             let distance = (AHEAD_BYTES / (head_dim * E::SIZE)).clamp(4, TILE);
-            let mut addresses = Addresses::new(self.pages.tables(), end);
+            let mut addresses = Addresses::new(self.pages.tables(), start, end);
             let mut converted = [std::ptr::null::<f32>(); 2 * TILE];
             for e in 0..TILE {
-                converted[e] = b.keys.add(e * b.queries.stride);
-                converted[TILE + e] = b.values.add(e * b.queries.stride);
+                converted[e] = b.keys.add(e * converted_stride(head_dim));
+                converted[TILE + e] = b.values.add(e * converted_stride(head_dim));
             }
-            let mut first = 0;
+            let mut first = start;
             while first < end {
+                if first.is_multiple_of(ATTEND_CHUNK) {
+                    for q in 0..count {
+                        b.chunk(q).clear(head_dim);
+                    }
+                }
                 let entries = TILE.min(end - first);
                 addresses.advance();
                 // The first token that sees any of the tile, and the first that sees all of it.
@@ -172,6 +280,10 @@ impl<E: Element> Kernel for Attend<'_, '_, '_, E> {
                         load_row::<V, E>(addresses.keys()[e], head_dim, converted[e].cast_mut());
                         load_row::<V, E>(addresses.values()[e], head_dim, converted[TILE + e].cast_mut());
                     }
+                }
+                if let Some(scales) = &self.pages.tables().scales {
+                    scales.keys.gather(first, entries, b.words.key_scales);
+                    scales.values.gather(first, entries, b.words.value_scales);
                 }
                 let mut from = some;
                 while from < tokens {
@@ -189,7 +301,12 @@ impl<E: Element> Kernel for Attend<'_, '_, '_, E> {
                         head_dim,
                         scale: self.scale,
                     };
-                    if convert {
+                    if E::SCALED {
+                        let (list, ahead) = (addresses.tile(), addresses.ahead(distance));
+                        // `i8` is the only format with scales.
+                        let list = std::slice::from_raw_parts(list.as_ptr().cast::<*const i8>(), list.len());
+                        tile.run_int8::<V>(list, b.words, Ahead(ahead.0.cast()));
+                    } else if convert {
                         tile.run::<V, f32, E>(&converted, addresses.ahead(2 * TILE));
                     } else {
                         tile.run::<V, E, E>(addresses.tile(), addresses.ahead(distance));
@@ -197,17 +314,32 @@ impl<E: Element> Kernel for Attend<'_, '_, '_, E> {
                     from = to;
                 }
                 first += entries;
-            }
-            for q in 0..count {
-                let total = V::splat(*b.totals.add(q));
-                let mut d = 0;
-                while d < head_dim {
-                    let at = b.sums.row(q).add(d);
-                    V::load(at).div(total).store(at);
-                    d += V::LANES;
+                if first.is_multiple_of(ATTEND_CHUNK) || first == end {
+                    let chunk = (first - 1) / ATTEND_CHUNK;
+                    for q in 0..count {
+                        match &self.target {
+                            Target::Partial(to) => {
+                                let index = (chunk - self.chunks.start) * count + q;
+                                let to = State::at(to.wrapping_add(index * chunk_floats(head_dim)));
+                                to.set::<V>(b.chunk(q), head_dim);
+                            }
+                            Target::Heads(_) if self.chunks.len() == 1 => {}
+                            Target::Heads(_) if chunk == 0 => b.all(q).set::<V>(b.chunk(q), head_dim),
+                            Target::Heads(_) => b.all(q).merge::<V>(b.chunk(q), head_dim),
+                        }
+                    }
                 }
-                let to = self.out.token(q / group).add(q % group * head_dim);
-                std::ptr::copy_nonoverlapping(b.sums.row(q), to, head_dim);
+            }
+            if let Target::Heads(out) = self.target {
+                for q in 0..count {
+                    let state = match self.chunks.len() {
+                        1 => b.chunk(q),
+                        _ => b.all(q),
+                    };
+                    state.divide::<V>(head_dim);
+                    let to = out.token(q / group).add(q % group * head_dim);
+                    std::ptr::copy_nonoverlapping(state.sums, to, head_dim);
+                }
             }
         }
     }

@@ -1,5 +1,5 @@
 use super::Buffers;
-use crate::element::Element;
+use crate::element::Stored;
 use crate::kernels::{Ahead, Dot, TILE, Weigh};
 use crate::pages::Tables;
 use crate::vector::{Kernel, Vector};
@@ -18,16 +18,16 @@ pub(super) struct Addresses<'a, E> {
     end: usize,
 }
 
-impl<'a, E: Element> Addresses<'a, E> {
-    /// Those of the entries `0..end`, at least one; before the first tile.
+impl<'a, E: Stored> Addresses<'a, E> {
+    /// Those of the entries `start..end`, at least one; before the first tile.
     #[inline(always)]
-    pub(super) fn new(tables: &'a Tables<'a, E>, end: usize) -> Self {
+    pub(super) fn new(tables: &'a Tables<'a, E>, start: usize, end: usize) -> Self {
         // What is not an entry's address is one that may be fetched.
-        let any: *const E = tables.keys.at(0).0;
+        let any: *const E = tables.keys.at(start).0;
         let mut addresses = Addresses {
             list: [any; 4 * TILE],
             tables,
-            listed: 0,
+            listed: start,
             end,
         };
         addresses.list_next();
@@ -86,7 +86,7 @@ pub(super) struct Tile<'a> {
 impl Tile<'_> {
     /// `tile` lists the keys' addresses, from `TILE` on the values'; up to the next multiple of four they are readable.
     #[inline(always)]
-    pub(super) unsafe fn run<V: Vector, E: Element, S: Element>(&self, tile: &[*const E], ahead: Ahead<S>) {
+    pub(super) unsafe fn run<V: Vector, E: Stored, S: Stored>(&self, tile: &[*const E], ahead: Ahead<S>) {
         let weights = self.b.weights.between(self.from, self.to);
         // SAFETY: the caller's contract; `ahead` goes on for at least two tiles.
         unsafe {
@@ -98,7 +98,11 @@ impl Tile<'_> {
                 out: weights,
                 ahead: Some(ahead),
             });
-            V::call(Soften(self));
+            V::call(Soften::<false> {
+                tile: self,
+                query_steps: std::ptr::null(),
+                key_scales: std::ptr::null(),
+            });
             V::call(Weigh {
                 weights,
                 sums: self.b.sums.between(self.from, self.to),
@@ -113,9 +117,14 @@ impl Tile<'_> {
 }
 
 /// Turns the queries' logits of a tile into weights relative to each query's new maximum, and updates maxima, totals and factors.
-struct Soften<'a>(&'a Tile<'a>);
+pub(super) struct Soften<'a, const SCALED: bool> {
+    pub(super) tile: &'a Tile<'a>,
+    /// If `SCALED`: what the logits are multiples of, for each query and each entry.
+    pub(super) query_steps: *const f32,
+    pub(super) key_scales: *const f32,
+}
 
-impl Kernel for Soften<'_> {
+impl<const SCALED: bool> Kernel for Soften<'_, SCALED> {
     type Output = ();
 
     /// In three passes, so that the steps of several queries overlap.
@@ -128,18 +137,23 @@ impl Kernel for Soften<'_> {
             seen,
             scale,
             ..
-        } = *self.0;
+        } = *self.tile;
         // SAFETY: a row of weights has `TILE` numbers, a multiple of LANES.
         unsafe {
             for q in from..to {
                 let row = b.weights.row(q);
-                let scale = V::splat(scale);
+                let scale = match SCALED {
+                    true => V::splat(scale * *self.query_steps.add(q)),
+                    false => V::splat(scale),
+                };
                 let mut largest = V::splat(f32::NEG_INFINITY);
                 let mut e = 0;
                 while e < seen {
-                    let logits = V::load(row.add(e))
-                        .mul(scale)
-                        .first_or(seen - e, f32::NEG_INFINITY);
+                    let mut logits = V::load(row.add(e)).mul(scale);
+                    if SCALED {
+                        logits = logits.mul(V::load(self.key_scales.add(e)));
+                    }
+                    let logits = logits.first_or(seen - e, f32::NEG_INFINITY);
                     logits.store(row.add(e));
                     largest = largest.max(logits);
                     e += V::LANES;

@@ -13,8 +13,99 @@ const MOST: f32 = 65504.0;
 // `Vector` demands of its callers.
 impl Vector for Avx2 {
     const LANES: usize = 8;
-    const QUERIES: usize = 3;
-    const CONVERT_ABOVE: usize = 3;
+    const QUERIES: usize = 6;
+    const QUERIES_OF_FOUR: usize = 3;
+    const CONVERT_ABOVE: usize = 12;
+
+    const INT_QUERIES_OF_FOUR: usize = 2;
+    type Ints = __m256i;
+    type Words = __m256i;
+
+    #[inline(always)]
+    unsafe fn no_ints() -> __m256i {
+        // SAFETY: see above.
+        unsafe { _mm256_setzero_si256() }
+    }
+
+    #[inline(always)]
+    unsafe fn load_words(from: *const i16) -> __m256i {
+        // SAFETY: see above.
+        unsafe { _mm256_loadu_si256(from.cast()) }
+    }
+
+    #[inline(always)]
+    unsafe fn words_of(from: *const i8) -> __m256i {
+        // SAFETY: see above.
+        unsafe { _mm256_cvtepi8_epi16(_mm_loadu_si128(from.cast())) }
+    }
+
+    #[inline(always)]
+    unsafe fn pairs_of(first: *const i8, second: *const i8) -> [__m256i; 2] {
+        // SAFETY: see above.
+        unsafe {
+            let (a, b) = (_mm_loadu_si128(first.cast()), _mm_loadu_si128(second.cast()));
+            [
+                _mm256_cvtepi8_epi16(_mm_unpacklo_epi8(a, b)),
+                _mm256_cvtepi8_epi16(_mm_unpackhi_epi8(a, b)),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn splat_pair(from: *const i16) -> __m256i {
+        // SAFETY: see above.
+        unsafe { _mm256_set1_epi32(from.cast::<i32>().read_unaligned()) }
+    }
+
+    #[inline(always)]
+    unsafe fn add_products(a: __m256i, b: __m256i, sum: &mut __m256i) {
+        // SAFETY: see above.
+        unsafe { *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(a, b)) }
+    }
+
+    #[inline(always)]
+    unsafe fn sum_ints(eight: [__m256i; 8]) -> [i32; 8] {
+        // SAFETY: see above; the steps are those of `sum_eight`, whose shuffles work on bits.
+        unsafe {
+            let pair = |i: usize| {
+                let (a, b) = (eight[i], eight[i + 4]);
+                _mm256_add_epi32(
+                    _mm256_permute2x128_si256::<0x21>(a, b),
+                    _mm256_blend_epi32::<0xf0>(a, b),
+                )
+            };
+            let shuffled = |a, b| {
+                let (a, b) = (_mm256_castsi256_ps(a), _mm256_castsi256_ps(b));
+                [_mm256_shuffle_ps::<0x44>(a, b), _mm256_shuffle_ps::<0xee>(a, b)]
+                    .map(|x| _mm256_castps_si256(x))
+            };
+            let [low, high] = shuffled(pair(0), pair(1));
+            let ab = _mm256_castsi256_ps(_mm256_add_epi32(low, high));
+            let [low, high] = shuffled(pair(2), pair(3));
+            let cd = _mm256_castsi256_ps(_mm256_add_epi32(low, high));
+            let sums = _mm256_add_epi32(
+                _mm256_castps_si256(_mm256_shuffle_ps::<0x88>(ab, cd)),
+                _mm256_castps_si256(_mm256_shuffle_ps::<0xdd>(ab, cd)),
+            );
+            std::mem::transmute::<__m256i, [i32; 8]>(sums)
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn of_ints(ints: __m256i) -> Self {
+        // SAFETY: see above.
+        Avx2(unsafe { _mm256_cvtepi32_ps(ints) })
+    }
+
+    #[inline(always)]
+    unsafe fn store_words(self, to: *mut i16) {
+        // SAFETY: see above.
+        unsafe {
+            let ints = _mm256_cvtps_epi32(self.0);
+            let words = _mm_packs_epi32(_mm256_castsi256_si128(ints), _mm256_extracti128_si256::<1>(ints));
+            _mm_storeu_si128(to.cast(), words);
+        }
+    }
 
     #[inline(always)]
     unsafe fn zero() -> Self {
@@ -152,6 +243,12 @@ impl Vector for Avx2 {
     }
 
     #[inline(always)]
+    unsafe fn mul_add_to(self, factor: Self, sum: &mut Self) {
+        // SAFETY: see above.
+        unsafe { mul_add_to(&mut sum.0, self.0, factor.0) }
+    }
+
+    #[inline(always)]
     unsafe fn max(self, other: Self) -> Self {
         // SAFETY: see above.
         Avx2(unsafe { _mm256_max_ps(self.0, other.0) })
@@ -199,7 +296,7 @@ impl Vector for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn sum_four(four: [Self; 4], to: *mut f32) {
+    unsafe fn sum_four(four: [Self; 4]) -> [f32; 4] {
         // SAFETY: see above.
         unsafe {
             // Lane i with i + 4: a and c side by side, b and d side by side.
@@ -219,12 +316,12 @@ impl Vector for Avx2 {
             // Lane i with i + 1.
             let sums = _mm256_add_ps(abcd, _mm256_movehdup_ps(abcd));
             let (ab, cd) = (_mm256_castps256_ps128(sums), _mm256_extractf128_ps::<1>(sums));
-            _mm_storeu_ps(to, _mm_shuffle_ps::<0x88>(ab, cd));
+            std::mem::transmute::<__m128, [f32; 4]>(_mm_shuffle_ps::<0x88>(ab, cd))
         }
     }
 
     #[inline(always)]
-    unsafe fn sum_eight(first: [Self; 4], second: [Self; 4], to_first: *mut f32, to_second: *mut f32) {
+    unsafe fn sum_eight(first: [Self; 4], second: [Self; 4]) -> [[f32; 4]; 2] {
         // SAFETY: see above.
         unsafe {
             // Lane i with i + 4: the first's in the lower half, the second's in the upper.
@@ -244,8 +341,7 @@ impl Vector for Avx2 {
                 _mm256_shuffle_ps::<0x88>(ab, cd),
                 _mm256_shuffle_ps::<0xdd>(ab, cd),
             );
-            _mm_storeu_ps(to_first, _mm256_castps256_ps128(sums));
-            _mm_storeu_ps(to_second, _mm256_extractf128_ps::<1>(sums));
+            std::mem::transmute::<__m256, [[f32; 4]; 2]>(sums)
         }
     }
 
@@ -275,6 +371,22 @@ impl Vector for Avx2 {
     unsafe fn call<K: Kernel>(kernel: K) -> K::Output {
         // SAFETY: see above.
         unsafe { crate::simd::run_avx2(kernel) }
+    }
+}
+
+/// As an intrinsic, of the 16 registers that the loops need LLVM keeps one in memory, at half the speed.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn mul_add_to(sum: &mut __m256, a: __m256, b: __m256) {
+    // SAFETY: registers alone; that no memory is touched the compiler must not know, so as to keep the order of loads.
+    unsafe {
+        std::arch::asm!(
+            "vfmadd231ps {sum}, {a}, {b}",
+            sum = inout(ymm_reg) *sum,
+            a = in(ymm_reg) a,
+            b = in(ymm_reg) b,
+            options(nostack, preserves_flags)
+        )
     }
 }
 

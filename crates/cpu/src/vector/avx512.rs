@@ -14,7 +14,77 @@ const MOST: f32 = 65504.0;
 impl Vector for Avx512 {
     const LANES: usize = 16;
     const QUERIES: usize = 6;
+    const QUERIES_OF_FOUR: usize = 6;
     const CONVERT_ABOVE: usize = 12;
+
+    const INT_QUERIES_OF_FOUR: usize = 6;
+    type Ints = __m512i;
+    type Words = __m512i;
+
+    #[inline(always)]
+    unsafe fn no_ints() -> __m512i {
+        // SAFETY: see above.
+        unsafe { _mm512_setzero_si512() }
+    }
+
+    #[inline(always)]
+    unsafe fn load_words(from: *const i16) -> __m512i {
+        // SAFETY: see above.
+        unsafe { _mm512_loadu_si512(from.cast()) }
+    }
+
+    #[inline(always)]
+    unsafe fn words_of(from: *const i8) -> __m512i {
+        // SAFETY: see above.
+        unsafe { _mm512_cvtepi8_epi16(_mm256_loadu_si256(from.cast())) }
+    }
+
+    #[inline(always)]
+    unsafe fn pairs_of(first: *const i8, second: *const i8) -> [__m512i; 2] {
+        // SAFETY: see above; half of the bytes at a time.
+        unsafe {
+            [0, 16].map(|from| {
+                let a = _mm_loadu_si128(first.add(from).cast());
+                let b = _mm_loadu_si128(second.add(from).cast());
+                let pairs = _mm256_set_m128i(_mm_unpackhi_epi8(a, b), _mm_unpacklo_epi8(a, b));
+                _mm512_cvtepi8_epi16(pairs)
+            })
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn splat_pair(from: *const i16) -> __m512i {
+        // SAFETY: see above.
+        unsafe { _mm512_set1_epi32(from.cast::<i32>().read_unaligned()) }
+    }
+
+    #[inline(always)]
+    unsafe fn add_products(a: __m512i, b: __m512i, sum: &mut __m512i) {
+        // SAFETY: see above.
+        unsafe { *sum = _mm512_add_epi32(*sum, _mm512_madd_epi16(a, b)) }
+    }
+
+    #[inline(always)]
+    unsafe fn sum_ints(eight: [__m512i; 8]) -> [i32; 8] {
+        // SAFETY: see above; AVX-512 includes AVX2.
+        unsafe {
+            Avx2::sum_ints(eight.map(|ints| {
+                _mm256_add_epi32(_mm512_castsi512_si256(ints), _mm512_extracti64x4_epi64::<1>(ints))
+            }))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn of_ints(ints: __m512i) -> Self {
+        // SAFETY: see above.
+        Avx512(unsafe { _mm512_cvtepi32_ps(ints) })
+    }
+
+    #[inline(always)]
+    unsafe fn store_words(self, to: *mut i16) {
+        // SAFETY: see above.
+        unsafe { _mm256_storeu_si256(to.cast(), _mm512_cvtsepi32_epi16(_mm512_cvtps_epi32(self.0))) }
+    }
 
     #[inline(always)]
     unsafe fn zero() -> Self {
@@ -195,39 +265,15 @@ impl Vector for Avx512 {
     }
 
     #[inline(always)]
-    unsafe fn sum_four(four: [Self; 4], to: *mut f32) {
+    unsafe fn sum_four(four: [Self; 4]) -> [f32; 4] {
         // SAFETY: see above; AVX-512 includes AVX2.
-        unsafe {
-            Avx2::sum_four(
-                [
-                    four[0].folded(),
-                    four[1].folded(),
-                    four[2].folded(),
-                    four[3].folded(),
-                ],
-                to,
-            )
-        }
+        unsafe { Avx2::sum_four(Self::folded_four(four)) }
     }
 
     #[inline(always)]
-    unsafe fn sum_eight(first: [Self; 4], second: [Self; 4], to_first: *mut f32, to_second: *mut f32) {
+    unsafe fn sum_eight(first: [Self; 4], second: [Self; 4]) -> [[f32; 4]; 2] {
         // SAFETY: see above; AVX-512 includes AVX2.
-        unsafe {
-            let [a, b, c, d] = [
-                first[0].folded(),
-                first[1].folded(),
-                first[2].folded(),
-                first[3].folded(),
-            ];
-            let [e, f, g, h] = [
-                second[0].folded(),
-                second[1].folded(),
-                second[2].folded(),
-                second[3].folded(),
-            ];
-            Avx2::sum_eight([a, b, c, d], [e, f, g, h], to_first, to_second);
-        }
+        unsafe { Avx2::sum_eight(Self::folded_four(first), Self::folded_four(second)) }
     }
 
     #[inline(always)]
@@ -274,6 +320,12 @@ impl Avx512 {
                 _mm512_extractf32x8_ps::<1>(self.0),
             )
         })
+    }
+
+    #[inline(always)]
+    unsafe fn folded_four([a, b, c, d]: [Self; 4]) -> [Avx2; 4] {
+        // SAFETY: see above.
+        unsafe { [a.folded(), b.folded(), c.folded(), d.folded()] }
     }
 
     /// Saturating conversion. `min` and `max` give their second operand when either is NaN, so NaN passes.

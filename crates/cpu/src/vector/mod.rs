@@ -28,10 +28,35 @@ pub trait Kernel {
 pub trait Vector: Copy {
     /// Numbers in a register: 8 or 16.
     const LANES: usize;
-    /// Most queries that a register block of the kernels holds: with four accumulators each they must fit the register file.
+    /// Most queries that a register block of the kernels holds: with two accumulators each they must fit the register file.
     const QUERIES: usize;
+    /// Most queries of a register block with four accumulators each.
+    const QUERIES_OF_FOUR: usize;
     /// With more queries than this a tile of a narrower element type is converted once, ahead of all of them.
     const CONVERT_ABOVE: usize;
+
+    /// As [`Vector::QUERIES_OF_FOUR`], for sums of integer products, which need a register besides.
+    const INT_QUERIES_OF_FOUR: usize;
+    /// `LANES` numbers of 32 bits.
+    type Ints: Copy;
+    /// `2 * LANES` numbers of 16 bits.
+    type Words: Copy;
+
+    unsafe fn no_ints() -> Self::Ints;
+    unsafe fn load_words(from: *const i16) -> Self::Words;
+    /// `2 * LANES` bytes, extended by their signs.
+    unsafe fn words_of(from: *const i8) -> Self::Words;
+    /// `2 * LANES` bytes of each, extended and paired: the first half of the pairs, then the second.
+    unsafe fn pairs_of(first: *const i8, second: *const i8) -> [Self::Words; 2];
+    /// The two numbers from there on, in every pair.
+    unsafe fn splat_pair(from: *const i16) -> Self::Words;
+    /// Adds `a[2 i] b[2 i] + a[2 i + 1] b[2 i + 1]` to lane i: exact, as far as the sums fit.
+    unsafe fn add_products(a: Self::Words, b: Self::Words, sum: &mut Self::Ints);
+    /// The sum of the lanes of each.
+    unsafe fn sum_ints(eight: [Self::Ints; 8]) -> [i32; 8];
+    unsafe fn of_ints(ints: Self::Ints) -> Self;
+    /// The nearest integers, ties to even, of numbers within +-32767.
+    unsafe fn store_words(self, to: *mut i16);
 
     unsafe fn zero() -> Self;
     unsafe fn splat(value: f32) -> Self;
@@ -58,6 +83,12 @@ pub trait Vector: Copy {
     unsafe fn div(self, other: Self) -> Self;
     /// `self * factor + term`, rounded once where the CPU can.
     unsafe fn mul_add(self, factor: Self, term: Self) -> Self;
+    /// `sum = self.mul_add(factor, sum)`, for loops whose sums fill the register file: neither it nor a load is moved past another.
+    #[inline(always)]
+    unsafe fn mul_add_to(self, factor: Self, sum: &mut Self) {
+        // SAFETY: the caller has the instructions.
+        unsafe { *sum = self.mul_add(factor, *sum) }
+    }
     unsafe fn max(self, other: Self) -> Self;
     /// Nearest integer, ties to even, of numbers below 2^22.
     unsafe fn round(self) -> Self;
@@ -69,10 +100,10 @@ pub trait Vector: Copy {
     unsafe fn first_or(self, count: usize, rest: f32) -> Self;
     /// The pairwise tree: lane i with i + LANES/2, and so on down to one.
     unsafe fn sum(self) -> f32;
-    /// Sums of four registers into four consecutive numbers, each as `sum` does it.
-    unsafe fn sum_four(four: [Self; 4], to: *mut f32);
+    /// Sums of four registers, each as `sum` does it.
+    unsafe fn sum_four(four: [Self; 4]) -> [f32; 4];
     /// [`Vector::sum_four`] twice, at less cost.
-    unsafe fn sum_eight(first: [Self; 4], second: [Self; 4], to_first: *mut f32, to_second: *mut f32);
+    unsafe fn sum_eight(first: [Self; 4], second: [Self; 4]) -> [[f32; 4]; 2];
     unsafe fn first(self) -> f32;
     unsafe fn largest(self) -> f32;
     /// Fetches a cache line into the second level: the first has too few misses in flight to keep the memory busy.

@@ -21,7 +21,71 @@ impl Portable {
 impl Vector for Portable {
     const LANES: usize = 8;
     const QUERIES: usize = 2;
+    const QUERIES_OF_FOUR: usize = 2;
     const CONVERT_ABOVE: usize = 1;
+
+    const INT_QUERIES_OF_FOUR: usize = 2;
+    type Ints = [i32; 8];
+    type Words = [i16; 16];
+
+    #[inline(always)]
+    unsafe fn no_ints() -> [i32; 8] {
+        [0; 8]
+    }
+
+    #[inline(always)]
+    unsafe fn load_words(from: *const i16) -> [i16; 16] {
+        // SAFETY: sixteen readable numbers, any alignment.
+        unsafe { from.cast::<[i16; 16]>().read_unaligned() }
+    }
+
+    #[inline(always)]
+    unsafe fn words_of(from: *const i8) -> [i16; 16] {
+        // SAFETY: sixteen readable numbers, any alignment.
+        unsafe { from.cast::<[i8; 16]>().read_unaligned() }.map(i16::from)
+    }
+
+    #[inline(always)]
+    unsafe fn pairs_of(first: *const i8, second: *const i8) -> [[i16; 16]; 2] {
+        // SAFETY: the caller's contract.
+        let (a, b) = unsafe { (Self::words_of(first), Self::words_of(second)) };
+        let half = |from: usize| std::array::from_fn(|i| if i % 2 == 0 { a } else { b }[from + i / 2]);
+        [half(0), half(8)]
+    }
+
+    #[inline(always)]
+    unsafe fn splat_pair(from: *const i16) -> [i16; 16] {
+        // SAFETY: two readable numbers, any alignment.
+        let pair = unsafe { from.cast::<[i16; 2]>().read_unaligned() };
+        std::array::from_fn(|i| pair[i % 2])
+    }
+
+    #[inline(always)]
+    unsafe fn add_products(a: [i16; 16], b: [i16; 16], sum: &mut [i32; 8]) {
+        for i in 0..8 {
+            sum[i] +=
+                i32::from(a[2 * i]) * i32::from(b[2 * i]) + i32::from(a[2 * i + 1]) * i32::from(b[2 * i + 1]);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn sum_ints(eight: [[i32; 8]; 8]) -> [i32; 8] {
+        eight.map(|ints| ints.iter().sum())
+    }
+
+    #[inline(always)]
+    unsafe fn of_ints(ints: [i32; 8]) -> Self {
+        Portable(ints.map(|int| int as f32))
+    }
+
+    #[inline(always)]
+    unsafe fn store_words(self, to: *mut i16) {
+        // SAFETY: eight writable numbers, any alignment. The cast saturates.
+        unsafe {
+            to.cast::<[i16; 8]>()
+                .write_unaligned(self.0.map(|x| x.round_ties_even() as i16))
+        }
+    }
 
     #[inline(always)]
     unsafe fn zero() -> Self {
@@ -203,25 +267,15 @@ impl Vector for Portable {
     }
 
     #[inline(always)]
-    unsafe fn sum_four(four: [Self; 4], to: *mut f32) {
-        // SAFETY: four writable numbers.
-        unsafe {
-            to.cast::<[f32; 4]>().write_unaligned([
-                four[0].sum(),
-                four[1].sum(),
-                four[2].sum(),
-                four[3].sum(),
-            ])
-        }
+    unsafe fn sum_four(four: [Self; 4]) -> [f32; 4] {
+        // SAFETY: no pointers.
+        four.map(|one| unsafe { one.sum() })
     }
 
     #[inline(always)]
-    unsafe fn sum_eight(first: [Self; 4], second: [Self; 4], to_first: *mut f32, to_second: *mut f32) {
-        // SAFETY: the caller's contract.
-        unsafe {
-            Self::sum_four(first, to_first);
-            Self::sum_four(second, to_second);
-        }
+    unsafe fn sum_eight(first: [Self; 4], second: [Self; 4]) -> [[f32; 4]; 2] {
+        // SAFETY: no pointers.
+        unsafe { [Self::sum_four(first), Self::sum_four(second)] }
     }
 
     #[inline(always)]

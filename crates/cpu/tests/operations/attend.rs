@@ -1,7 +1,10 @@
 use crate::cache::{Cache, bits};
 use crate::rng::{ForElement, Rng, for_elements};
 use crate::{EXP, U, logit_error, paths};
-use reasoning_rpc_cpu::{Element, Heads, HeadsMut, Layout, Scratch, Simd, attend};
+use reasoning_rpc_cpu::{
+    ATTEND_CHUNK, Element, Heads, HeadsMut, Layout, Scratch, Simd, attend, attend_chunks, chunk_floats,
+    merge_chunks,
+};
 
 /// One call's arguments: queries are the `kv_head`th group of a packed `[tokens, heads * head_dim]` tensor.
 struct Call {
@@ -146,8 +149,8 @@ impl Call {
         // A weight's relative error: that of its logit and of the maximum subtracted from it; the rounding of that difference and of
         // the differences of maxima it is rescaled by, which add up to at most the range of the logits; one exponential and one
         // product per tile; then the summation, 64 terms in a tile, a fused multiplication and addition per tile, the tree, and for the
-        // total the same again; and the division.
-        let tiles = seen.div_ceil(64) as f64;
+        // total the same again; the same once more for each chunk that is merged; and the division.
+        let tiles = (seen.div_ceil(64) + 2 * seen.div_ceil(ATTEND_CHUNK)) as f64;
         let weight = 2.0 * worst + U * (largest - smallest) + tiles * (EXP + U) + EXP;
         let relative = 2.0 * (weight.exp_m1() + (64.0 + 2.0 * tiles + 6.0) * U) + U;
         (0..self.head_dim)
@@ -255,8 +258,8 @@ fn bits_do_not_depend_on_the_call_or_the_layout() {
         fn run<E: Element>(&mut self) {
             let rng = &mut self.0;
             for simd in paths() {
-                for _ in 0..25 {
-                    let call = Call::random(rng, 300);
+                for i in 0..25 {
+                    let call = Call::random(rng, if i % 8 == 0 { 1200 } else { 300 });
                     let cache = filled::<E>(call.head_dim, call.end(), rng);
                     let whole = bits(&call.run(simd, &cache, || usize::MAX));
                     assert_eq!(whole, bits(&call.run(simd, &cache, || 1)), "token by token");
@@ -298,6 +301,60 @@ fn bits_do_not_depend_on_the_call_or_the_layout() {
                             );
                         }
                     }
+                }
+            }
+        }
+    }
+    for_elements(&mut Test(Rng::new()));
+}
+
+/// However the chunks of a cache are shared out, merging gives the bits of one call.
+#[test]
+fn bits_do_not_depend_on_who_attends_which_chunk() {
+    struct Test(Rng);
+    impl ForElement for Test {
+        fn run<E: Element>(&mut self) {
+            let rng = &mut self.0;
+            for simd in paths() {
+                for _ in 0..6 {
+                    let call = Call::random(rng, 3000);
+                    let cache = filled::<E>(call.head_dim, call.end(), rng);
+                    let whole = bits(&call.run(simd, &cache, || usize::MAX));
+                    let queries = Heads::new(
+                        &call.queries[call.offset..],
+                        call.tokens,
+                        call.group,
+                        call.head_dim,
+                        call.token_stride,
+                    )
+                    .unwrap();
+                    let chunks = call.end().div_ceil(ATTEND_CHUNK);
+                    let floats = call.tokens * call.group * chunk_floats(call.head_dim);
+                    let mut partial = vec![f32::NAN; chunks * floats];
+                    let mut first = 0;
+                    while first < chunks {
+                        let range = first..(first + rng.between(1, 3)).min(chunks);
+                        first = range.end;
+                        let part = &mut partial[range.start * floats..range.end * floats];
+                        let (pages, mut scratch) = (cache.pages(), Scratch::new());
+                        let result = attend_chunks(
+                            simd,
+                            &pages,
+                            call.before,
+                            queries,
+                            range,
+                            part,
+                            call.scale,
+                            &mut scratch,
+                        );
+                        result.unwrap();
+                    }
+                    let width = call.group * call.head_dim;
+                    let mut out = vec![0.0; call.tokens * width];
+                    let mut heads =
+                        HeadsMut::new(&mut out, call.tokens, call.group, call.head_dim, width).unwrap();
+                    merge_chunks(simd, &mut partial, &mut heads).unwrap();
+                    assert_eq!(whole, bits(&out), "{chunks} chunks");
                 }
             }
         }
@@ -458,7 +515,7 @@ fn scratch_is_reused() {
             }
         }
         assert!(sizes.iter().all(|&size| size == sizes[0]), "{sizes:?}");
-        assert!(sizes[0] <= reasoning_rpc_cpu::attend_scratch_bytes(40, 4, 256) + 64);
+        assert!(sizes[0] <= reasoning_rpc_cpu::attend_scratch_bytes::<f32>(40, 4, 256) + 64);
     }
 }
 

@@ -7,6 +7,7 @@
 
 mod append;
 mod attend;
+mod attend_int8;
 mod cache;
 mod compact;
 mod fence;

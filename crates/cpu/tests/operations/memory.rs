@@ -35,7 +35,7 @@ fn borrowed_scratch_that_is_too_small_is_an_error() {
     // All keys are alike, and so are three queries of each of two heads.
     assert!(out.iter().all(|x| (x - 3.0 / 40.0).abs() < 1e-6), "{out:?}");
 
-    let bytes = attend_scratch_bytes(1, 2, 16);
+    let bytes = attend_scratch_bytes::<f32>(1, 2, 16);
     let heads = Heads::new(&queries, 1, 2, 16, 32).unwrap();
     let mut out = [7.0; 32];
     let mut to = HeadsMut::new(&mut out, 1, 2, 16, 32).unwrap();

@@ -24,7 +24,7 @@ impl CachedRunner {
         simd: Simd,
         vocab: usize,
     ) -> Result<Self> {
-        let state = Arc::new(AttentionState::new(simd));
+        let state = Arc::new(AttentionState::new(simd, threads));
         let domain = operator_domain(&state)?;
         Ok(Self {
             session: Session::open(environment, graph, threads, Some(domain))?,

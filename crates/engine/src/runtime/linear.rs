@@ -11,11 +11,12 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, PoisonError};
 
 use ort::operator::{ComputeContext, Kernel, KernelContext, Operator, OperatorInput, OperatorOutput};
-use ort::value::{TensorElementType, TensorValueType, ValueRefMut};
+use ort::value::{TensorElementType, TensorValueType};
 use reasoning_rpc_cpu::{self as cpu, BlockFormat, Linear, Norm, QuantizedMatrix, RowsMut};
 
 use super::operator::AttentionState;
-use super::workers::{Parts, parallel};
+use super::tensors::{input, optional_input, output};
+use super::workers::{self, Parts};
 use crate::error::{Error, Result, panic_text};
 
 const LINEAR: &str = "QuantizedLinear";
@@ -213,60 +214,30 @@ impl Kernel for LinearKernel {
 
 impl LinearKernel {
     fn compute_node(&self, context: &ComputeContext) -> Result<()> {
-        let present = context.num_inputs()?;
-        let input = |index: usize| match index < present {
-            true => context.input(index),
-            false => Ok(None),
-        };
-        let missing = || Error::Model(format!("{LINEAR}: expected x and {} matrices", self.shapes.len()));
         let width = self.shapes[0].width;
-        let x = input(0)?.ok_or_else(missing)?;
-        let x = x.try_extract_tensor::<f32>()?.1;
+        let x = input::<f32>(context, 0)?;
         let tokens = x.len() / width;
         expect("x", x.len(), tokens * width)?;
-        let norm = input(1)?;
-        let norm = match &norm {
-            Some(weight) => {
-                let weight = weight.try_extract_tensor::<f32>()?.1;
-                expect("norm", weight.len(), width)?;
-                Some(Norm {
-                    weight,
-                    epsilon: self.epsilon,
-                })
-            }
-            None => None,
-        };
-        let addend = input(2)?;
-        let addend = match &addend {
-            Some(addend) if self.shapes.len() == 1 => {
-                let addend = addend.try_extract_tensor::<f32>()?.1;
-                expect("addend", addend.len(), tokens * self.shapes[0].rows)?;
-                Some(addend)
-            }
-            Some(_) => {
-                return Err(Error::Model(format!(
-                    "{LINEAR}: expected one matrix with an addend"
-                )));
-            }
-            None => None,
-        };
-        let (mut weights, mut biases) = ([const { None }; MOST], [const { None }; MOST]);
-        for index in 0..self.shapes.len() {
-            weights[index] = Some(input(3 + 2 * index)?.ok_or_else(missing)?);
-            biases[index] = input(4 + 2 * index)?;
+        let norm = optional_input(context, 1)?.map(|weight| Norm {
+            weight,
+            epsilon: self.epsilon,
+        });
+        if let Some(norm) = norm {
+            expect("norm", norm.weight.len(), width)?;
+        }
+        let addend = optional_input::<f32>(context, 2)?;
+        if let Some(addend) = addend {
+            expect("matrices beside an addend", self.shapes.len(), 1)?;
+            expect("addend", addend.len(), tokens * self.shapes[0].rows)?;
         }
         let mut linears = [const { None }; MOST];
         for (index, shape) in self.shapes.iter().enumerate() {
-            let bytes = weights[index].as_ref().ok_or_else(missing)?;
-            let bias = match &biases[index] {
-                Some(bias) => Some(bias.try_extract_tensor::<f32>()?.1),
-                None => None,
-            };
+            let bias = optional_input::<f32>(context, 4 + 2 * index)?;
             if let Some(bias) = bias {
                 expect("bias", bias.len(), shape.rows)?;
             }
             linears[index] = Some(Linear {
-                matrix: shape.matrix(bytes.try_extract_tensor::<u8>()?.1)?,
+                matrix: shape.matrix(input(context, 3 + 2 * index)?)?,
                 bias,
             });
         }
@@ -275,7 +246,7 @@ impl LinearKernel {
         let mut tiles = self.state.tiles.lock().unwrap_or_else(PoisonError::into_inner);
         tiles.resize(tokens * tiles_of_row, cpu::QuantizedTile::default());
         let parts = Parts::new(&mut tiles);
-        parallel(context, tokens.div_ceil(UNIT_ROWS), |unit| {
+        self.parallel(context, tokens.div_ceil(UNIT_ROWS), |unit| {
             for token in unit * UNIT_ROWS..((unit + 1) * UNIT_ROWS).min(tokens) {
                 // SAFETY: each token's tiles are written by one worker.
                 let to = unsafe { parts.part(token * tiles_of_row, tiles_of_row) };
@@ -283,23 +254,30 @@ impl LinearKernel {
             }
             Ok(())
         })?;
-        drop(parts);
 
         let count = if self.gated { 1 } else { self.shapes.len() };
-        let mut outputs: [Option<ValueRefMut<'_>>; MOST] = [const { None }; MOST];
         let mut addresses = [std::ptr::null_mut::<f32>(); MOST];
         for index in 0..count {
             let rows = self.shapes[index].rows;
-            let mut output = context
-                .output(index, [tokens as i64, rows as i64])?
-                .ok_or_else(|| Error::Model(format!("{LINEAR}: expected {count} outputs, found {index}")))?;
-            let numbers = output.try_extract_tensor_mut::<f32>()?.1;
+            // SAFETY: each output once.
+            let numbers = unsafe { output(context, index, &[tokens as i64, rows as i64]) }?;
             expect("output", numbers.len(), tokens * rows)?;
             addresses[index] = numbers.as_mut_ptr();
-            outputs[index] = Some(output);
         }
-        let outputs = Outputs(addresses);
-        self.multiply(context, &tiles, tokens, &linears, addend, &outputs)
+        self.multiply(context, &tiles, tokens, &linears, addend, &Outputs(addresses))
+    }
+
+    /// Calls `work` for every unit, on ONNX Runtime's threads where there are several of both.
+    fn parallel(
+        &self,
+        context: &ComputeContext,
+        units: usize,
+        work: impl Fn(usize) -> Result<()> + Sync,
+    ) -> Result<()> {
+        if units <= 1 || self.state.threads == 1 {
+            return (0..units).try_for_each(work);
+        }
+        workers::parallel(context, units, &work)
     }
 
     fn multiply(
@@ -318,7 +296,7 @@ impl LinearKernel {
                 return Err(missing());
             };
             let units = Units::of(&gate.matrix, 2);
-            return parallel(context, units.count, |unit| {
+            return self.parallel(context, units.count, |unit| {
                 // SAFETY: the output has `tokens * rows` numbers; workers write the columns of different panels.
                 let mut out = unsafe { RowsMut::from_raw(outputs.0[0], tokens, gate.matrix.rows()) };
                 Ok(cpu::multiply_gated(
@@ -337,7 +315,7 @@ impl LinearKernel {
                 *units = Units::of(&linear.matrix, 1);
             }
         }
-        parallel(context, units.iter().map(|units| units.count).sum(), |unit| {
+        self.parallel(context, units.iter().map(|units| units.count).sum(), |unit| {
             let (mut index, mut unit) = (0, unit);
             while unit >= units[index].count {
                 unit -= units[index].count;
@@ -430,18 +408,11 @@ impl Kernel for GatherKernel {
 
 impl GatherKernel {
     fn compute_node(&self, context: &ComputeContext) -> Result<()> {
-        let missing = || Error::Model(format!("{GATHER}: expected 2 inputs and an output"));
-        let (ids, table) = (
-            context.input(0)?.ok_or_else(missing)?,
-            context.input(1)?.ok_or_else(missing)?,
-        );
-        let ids = ids.try_extract_tensor::<i64>()?.1;
-        let matrix = self.shape.matrix(table.try_extract_tensor::<u8>()?.1)?;
+        let ids = input::<i64>(context, 0)?;
+        let matrix = self.shape.matrix(input(context, 1)?)?;
         let width = self.shape.width;
-        let mut output = context
-            .output(0, [ids.len() as i64, width as i64])?
-            .ok_or_else(missing)?;
-        let out = output.try_extract_tensor_mut::<f32>()?.1;
+        // SAFETY: once.
+        let out = unsafe { output(context, 0, &[ids.len() as i64, width as i64]) }?;
         expect("output", out.len(), ids.len() * width)?;
         for (&id, out) in ids.iter().zip(out.chunks_exact_mut(width)) {
             let row = usize::try_from(id).ok().filter(|&row| row < self.shape.rows);

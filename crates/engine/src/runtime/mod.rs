@@ -7,6 +7,8 @@ mod library;
 mod linear;
 mod operator;
 mod session;
+mod tensors;
+mod units;
 mod workers;
 
 pub use library::{LIBRARY_VARIABLE, load};

@@ -18,14 +18,15 @@ use ort::value::TensorElementType;
 use reasoning_rpc_cpu::{self as cpu, Element, Heads, HeadsMut, Scratch, Simd};
 
 use super::linear::{QuantizedGather, QuantizedLinear};
+use super::tensors;
+use super::units::{Shape, Unit, Units};
+use super::workers::{self, Parts};
 use crate::cache::CacheType;
 use crate::error::{Error, Result, panic_text};
 use crate::runner::StepRow;
 
 const DOMAIN: &str = "reasoning_rpc";
 const NAME: &str = "CachedAttention";
-/// New tokens of one row that one worker attends at a time in prefill.
-const TOKEN_TILE: usize = cpu::ATTEND_TOKEN_TILE;
 
 /// What the operator's nodes share: the rows of the step that runs, and buffers.
 ///
@@ -33,6 +34,7 @@ const TOKEN_TILE: usize = cpu::ATTEND_TOKEN_TILE;
 /// waits for it.
 pub(crate) struct AttentionState {
     pub(super) simd: Simd,
+    pub(super) threads: usize,
     step: Mutex<StepContext>,
     scratches: Mutex<Vec<Scratch>>,
     /// Activations of the product that runs.
@@ -57,6 +59,9 @@ pub(crate) struct StepContext {
     pub failure: Option<Error>,
     rope: RopeTable,
     rotated: Vec<f32>,
+    units: Units,
+    /// Results of chunks of caches that several units share.
+    partial: Vec<f32>,
 }
 
 /// cos and sin of the step's positions; the same for every layer that has the same frequencies.
@@ -84,9 +89,11 @@ impl RopeTable {
 }
 
 impl AttentionState {
-    pub(crate) fn new(simd: Simd) -> Self {
+    /// For a session of so many threads.
+    pub(crate) fn new(simd: Simd, threads: usize) -> Self {
         Self {
             simd,
+            threads,
             step: Mutex::default(),
             scratches: Mutex::default(),
             tiles: Mutex::default(),
@@ -214,18 +221,11 @@ struct Inputs<'a> {
 
 impl AttentionKernel {
     fn compute_node(&self, context: &ComputeContext) -> Result<()> {
-        let values = (0..7)
-            .map(|index| {
-                context
-                    .input(index)?
-                    .ok_or_else(|| Error::Model(format!("{NAME}: expected 7 inputs, found {index}")))
-            })
-            .collect::<Result<Vec<_>>>()?;
-        let float = |index: usize| values[index].try_extract_tensor::<f32>();
-        let (q, k, v, inv_freq) = (float(0)?.1, float(1)?.1, float(2)?.1, float(6)?.1);
-        let positions = values[3].try_extract_tensor::<i64>()?.1;
-        let row_offsets = values[4].try_extract_tensor::<i32>()?.1;
-        let slots = values[5].try_extract_tensor::<i64>()?.1;
+        let float = |index| tensors::input::<f32>(context, index);
+        let (q, k, v, inv_freq) = (float(0)?, float(1)?, float(2)?, float(6)?);
+        let positions = tensors::input::<i64>(context, 3)?;
+        let row_offsets = tensors::input::<i32>(context, 4)?;
+        let slots = tensors::input::<i64>(context, 5)?;
 
         let tokens = positions.len();
         let query_width = self.num_heads * self.head_dim;
@@ -234,10 +234,8 @@ impl AttentionKernel {
         expect("k", k.len(), tokens * kv_width)?;
         expect("v", v.len(), tokens * kv_width)?;
         expect("inv_freq", inv_freq.len(), self.head_dim / 2)?;
-        let mut output = context
-            .output(0, [tokens as i64, query_width as i64])?
-            .ok_or_else(|| Error::Model(format!("{NAME}: expected an output, found none")))?;
-        let out = output.try_extract_tensor_mut::<f32>()?.1;
+        // SAFETY: once.
+        let out = unsafe { tensors::output(context, 0, &[tokens as i64, query_width as i64]) }?;
         expect("output", out.len(), tokens * query_width)?;
 
         let mut step = self.state.step();
@@ -315,7 +313,12 @@ impl AttentionKernel {
         };
 
         let StepContext {
-            rows, rope, rotated, ..
+            rows,
+            rope,
+            rotated,
+            units,
+            partial,
+            ..
         } = step;
         let half = head_dim / 2;
         let rotated_parts = Parts::new(rotated);
@@ -373,116 +376,103 @@ impl AttentionKernel {
             }
         }
 
-        // Prefill is cut along the tokens, so that a long row keeps every worker busy.
-        let tiles: Vec<(usize, Range<usize>)> = (0..rows.len())
-            .flat_map(|row| {
-                let tokens = range_of(row);
-                let end = tokens.end;
-                tokens
-                    .step_by(TOKEN_TILE)
-                    .map(move |start| (row, start..(start + TOKEN_TILE).min(end)))
-            })
-            .collect();
-        let rotated = &rotated[..];
-        let out_parts = Parts::new(out);
-        self.parallel(context, tiles.len() * kv_heads, true, |unit| {
+        let shape = Shape {
+            kv_heads,
+            group,
+            head_dim,
+            threads: self.state.threads,
+        };
+        let before = |row: usize, kv_head| rows[row].cache.head(self.layer, kv_head).len();
+        units.plan(
+            rows.len(),
+            |row, kv_head| (range_of(row), before(row, kv_head)),
+            &shape,
+        );
+        if partial.len() < units.floats {
+            partial.resize(units.floats, 0.0);
+        }
+        let (rotated, units) = (&rotated[..], &*units);
+        let (out, partial) = (Parts::new(out), Parts::new(partial));
+        self.parallel(context, units.list.len(), true, |index| {
             #[cfg(test)]
             self.state.panic_if(Fault::Worker);
-            // Neighbouring units share a KV head's pages and differ in their queries.
-            let (row, tokens) = &tiles[unit % tiles.len()];
-            let kv_head = unit / tiles.len();
-            let cache = &rows[*row].cache;
-            let before = cache.head(self.layer, kv_head).len();
-            let row_tokens = range_of(*row);
+            let Unit {
+                row,
+                kv_head,
+                ref tokens,
+                ref chunks,
+                shared,
+            } = units.list[index];
+            let (row_tokens, before) = (range_of(row), before(row, kv_head));
+            let cache = &rows[row].cache;
             // SAFETY: the row's new entries were written above; nothing writes until all workers
             // are done.
             let pages = unsafe { cache.pages::<E>(self.layer, kv_head, before + row_tokens.len()) }?;
             let first = tokens.start * query_width + kv_head * group * head_dim;
             let queries = Heads::new(&rotated[first..], tokens.len(), group, head_dim, query_width)?;
-            // SAFETY: tiles of different rows and tokens, and heads of different groups, write
-            // different elements of `out`.
-            let mut out = unsafe {
-                let part = out_parts.address(first, (tokens.len() - 1) * query_width + group * head_dim);
-                HeadsMut::from_raw(part, tokens.len(), group, head_dim, query_width)
-            }?;
             let visible_before = before + (tokens.start - row_tokens.start);
+            let heads = || {
+                let part = out.address(first, (tokens.len() - 1) * query_width + group * head_dim);
+                // SAFETY: different rows and tokens, and heads of different groups, write different
+                // elements of `out`; of the units that share some, only the last one asks.
+                unsafe { HeadsMut::from_raw(part, tokens.len(), group, head_dim, query_width) }
+            };
+            let simd = self.state.simd;
+            let Some(shared) = shared.map(|shared| &units.shared[shared]) else {
+                return self.state.with_scratch(|scratch| {
+                    let mut heads = heads()?;
+                    cpu::attend(
+                        simd,
+                        &pages,
+                        visible_before,
+                        queries,
+                        &mut heads,
+                        self.scale,
+                        scratch,
+                    )?;
+                    Ok(())
+                });
+            };
+            // SAFETY: each unit has chunks of its own.
+            let mine = unsafe {
+                let first = shared.floats.start + chunks.start * shared.chunk;
+                partial.part(first, chunks.len() * shared.chunk)
+            };
             self.state.with_scratch(|scratch| {
-                cpu::attend(
-                    self.state.simd,
+                cpu::attend_chunks(
+                    simd,
                     &pages,
                     visible_before,
                     queries,
-                    &mut out,
+                    chunks.clone(),
+                    mine,
                     self.scale,
                     scratch,
                 )
             })?;
+            if shared.is_last() {
+                // SAFETY: the others are done with their parts.
+                let all = unsafe { partial.part(shared.floats.start, shared.floats.len()) };
+                cpu::merge_chunks(simd, all, &mut heads()?)?;
+            }
             Ok(())
         })
     }
 
-    /// Runs `work` for every unit, on ONNX Runtime's own threads if `wide`. A panic in a worker
-    /// becomes an error here: its frames are under ONNX Runtime's.
+    /// Runs `work` for every unit, on ONNX Runtime's own threads if `wide`.
     fn parallel(
         &self,
         context: &ComputeContext,
         units: usize,
         wide: bool,
-        work: impl Fn(usize) -> Result<()> + Send + Sync,
+        work: impl Fn(usize) -> Result<()> + Sync,
     ) -> Result<()> {
-        if !wide || units == 1 {
+        if !wide || units == 1 || self.state.threads == 1 {
             return (0..units).try_for_each(work);
         }
-        let failure = Mutex::new(None);
-        context.par_for(units, 0, |unit| {
-            let result = catch_unwind(AssertUnwindSafe(|| work(unit)))
-                .unwrap_or_else(|payload| Err(Error::Internal(panic_text(&*payload))));
-            if let Err(error) = result {
-                *failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
-            }
-        })?;
-        match failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
-            Some(error) => Err(error),
-            None => Ok(()),
-        }
+        workers::parallel(context, units, &work)
     }
 }
-
-/// A buffer that workers write in disjoint parts.
-struct Parts<'a> {
-    start: *mut f32,
-    len: usize,
-    _buffer: std::marker::PhantomData<&'a mut [f32]>,
-}
-
-impl<'a> Parts<'a> {
-    fn new(buffer: &'a mut [f32]) -> Self {
-        Self {
-            start: buffer.as_mut_ptr(),
-            len: buffer.len(),
-            _buffer: std::marker::PhantomData,
-        }
-    }
-
-    /// # Safety
-    /// No other part that is in use overlaps this one.
-    #[allow(clippy::mut_from_ref)] // that is the point: parts are disjoint
-    unsafe fn part(&self, first: usize, len: usize) -> &'a mut [f32] {
-        // SAFETY: `address` checks the range; disjoint by the caller's promise.
-        unsafe { std::slice::from_raw_parts_mut(self.address(first, len), len) }
-    }
-
-    /// The address of element `first`, which `len` elements of the buffer begin at.
-    fn address(&self, first: usize, len: usize) -> *mut f32 {
-        assert!(first + len <= self.len, "a part inside the buffer");
-        self.start.wrapping_add(first)
-    }
-}
-
-// SAFETY: parts are handed out through `unsafe` functions whose callers keep them disjoint.
-unsafe impl Sync for Parts<'_> {}
-// SAFETY: as above.
-unsafe impl Send for Parts<'_> {}
 
 fn expect(name: &str, found: usize, expected: usize) -> Result<()> {
     if found == expected {

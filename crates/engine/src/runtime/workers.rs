@@ -1,34 +1,56 @@
-//! Work of a node on ONNX Runtime's own threads.
+//! Work of a node on ONNX Runtime's own threads, without an allocation of ours.
 
-#![allow(unsafe_code)] // buffers that workers write in disjoint parts
+#![allow(unsafe_code)] // OrtApi's loop, and buffers that workers write in disjoint parts
 
+use std::ffi::c_void;
 use std::marker::PhantomData;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::ptr;
 use std::sync::{Mutex, PoisonError};
 
+use ort::AsPointer;
 use ort::operator::ComputeContext;
 
+use super::tensors::check;
 use crate::error::{Error, Result, panic_text};
 
-/// Runs `work` for every unit, on ONNX Runtime's own threads if there are several. A panic in a worker
-/// becomes an error here: its frames are under ONNX Runtime's.
-pub(super) fn parallel(
+/// Calls `work` for every unit on ONNX Runtime's threads, this one included. A panic in it becomes an error here: its frames are
+/// under ONNX Runtime's.
+pub(super) fn parallel<F: Fn(usize) -> Result<()> + Sync>(
     context: &ComputeContext,
     units: usize,
-    work: impl Fn(usize) -> Result<()> + Send + Sync,
+    work: &F,
 ) -> Result<()> {
-    if units <= 1 {
-        return (0..units).try_for_each(work);
+    struct Job<'a, F> {
+        work: &'a F,
+        failure: Mutex<Option<Error>>,
     }
-    let failure = Mutex::new(None);
-    context.par_for(units, 0, |unit| {
-        let result = catch_unwind(AssertUnwindSafe(|| work(unit)))
+
+    unsafe extern "C" fn unit<F: Fn(usize) -> Result<()> + Sync>(job: *mut c_void, index: usize) {
+        // SAFETY: the job below, which outlives the loop; `work` may be called from any thread.
+        let job = unsafe { &*job.cast::<Job<'_, F>>() };
+        let result = catch_unwind(AssertUnwindSafe(|| (job.work)(index)))
             .unwrap_or_else(|payload| Err(Error::Internal(panic_text(&*payload))));
         if let Err(error) = result {
-            *failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+            *job.failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
         }
+    }
+
+    let job = Job {
+        work,
+        failure: Mutex::new(None),
+    };
+    // SAFETY: the loop has ended when the call returns, so the job outlives it; each unit is called once.
+    check(unsafe {
+        (ort::api().KernelContext_ParallelFor)(
+            context.ptr(),
+            unit::<F>,
+            units,
+            0,
+            ptr::from_ref(&job).cast_mut().cast(),
+        )
     })?;
-    match failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
+    match job.failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
         Some(error) => Err(error),
         None => Ok(()),
     }
