@@ -214,9 +214,10 @@ impl Call {
                 let (mut sum, mut size, mut rounding) = (0.0, 0.0, 0.0);
                 for tile in (0..seen).step_by(64) {
                     let (mut most, mut ones) = (0.0f64, 0.0);
-                    for e in tile..(tile + 64).min(seen) {
+                    let end = (tile + 64).min(seen);
+                    for (e, softmax) in (tile..end).zip(&weights[tile..end]) {
                         let (value, value_scale) = cache.row(1, e);
-                        let term = weights[e] / total * f64::from(value_scale);
+                        let term = softmax / total * f64::from(value_scale);
                         sum += term * f64::from(value[d]);
                         size += (term * f64::from(value[d])).abs();
                         most = most.max(term);

@@ -257,12 +257,12 @@ impl LinearKernel {
 
         let count = if self.gated { 1 } else { self.shapes.len() };
         let mut addresses = [std::ptr::null_mut::<f32>(); MOST];
-        for index in 0..count {
+        for (index, address) in addresses.iter_mut().enumerate().take(count) {
             let rows = self.shapes[index].rows;
             // SAFETY: each output once.
             let numbers = unsafe { output(context, index, &[tokens as i64, rows as i64]) }?;
             expect("output", numbers.len(), tokens * rows)?;
-            addresses[index] = numbers.as_mut_ptr();
+            *address = numbers.as_mut_ptr();
         }
         self.multiply(context, &tiles, tokens, &linears, addend, &Outputs(addresses))
     }

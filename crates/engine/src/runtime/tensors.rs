@@ -33,16 +33,13 @@ impl Number for i64 {
 }
 
 /// The elements of input `index`.
-pub(super) fn input<'a, T: Number>(context: &'a ComputeContext, index: usize) -> Result<&'a [T]> {
+pub(super) fn input<T: Number>(context: &ComputeContext, index: usize) -> Result<&[T]> {
     optional_input(context, index)?
         .ok_or_else(|| Error::Model(format!("input {index}: expected a tensor, found none")))
 }
 
 /// The elements of input `index`, if the node has it.
-pub(super) fn optional_input<'a, T: Number>(
-    context: &'a ComputeContext,
-    index: usize,
-) -> Result<Option<&'a [T]>> {
+pub(super) fn optional_input<T: Number>(context: &ComputeContext, index: usize) -> Result<Option<&[T]>> {
     let mut count = 0;
     // SAFETY: the context is live; writes one number.
     check(unsafe { (ort::api().KernelContext_GetInputCount)(context.ptr(), &mut count) })?;
