@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use reasoning_rpc_core::{Aggregation, NoCompression, Policy, Rpc, RpcOptions};
+use reasoning_rpc_core::{Aggregation, Budget, NoCompression, Policy, Rpc, RpcOptions};
 use reasoning_rpc_engine::sampling::SamplingOptions;
 use reasoning_rpc_engine::scheduler::{Next, ScheduledAnswer, Scheduler, SchedulerOptions};
 use reasoning_rpc_engine::{
@@ -15,7 +15,7 @@ fn rpc(interval: usize, window: usize, ratio: usize, aggregation: Aggregation) -
     let options = RpcOptions {
         interval,
         window,
-        ratio,
+        budget: Budget::Ratio(ratio),
         aggregation,
         ..RpcOptions::default()
     };
