@@ -98,6 +98,7 @@ impl Compressor {
                             done: sequence.done,
                             candidates,
                             scores: own,
+                            ..LayerView::default()
                         };
                         let mut plan = LayerPlan::over(room, ends, floats);
                         self.rpc.plan(&view, &mut plan)?;

@@ -9,7 +9,7 @@ use std::time::Instant;
 use reasoning_rpc_core::CacheShape;
 use reasoning_rpc_cpu::Simd;
 
-use crate::cache::{BlockPool, CacheType, SequenceCache};
+use crate::cache::{BlockPool, CacheType, Kept, SequenceCache};
 use crate::compress::{self, CompressionRecord, Moment, Workspace};
 use crate::error::{Error, Result, panic_text};
 use crate::metrics::{Counters, Metrics};
@@ -264,7 +264,7 @@ impl EngineShared {
         self.model.manifest().dimensions.max_positions
     }
 
-    pub(crate) fn new_cache(&self, window: usize) -> SequenceCache {
+    pub(crate) fn new_cache(&self, kept: Kept) -> SequenceCache {
         let d = &self.model.manifest().dimensions;
         SequenceCache::new(
             Arc::clone(&self.pool),
@@ -272,7 +272,7 @@ impl EngineShared {
             self.cache_type,
             self.model.manifest().flavour == Flavour::Portable,
             d.num_heads * d.head_dim,
-            window,
+            kept,
         )
     }
 
