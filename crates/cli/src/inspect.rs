@@ -221,13 +221,18 @@ fn plan(
         }
     };
     let spec = policy.spec();
-    let compressions = match spec.trigger {
-        Trigger::Interval(schedule) => schedule.compressions(written),
-        _ => 0,
+    // A sequence that no compression is ever due for remembers nothing for one.
+    let (compressions, remembers) = match spec.trigger {
+        Trigger::Interval(schedule) => (schedule.compressions(written), schedule.due_at(0) <= context),
+        _ => (0, false),
     };
     let peak_compressed = peak(policy);
     let d = &manifest.dimensions;
-    let history = if spec.history { size_of::<f32>() } else { 0 };
+    let history = if spec.history && remembers {
+        size_of::<f32>()
+    } else {
+        0
+    };
     let (ratio, entries) = match options.budget {
         Budget::Ratio(ratio) => (Some(ratio), None),
         Budget::Entries(entries) => (None, Some(entries)),
@@ -241,7 +246,12 @@ fn plan(
         ratio,
         entries,
         compressions,
-        query_bytes: spec.window_queries() * d.num_layers * d.num_heads * d.head_dim * size_of::<f32>(),
+        query_bytes: usize::from(remembers)
+            * spec.window_queries()
+            * d.num_layers
+            * d.num_heads
+            * d.head_dim
+            * size_of::<f32>(),
         history_bytes: shape.layers * shape.kv_heads * peak_compressed.entries * history,
         peak_compressed,
         peak_uncompressed: peak(&NoCompression),

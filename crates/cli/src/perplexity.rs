@@ -56,6 +56,10 @@ pub const COMMAND: Command = Command {
         },
         compression::GROUP,
         Group {
+            title: "Draws of the policy random",
+            options: &[option("seed", "N", "the same seed draws the same entries [0]")],
+        },
+        Group {
             title: "Output",
             options: &[
                 option(
@@ -107,6 +111,9 @@ fn run(given: &Given) -> anyhow::Result<ExitCode> {
     let count = |name| given.number(name, "a whole number, 1 or more", |count: &usize| *count > 0);
     let prompt_tokens = count("prompt-tokens")?.unwrap_or(PROMPT_TOKENS);
     let max_tokens = count("max-tokens")?;
+    let seed = given
+        .number("seed", "a whole number below 2^64", |_| true)?
+        .unwrap_or(0);
     let source = Source::parse(given)?;
     let options = EngineOptions {
         prefill_chunk: CHUNK,
@@ -124,11 +131,16 @@ fn run(given: &Given) -> anyhow::Result<ExitCode> {
             ids.len()
         );
     }
+    let vocab = engine.model().manifest().dimensions.vocab_size;
+    if let Some(id) = ids.iter().find(|&&id| id as usize >= vocab) {
+        anyhow::bail!("token id: expected 0 to {}, found {id}", vocab - 1);
+    }
     let mut compressed = Reader::new(
         &engine,
         compression.policy(engine.cache_shape())?,
         &ids,
         prompt_tokens,
+        seed,
     )?;
     let mut full = match against {
         true => Some(Reader::new(
@@ -136,6 +148,7 @@ fn run(given: &Given) -> anyhow::Result<ExitCode> {
             Arc::new(NoCompression),
             &ids,
             prompt_tokens,
+            seed,
         )?),
         false => None,
     };
@@ -144,7 +157,6 @@ fn run(given: &Given) -> anyhow::Result<ExitCode> {
     while compressed.read(&engine, &ids)? {
         if let Some(full) = &mut full {
             full.read(&engine, &ids)?;
-            let vocab = engine.model().manifest().dimensions.vocab_size;
             let rows = full
                 .logits
                 .chunks_exact(vocab)
@@ -226,10 +238,14 @@ impl Reader {
         policy: Arc<dyn Policy>,
         ids: &[u32],
         prompt_tokens: usize,
+        seed: u64,
     ) -> anyhow::Result<Self> {
         let mut sequence = engine.sequence(SequenceOptions {
             policy,
-            sampling: SamplingOptions::GREEDY,
+            sampling: SamplingOptions {
+                seed,
+                ..SamplingOptions::GREEDY
+            },
             record_kept: false,
         })?;
         sequence.append_tokens(&ids[..prompt_tokens])?;
