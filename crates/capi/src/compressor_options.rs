@@ -5,15 +5,15 @@ use std::ptr;
 use std::sync::Arc;
 
 use reasoning_rpc_compressor::{Merge, Options, Request, Select, Selection};
-use reasoning_rpc_engine::core::{Aggregation, Budget, Pooling, RpcOptions};
+use reasoning_rpc_engine::core::{Aggregation, Budget, PolicyKind, Pooling, RpcOptions};
 
 use crate::args::{self, choice};
 use crate::error::{Failure, rrpc_error};
 use crate::guard::guard;
 use crate::kv::dtype;
 use crate::sequence::{
-    DEFAULT_RATIO, RRPC_AGGREGATION_KV_HEAD, RRPC_AGGREGATION_LAYER, RRPC_NUL_TERMINATED, RRPC_POLICY_NONE,
-    RRPC_POLICY_RPC, RRPC_POOLING_AVERAGE, RRPC_POOLING_MAX,
+    DEFAULT_RATIO, POLICIES, RRPC_AGGREGATION_KV_HEAD, RRPC_AGGREGATION_LAYER, RRPC_NUL_TERMINATED,
+    RRPC_POLICY_NONE, RRPC_POLICY_RPC, RRPC_POOLING_AVERAGE, RRPC_POOLING_MAX,
 };
 use crate::sized::{self, sized};
 
@@ -309,7 +309,8 @@ pub(crate) unsafe fn convert(options: *const rrpc_compressor_options) -> Result<
     })
 }
 
-/// The policy that a name selects: "none", "rpc" or "callback". `name` is NUL-terminated.
+/// The policy that a name selects: "none", "rpc", "snapkv", "streaming", "random", "r-kv", "lookahead",
+/// "lookahead-merge", or "callback". `name` is NUL-terminated.
 ///
 /// # Safety
 /// `name` is NULL or NUL-terminated; `policy` is NULL or valid.
@@ -324,13 +325,16 @@ pub unsafe extern "C" fn rrpc_policy_from_name(name: *const c_char, policy: *mut
     guard(|| {
         // SAFETY: the caller's promise.
         let name = unsafe { args::text("name", name, RRPC_NUL_TERMINATED) }?;
-        let found = match name {
-            "none" => RRPC_POLICY_NONE,
-            "rpc" => RRPC_POLICY_RPC,
-            "callback" => RRPC_POLICY_CALLBACK,
-            _ => {
+        let of_the_library = PolicyKind::from_name(name)
+            .and_then(|kind| POLICIES.iter().find(|(_, other)| *other == kind))
+            .map(|(number, _)| *number);
+        let found = match of_the_library {
+            Some(found) => found,
+            None if name == "callback" => RRPC_POLICY_CALLBACK,
+            None => {
+                let names = PolicyKind::ALL.map(PolicyKind::name).join(", ");
                 return Err(Failure::argument(format!(
-                    "name: expected \"none\", \"rpc\" or \"callback\", found {name:?}"
+                    "name: expected one of {names}, callback, found {name:?}"
                 )));
             }
         };
