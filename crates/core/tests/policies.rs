@@ -2,7 +2,7 @@
 //! of them keeps is compared with its formulas where there is a cache, in the engine.
 
 use reasoning_rpc_core::{
-    Budget, LayerPlan, LayerView, Merge, PlanError, PlanMemory, Policy, PolicyKind, RpcOptions,
+    Budget, LayerPlan, LayerView, Merge, PlanError, PlanMemory, PolicyKind, RpcOptions,
 };
 use reasoning_rpc_test_support::seed;
 
