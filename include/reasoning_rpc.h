@@ -432,6 +432,27 @@ rrpc_error *rrpc_engine_stop_tokens(const rrpc_engine *engine,
  */
 #define RRPC_POLICY_RPC 1
 
+/**
+ * SnapKV at the steps of RPC: the attention of the newest `window` over all entries that they see, averaged
+ * over 7 neighbours. This and the next five keep one set for each KV head and read `interval`, `window` and
+ * the budget.
+ */
+#define RRPC_POLICY_SNAPKV 3
+/** The first 4 generated entries and the most recent ones. */
+#define RRPC_POLICY_STREAMING 4
+/** Entries drawn at random, by `seed`. */
+#define RRPC_POLICY_RANDOM 5
+/** R-KV: attention against the redundancy of keys. */
+#define RRPC_POLICY_R_KV 6
+
+/**
+ * The attention of the last `interval` tokens' queries, rotated on to where the next ones will ask from. Not
+ * with models of the portable flavour. It remembers interval * heads * head_dim floats per layer.
+ */
+#define RRPC_POLICY_LOOKAHEAD 7
+/** The same, and what is dropped is merged into what is kept. */
+#define RRPC_POLICY_LOOKAHEAD_MERGE 8
+
 /** Scores are averaged over all heads of a layer: one kept set for the layer. */
 #define RRPC_AGGREGATION_LAYER 0
 /** Scores are averaged over the query heads of each KV head: one kept set for each. */
@@ -453,8 +474,9 @@ typedef struct rrpc_sequence_options {
     /** sizeof(rrpc_sequence_options), set by rrpc_sequence_options_init. */
     size_t struct_size;
     /**
-     * How the cache is compressed, one of RRPC_POLICY_. The next six fields are read for
-     * RRPC_POLICY_RPC only. Default RRPC_POLICY_RPC.
+     * How the cache is compressed, one of RRPC_POLICY_ but RRPC_POLICY_CALLBACK. All but RRPC_POLICY_NONE
+     * read the next three fields and the budgets at the end; `aggregation`, `pooling` and `kernel` are read
+     * for RRPC_POLICY_RPC only. Default RRPC_POLICY_RPC.
      */
     uint32_t policy;
     /** Generated tokens between two compressions (P), a multiple of `ratio`. Default 4096. */
@@ -1787,9 +1809,11 @@ typedef struct rrpc_compressor_options {
      */
     float scale;
     /**
-     * RRPC_POLICY_RPC or RRPC_POLICY_CALLBACK; RRPC_POLICY_NONE is never due and keeps everything. The
-     * next six fields are those of rrpc_sequence_options, with the same defaults; RRPC_POLICY_CALLBACK
-     * reads `interval`, `window` and `ratio`. Default RRPC_POLICY_RPC.
+     * RRPC_POLICY_RPC, RRPC_POLICY_SNAPKV, RRPC_POLICY_STREAMING, RRPC_POLICY_RANDOM (these two are not
+     * scored: scores are 0 and queries are not read) or RRPC_POLICY_CALLBACK; RRPC_POLICY_NONE is never due
+     * and keeps everything. The others of the library need more than keys, values and a window. The next six
+     * fields are those of rrpc_sequence_options, with the same defaults; only RRPC_POLICY_RPC reads
+     * `aggregation`, `pooling` and `kernel`. Default RRPC_POLICY_RPC.
      */
     uint32_t policy;
     /** Generated tokens between two compressions (P), a multiple of `ratio`. Default 4096. */
@@ -1822,10 +1846,21 @@ typedef struct rrpc_compressor_options {
     rrpc_select_callback select;
     /** Passed to `select`; must live as long as the compressor. Default NULL. */
     void *user_data;
+    /**
+     * In place of `ratio`: so many entries stay in each KV head of each layer, the window not counted.
+     * Compressions that would drop nothing are not due. 0: not set, which is the default.
+     */
+    uint64_t budget_entries;
+    /**
+     * RRPC_POLICY_RANDOM: draws are those of the seed, the layer, the KV head and the number of
+     * compressions, the same for all sequences. Default 0.
+     */
+    uint64_t seed;
 } rrpc_compressor_options;
 
 /**
- * The policy that a name selects: "none", "rpc" or "callback". `name` is NUL-terminated.
+ * The policy that a name selects: "none", "rpc", "snapkv", "streaming", "random", "r-kv", "lookahead",
+ * "lookahead-merge", or "callback". `name` is NUL-terminated.
  *
  * Ownership: nothing changes hands.
  * Threads: any.
@@ -2085,7 +2120,8 @@ void rrpc_compressor_free(rrpc_compressor *compressor);
 
 /**
  * Whether a sequence is to be compressed now: `*due` gets 1 once `generated` is
- * (compressions + 1) * interval + window or more, else 0; always 0 with RRPC_POLICY_NONE.
+ * (compressions + 1) * interval + window or more (with `budget_entries`: intervals that would leave less
+ * than it to choose from are left out), else 0; always 0 with RRPC_POLICY_NONE.
  *
  * `generated` counts the generated tokens whose keys and values were written, dropped ones included;
  * `compressions` the sequence's compressions so far.
@@ -2182,7 +2218,8 @@ rrpc_error *rrpc_compressor_score(const rrpc_compressor *compressor,
 /**
  * Selects what stays by the scores of one layer. RRPC_POLICY_RPC averages them over the KV heads (with
  * RRPC_AGGREGATION_LAYER), pools them, and keeps the best
- * min(candidates, (compressions + 1) * interval / ratio) of each sequence; of equal ones the first.
+ * min(candidates, (compressions + 1) * interval / ratio) of each sequence (or `budget_entries`, if they are
+ * set); of equal ones the first. The library's other policies do as their constants say.
  *
  * `layer` is what a callback is told and errors say. `plan` gets pointers into the workspace, valid until
  * the next rrpc_compressor_select or rrpc_compressor_compress with it.

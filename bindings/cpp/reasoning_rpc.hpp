@@ -76,6 +76,14 @@ struct sequence_options : rrpc_sequence_options {
     }
 };
 
+/** The policy that a name selects, such as "rpc" or "lookahead". Throws INVALID_ARGUMENT for another name. */
+inline std::uint32_t policy_from_name(const std::string &name)
+{
+    std::uint32_t policy = 0;
+    detail::check(rrpc_policy_from_name(name.c_str(), &policy));
+    return policy;
+}
+
 inline cache_peak engine::peak_cache_bytes(const sequence_options &options, std::uint64_t prompt_tokens,
                                            std::uint64_t new_tokens) const
 {

@@ -30,9 +30,9 @@ type CompressorOptions struct {
 	// Scale is what products of queries and keys are multiplied by before the softmax: above 0 and finite.
 	// Default ScaleDefault.
 	Scale float32
-	// Policy: PolicyRPC, PolicyCallback, or PolicyNone, which is never due and keeps everything. The next
-	// six fields are those of SequenceOptions, with the same defaults; PolicyCallback reads Interval,
-	// Window and Ratio. Default PolicyRPC.
+	// Policy: PolicyRPC, PolicySnapKV, PolicyStreaming, PolicyRandom, PolicyCallback, or PolicyNone, which is
+	// never due and keeps everything. The next six fields are those of SequenceOptions, with the same
+	// defaults; Aggregation, Pooling and Kernel are PolicyRPC's. Default PolicyRPC.
 	Policy Policy
 	// Interval is how many generated tokens are between two compressions (P), a multiple of Ratio.
 	// Default 4096.
@@ -55,6 +55,11 @@ type CompressorOptions struct {
 	// RecordedSequences are the slots that [Compressor.Record] keeps windows of. It takes
 	// RecordedLayers * RecordedSequences * Window * Heads * HeadDim float32. Default 0.
 	RecordedSequences uint32
+	// BudgetEntries, in place of Ratio: so many entries stay in each KV head of each layer, the window not
+	// counted. 0: not set, which is the default.
+	BudgetEntries uint64
+	// Seed of PolicyRandom, the same for all sequences. Default 0.
+	Seed uint64
 	// Select, of PolicyCallback, chooses what stays of one sequence in one layer: it fills in Kept, and
 	// Merges if entries are to be merged. It is called in the goroutine of [Compressor.Select] and
 	// [Compressor.Compress], once for each sequence that has candidates, and at the same time for calls
@@ -126,6 +131,8 @@ func NewCompressor(options ...func(*CompressorOptions)) (*Compressor, error) {
 		MaxMerges:         uint32(o.max_merges),
 		RecordedLayers:    uint32(o.recorded_layers),
 		RecordedSequences: uint32(o.recorded_sequences),
+		BudgetEntries:     uint64(o.budget_entries),
+		Seed:              uint64(o.seed),
 	}
 	for _, change := range options {
 		change(&chosen)
@@ -144,6 +151,8 @@ func NewCompressor(options ...func(*CompressorOptions)) (*Compressor, error) {
 	o.dtype = C.uint32_t(chosen.DType)
 	o.scale = C.float(chosen.Scale)
 	o.policy = C.uint32_t(chosen.Policy)
+	o.budget_entries = C.uint64_t(chosen.BudgetEntries)
+	o.seed = C.uint64_t(chosen.Seed)
 	o.interval = C.uint32_t(chosen.Interval)
 	o.window = C.uint32_t(chosen.Window)
 	o.ratio = C.uint32_t(chosen.Ratio)

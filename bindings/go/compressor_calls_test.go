@@ -22,7 +22,7 @@ func TestDue(t *testing.T) {
 }
 
 func TestPolicyNames(t *testing.T) {
-	for _, policy := range []Policy{PolicyNone, PolicyRPC, PolicyCallback} {
+	for policy := PolicyNone; policy <= PolicyLookaheadMerge; policy++ {
 		if found, err := ParsePolicy(policy.String()); err != nil || found != policy {
 			t.Errorf("%v: %v %v", policy, found, err)
 		}

@@ -22,9 +22,32 @@ const (
 	// newest Window score the generated ones before them, and the best stay: one in Ratio of all
 	// intervals so far. Given text is never dropped.
 	PolicyRPC Policy = C.RRPC_POLICY_RPC
+	// PolicySnapKV is SnapKV at the steps of RPC: the attention of the newest Window over all entries that
+	// they see, averaged over 7 neighbours. This and the next five keep one set for each KV head and read
+	// Interval, Window and the budget.
+	PolicySnapKV Policy = C.RRPC_POLICY_SNAPKV
+	// PolicyStreaming keeps the first 4 generated entries and the most recent ones.
+	PolicyStreaming Policy = C.RRPC_POLICY_STREAMING
+	// PolicyRandom draws entries, by Seed.
+	PolicyRandom Policy = C.RRPC_POLICY_RANDOM
+	// PolicyRKV is R-KV: attention against the redundancy of keys.
+	PolicyRKV Policy = C.RRPC_POLICY_R_KV
+	// PolicyLookahead is the attention of the last Interval tokens' queries, rotated on to where the next
+	// ones will ask from. Not with models of the portable flavour. It remembers Interval * heads * head_dim
+	// floats per layer.
+	PolicyLookahead Policy = C.RRPC_POLICY_LOOKAHEAD
+	// PolicyLookaheadMerge is the same, and what is dropped is merged into what is kept.
+	PolicyLookaheadMerge Policy = C.RRPC_POLICY_LOOKAHEAD_MERGE
 )
 
-// ParsePolicy is the policy that a name selects: "none", "rpc" or "callback".
+var policyNames = map[Policy]string{
+	PolicyNone: "none", PolicyRPC: "rpc", PolicyCallback: "callback", PolicySnapKV: "snapkv",
+	PolicyStreaming: "streaming", PolicyRandom: "random", PolicyRKV: "r-kv", PolicyLookahead: "lookahead",
+	PolicyLookaheadMerge: "lookahead-merge",
+}
+
+// ParsePolicy is the policy that a name selects: "none", "rpc", "snapkv", "streaming", "random", "r-kv",
+// "lookahead", "lookahead-merge", or "callback".
 //
 // Errors: [ErrInvalidArgument] for another name.
 func ParsePolicy(name string) (Policy, error) {
@@ -37,13 +60,8 @@ func ParsePolicy(name string) (Policy, error) {
 
 // String is the policy's name.
 func (p Policy) String() string {
-	switch p {
-	case PolicyNone:
-		return "none"
-	case PolicyRPC:
-		return "rpc"
-	case PolicyCallback:
-		return "callback"
+	if name, ok := policyNames[p]; ok {
+		return name
 	}
 	return "unknown"
 }
@@ -68,8 +86,9 @@ const (
 	PoolingMax Pooling = C.RRPC_POOLING_MAX
 )
 
-// SequenceOptions are the options of [Engine.NewSequence] and [Engine.PeakCacheBytes]. The six fields
-// after Policy are read for PolicyRPC only. The defaults of the sampling are those of the model's authors;
+// SequenceOptions are the options of [Engine.NewSequence] and [Engine.PeakCacheBytes]. All policies
+// but PolicyNone read the next three fields and the budgets at the end; Aggregation, Pooling and Kernel are
+// PolicyRPC's. The defaults of the sampling are those of the model's authors;
 // if they give none, Temperature 0.6, TopP 0.95 and the rest off.
 type SequenceOptions struct {
 	// Policy. Default PolicyRPC.

@@ -22,7 +22,7 @@ def generate_fails(code, model, *arguments, expected, **options):
 @pytest.mark.parametrize(
     "arguments, expected",
     [
-        ([], ["expected a command (generate, tokenize, inspect)", "found nothing"]),
+        ([], ["expected a command (generate, perplexity, tokenize, inspect)", "found nothing"]),
         (["frobnicate"], ["expected a command", 'found "frobnicate"']),
         (["--frobnicate"], ["expected a command", "found --frobnicate"]),
         (["-x"], ["expected a command", "found -x"]),
@@ -58,7 +58,7 @@ def test_commands(arguments, expected):
         (["--stop", ""], ["--stop: expected at least one character", "found none"]),
         (["--budget", "3 bananas"], ["--budget: expected bytes", '"3 bananas"']),
         (["--output", "xml"], ["--output: expected text or json", '"xml"']),
-        (["--policy", "h2o"], ["--policy: expected none or rpc", '"h2o"']),
+        (["--policy", "h2"], ["--policy: expected none or rpc or snapkv", '"h2"']),
         (["--cache-dtype", "int8"], ["--cache-dtype: expected fp32 or fp16", '"int8"']),
         (["--aggregation", "head"], ["--aggregation: expected layer or kv_head", '"head"']),
         (["--pooling", "min"], ["--pooling: expected avg or max", '"min"']),
@@ -122,7 +122,7 @@ def test_inspect(tiny):
     long = ["--prompt-tokens", 4000, "--max-tokens", 97]
     inspect_fails(2, tiny, *long, expected=["expected at most 4096 together", "found 4000 and 97"])
     inspect_fails(2, tiny, "--prompt-tokens", 0, expected=["--prompt-tokens: expected", '"0"'])
-    inspect_fails(2, tiny, "--policy", "rpc", expected=["found --policy"])
+    inspect_fails(2, tiny, "--kernel", 7, expected=["found --kernel"])
     portable = find_model("golden/qwen2_p32-portable")
     half = ["--cache-dtype", "fp16"]
     inspect_fails(1, portable, *half, expected=["--cache-dtype: expected fp32", "portable", "found fp16"])

@@ -222,3 +222,17 @@ def test_a_fixed_number_of_entries_bounds_the_cache(kept):
     for more in [0, size - 1]:
         bytes_ = blocks(kept + window + interval) * size + more
         assert generate(model, *common, "--bytes", bytes_)["tokens"] == generate(model, *common, "--entries", whole)["tokens"]
+
+
+@pytest.mark.parametrize("policy, tokens, floats", [("rpc", 8, 0), ("streaming", 0, 0), ("lookahead", 64, 1)])
+def test_what_is_remembered_beside_the_cache_is_told(policy, tokens, floats):
+    model = find_model("golden/llama_p48_c8-cached")
+    options = ["--policy", policy, "--interval", 64, "--window", 8, "--prompt-tokens", 20, "--max-tokens", 1000]
+    found = inspect(model, *options)["answer"]
+    assert found["policy"] == policy
+    # 3 layers of 4 query and 2 KV heads of 16 elements.
+    assert found["query_bytes"] == 3 * tokens * 4 * 16 * 4
+    assert found["history_bytes"] == floats * 6 * found["peak_compressed"]["entries"] * 4
+    assert found["compressions"] == 15
+    never = inspect(model, *options[:2])["answer"]
+    assert (never["query_bytes"], never["history_bytes"], never["compressions"]) == (0, 0, 0)

@@ -150,7 +150,7 @@ def test_answers_at_once_are_bounded(start):
         ({"prompt": "a", "temperature": "hot"}, "temperature: expected a number"),
         ({"prompt": "a", "temperature": -1}, "temperature"),
         ({"prompt": "a", "window": 0}, "window: expected 1 to"),
-        ({"prompt": "a", "policy": "best"}, "policy: expected one of none, rpc, found best"),
+        ({"prompt": "a", "policy": "best"}, "name: expected one of none, rpc, snapkv"),
         ({"prompt": "a", "ignore_eos": 1}, "ignore_eos"),
         ({"prompt": "a", "stop": ""}, "stop"),
         ({"prompt": "a", "stop": [1]}, "stop: expected a string"),

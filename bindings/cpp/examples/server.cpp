@@ -156,7 +156,7 @@ rrpc::sequence read(const rrpc::engine &engine, const json &body, rrpc::sequence
         else if (name == "min_p") read_number(value, name, sampling.min_p);
         else if (name == "top_k") read_number(value, name, sampling.top_k);
         else if (name == "repetition_penalty") read_number(value, name, sampling.repetition_penalty);
-        else if (name == "policy") sampling.policy = read_choice(value, name, {"none", "rpc"});
+        else if (name == "policy") sampling.policy = rrpc::policy_from_name(read_string(value, name));
         else if (name == "interval") read_number(value, name, sampling.interval);
         else if (name == "window") read_number(value, name, sampling.window);
         else if (name == "ratio") read_number(value, name, sampling.ratio);

@@ -294,7 +294,8 @@ pub extern "C" fn rrpc_compressor_free(compressor: *mut rrpc_compressor) {
 }
 
 /// Whether a sequence is to be compressed now: `*due` gets 1 once `generated` is
-/// (compressions + 1) * interval + window or more, else 0; always 0 with RRPC_POLICY_NONE.
+/// (compressions + 1) * interval + window or more (with `budget_entries`: intervals that would leave less
+/// than it to choose from are left out), else 0; always 0 with RRPC_POLICY_NONE.
 ///
 /// `generated` counts the generated tokens whose keys and values were written, dropped ones included;
 /// `compressions` the sequence's compressions so far.
@@ -464,7 +465,8 @@ pub unsafe extern "C" fn rrpc_compressor_score(
 
 /// Selects what stays by the scores of one layer. RRPC_POLICY_RPC averages them over the KV heads (with
 /// RRPC_AGGREGATION_LAYER), pools them, and keeps the best
-/// min(candidates, (compressions + 1) * interval / ratio) of each sequence; of equal ones the first.
+/// min(candidates, (compressions + 1) * interval / ratio) of each sequence (or `budget_entries`, if they are
+/// set); of equal ones the first. The library's other policies do as their constants say.
 ///
 /// `layer` is what a callback is told and errors say. `plan` gets pointers into the workspace, valid until
 /// the next rrpc_compressor_select or rrpc_compressor_compress with it.

@@ -5,15 +5,16 @@ use std::ptr;
 use std::sync::Arc;
 
 use reasoning_rpc_compressor::{Merge, Options, Request, Select, Selection};
-use reasoning_rpc_engine::core::{Aggregation, Budget, Pooling, RpcOptions};
+use reasoning_rpc_engine::core::{Aggregation, Budget, PolicyKind, Pooling, RpcOptions};
 
 use crate::args::{self, choice};
 use crate::error::{Failure, rrpc_error};
 use crate::guard::guard;
 use crate::kv::dtype;
 use crate::sequence::{
-    DEFAULT_RATIO, RRPC_AGGREGATION_KV_HEAD, RRPC_AGGREGATION_LAYER, RRPC_NUL_TERMINATED, RRPC_POLICY_NONE,
-    RRPC_POLICY_RPC, RRPC_POOLING_AVERAGE, RRPC_POOLING_MAX,
+    DEFAULT_RATIO, POLICIES, RRPC_AGGREGATION_KV_HEAD, RRPC_AGGREGATION_LAYER, RRPC_NUL_TERMINATED,
+    RRPC_POLICY_NONE, RRPC_POLICY_RANDOM, RRPC_POLICY_RPC, RRPC_POLICY_SNAPKV, RRPC_POLICY_STREAMING,
+    RRPC_POOLING_AVERAGE, RRPC_POOLING_MAX,
 };
 use crate::sized::{self, sized};
 
@@ -121,9 +122,11 @@ pub struct rrpc_compressor_options {
     /// What products of queries and keys are multiplied by before the softmax: above 0 and finite. Default
     /// RRPC_SCALE_DEFAULT.
     pub scale: f32,
-    /// RRPC_POLICY_RPC or RRPC_POLICY_CALLBACK; RRPC_POLICY_NONE is never due and keeps everything. The
-    /// next six fields are those of rrpc_sequence_options, with the same defaults; RRPC_POLICY_CALLBACK
-    /// reads `interval`, `window` and `ratio`. Default RRPC_POLICY_RPC.
+    /// RRPC_POLICY_RPC, RRPC_POLICY_SNAPKV, RRPC_POLICY_STREAMING, RRPC_POLICY_RANDOM (these two are not
+    /// scored: scores are 0 and queries are not read) or RRPC_POLICY_CALLBACK; RRPC_POLICY_NONE is never due
+    /// and keeps everything. The others of the library need more than keys, values and a window. The next six
+    /// fields are those of rrpc_sequence_options, with the same defaults; only RRPC_POLICY_RPC reads
+    /// `aggregation`, `pooling` and `kernel`. Default RRPC_POLICY_RPC.
     pub policy: u32,
     /// Generated tokens between two compressions (P), a multiple of `ratio`. Default 4096.
     pub interval: u32,
@@ -151,6 +154,12 @@ pub struct rrpc_compressor_options {
     pub select: rrpc_select_callback,
     /// Passed to `select`; must live as long as the compressor. Default NULL.
     pub user_data: *mut c_void,
+    /// In place of `ratio`: so many entries stay in each KV head of each layer, the window not counted.
+    /// Compressions that would drop nothing are not due. 0: not set, which is the default.
+    pub budget_entries: u64,
+    /// RRPC_POLICY_RANDOM: draws are those of the seed, the layer, the KV head and the number of
+    /// compressions, the same for all sequences. Default 0.
+    pub seed: u64,
 }
 
 sized!(rrpc_compressor_options {
@@ -175,6 +184,8 @@ sized!(rrpc_compressor_options {
     reserved,
     select,
     user_data,
+    budget_entries,
+    seed,
 });
 
 fn defaults() -> rrpc_compressor_options {
@@ -201,6 +212,8 @@ fn defaults() -> rrpc_compressor_options {
         reserved: 0,
         select: None,
         user_data: ptr::null_mut(),
+        budget_entries: 0,
+        seed: 0,
     }
 }
 
@@ -263,13 +276,16 @@ pub(crate) unsafe fn convert(options: *const rrpc_compressor_options) -> Result<
     let selection = match given.policy {
         RRPC_POLICY_NONE => Selection::None,
         RRPC_POLICY_RPC => Selection::Rpc,
+        RRPC_POLICY_SNAPKV => Selection::SnapKv,
+        RRPC_POLICY_STREAMING => Selection::Streaming,
+        RRPC_POLICY_RANDOM => Selection::Random { seed: given.seed },
         RRPC_POLICY_CALLBACK => Selection::Callback(Arc::new(Callback {
             select: given.select.ok_or_else(|| Failure::null("options.select"))?,
             user_data: given.user_data,
         })),
         other => {
             return Err(Failure::argument(format!(
-                "options.policy: expected one of 0, 1, 2, found {other}"
+                "options.policy: expected one of 0, 1, 2, 3, 4, 5, found {other}"
             )));
         }
     };
@@ -284,7 +300,10 @@ pub(crate) unsafe fn convert(options: *const rrpc_compressor_options) -> Result<
         rpc: RpcOptions {
             interval: given.interval as usize,
             window: given.window as usize,
-            budget: Budget::Ratio(given.ratio as usize),
+            budget: match given.budget_entries {
+                0 => Budget::Ratio(given.ratio as usize),
+                entries => Budget::Entries(usize::try_from(entries).unwrap_or(usize::MAX)),
+            },
             aggregation: choice(
                 "options.aggregation",
                 given.aggregation,
@@ -309,7 +328,8 @@ pub(crate) unsafe fn convert(options: *const rrpc_compressor_options) -> Result<
     })
 }
 
-/// The policy that a name selects: "none", "rpc" or "callback". `name` is NUL-terminated.
+/// The policy that a name selects: "none", "rpc", "snapkv", "streaming", "random", "r-kv", "lookahead",
+/// "lookahead-merge", or "callback". `name` is NUL-terminated.
 ///
 /// # Safety
 /// `name` is NULL or NUL-terminated; `policy` is NULL or valid.
@@ -324,13 +344,16 @@ pub unsafe extern "C" fn rrpc_policy_from_name(name: *const c_char, policy: *mut
     guard(|| {
         // SAFETY: the caller's promise.
         let name = unsafe { args::text("name", name, RRPC_NUL_TERMINATED) }?;
-        let found = match name {
-            "none" => RRPC_POLICY_NONE,
-            "rpc" => RRPC_POLICY_RPC,
-            "callback" => RRPC_POLICY_CALLBACK,
-            _ => {
+        let of_the_library = PolicyKind::from_name(name)
+            .and_then(|kind| POLICIES.iter().find(|(_, other)| *other == kind))
+            .map(|(number, _)| *number);
+        let found = match of_the_library {
+            Some(found) => found,
+            None if name == "callback" => RRPC_POLICY_CALLBACK,
+            None => {
+                let names = PolicyKind::ALL.map(PolicyKind::name).join(", ");
                 return Err(Failure::argument(format!(
-                    "name: expected \"none\", \"rpc\" or \"callback\", found {name:?}"
+                    "name: expected one of {names}, callback, found {name:?}"
                 )));
             }
         };

@@ -3,7 +3,9 @@
 use std::ptr;
 use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 
-use reasoning_rpc_engine::core::{Aggregation, Budget, NoCompression, Policy, Pooling, Rpc, RpcOptions};
+use reasoning_rpc_engine::core::{
+    Aggregation, Budget, NoCompression, Policy, PolicyKind, Pooling, RpcOptions,
+};
 use reasoning_rpc_engine::sampling::SamplingOptions;
 use reasoning_rpc_engine::scheduler::{Refused, ScheduledAnswer};
 use reasoning_rpc_engine::text::Message;
@@ -28,6 +30,34 @@ pub const RRPC_POLICY_NONE: u32 = 0;
 /// `window` score the generated ones before them, and the best stay: one in `ratio` of all intervals
 /// so far. Text given by the caller is never dropped.
 pub const RRPC_POLICY_RPC: u32 = 1;
+
+/// SnapKV at the steps of RPC: the attention of the newest `window` over all entries that they see, averaged
+/// over 7 neighbours. This and the next five keep one set for each KV head and read `interval`, `window` and
+/// the budget.
+pub const RRPC_POLICY_SNAPKV: u32 = 3;
+/// The first 4 generated entries and the most recent ones.
+pub const RRPC_POLICY_STREAMING: u32 = 4;
+/// Entries drawn at random, by `seed`.
+pub const RRPC_POLICY_RANDOM: u32 = 5;
+/// R-KV: attention against the redundancy of keys.
+pub const RRPC_POLICY_R_KV: u32 = 6;
+/// The attention of the last `interval` tokens' queries, rotated on to where the next ones will ask from. Not
+/// with models of the portable flavour. It remembers interval * heads * head_dim floats per layer.
+pub const RRPC_POLICY_LOOKAHEAD: u32 = 7;
+/// The same, and what is dropped is merged into what is kept.
+pub const RRPC_POLICY_LOOKAHEAD_MERGE: u32 = 8;
+
+/// Policies of the library and their constants; RRPC_POLICY_CALLBACK is 2.
+pub(crate) const POLICIES: [(u32, PolicyKind); 8] = [
+    (RRPC_POLICY_NONE, PolicyKind::None),
+    (RRPC_POLICY_RPC, PolicyKind::Rpc),
+    (RRPC_POLICY_SNAPKV, PolicyKind::SnapKv),
+    (RRPC_POLICY_STREAMING, PolicyKind::Streaming),
+    (RRPC_POLICY_RANDOM, PolicyKind::Random),
+    (RRPC_POLICY_R_KV, PolicyKind::RKv),
+    (RRPC_POLICY_LOOKAHEAD, PolicyKind::Lookahead),
+    (RRPC_POLICY_LOOKAHEAD_MERGE, PolicyKind::LookaheadMerge),
+];
 
 /// c of the paper.
 pub(crate) const DEFAULT_RATIO: u32 = 4;
@@ -54,8 +84,9 @@ pub struct rrpc_sequence {
 pub struct rrpc_sequence_options {
     /// sizeof(rrpc_sequence_options), set by rrpc_sequence_options_init.
     pub struct_size: usize,
-    /// How the cache is compressed, one of RRPC_POLICY_. The next six fields are read for
-    /// RRPC_POLICY_RPC only. Default RRPC_POLICY_RPC.
+    /// How the cache is compressed, one of RRPC_POLICY_ but RRPC_POLICY_CALLBACK. All but RRPC_POLICY_NONE
+    /// read the next three fields and the budgets at the end; `aggregation`, `pooling` and `kernel` are read
+    /// for RRPC_POLICY_RPC only. Default RRPC_POLICY_RPC.
     pub policy: u32,
     /// Generated tokens between two compressions (P), a multiple of `ratio`. Default 4096.
     pub interval: u32,
@@ -350,14 +381,9 @@ pub(crate) unsafe fn convert(
             given.reserved
         )));
     }
-    let rpc = choice(
-        "options.policy",
-        given.policy,
-        &[(RRPC_POLICY_NONE, false), (RRPC_POLICY_RPC, true)],
-    )?;
-    let policy: Arc<dyn Policy> = match rpc {
-        false => Arc::new(NoCompression),
-        true => Arc::new(Rpc::new(rpc_options(engine, &given)?).map_err(Error::from)?),
+    let policy: Arc<dyn Policy> = match choice("options.policy", given.policy, &POLICIES)? {
+        PolicyKind::None => Arc::new(NoCompression),
+        kind => kind.build(rpc_options(engine, &given)?).map_err(Error::from)?,
     };
     Ok(SequenceOptions {
         policy,

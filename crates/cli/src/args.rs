@@ -312,7 +312,7 @@ fn overview(commands: &[&Command]) -> String {
          Usage: reasoning-rpc COMMAND [options]\n\nCommands:\n",
     );
     for command in commands {
-        let _ = writeln!(text, "  {:<10}{}", command.name, command.summary);
+        let _ = writeln!(text, "  {:<12}{}", command.name, command.summary);
     }
     text.push_str(
         "\nOptions:\n  -h, --help     this text; after a command, its options\n  \

@@ -4,12 +4,17 @@ use std::sync::Arc;
 
 use reasoning_rpc_engine::CacheType;
 use reasoning_rpc_engine::core::{
-    Aggregation, Budget, CacheShape, NoCompression, Policy, Pooling, Rpc, RpcOptions,
+    Aggregation, Budget, CacheShape, Policy, PolicyKind, Pooling, Rpc, RpcOptions,
 };
 use reasoning_rpc_engine::model::Flavour;
 
 use crate::args::{Given, Group, Opt, Usage, option, usage};
 
+const POLICY: Opt = option(
+    "policy",
+    "NAME",
+    "what is kept [rpc]: none (everything), rpc, snapkv, streaming,\nrandom, r-kv, lookahead or lookahead-merge. All but none read the\noptions down to --bytes; rpc alone those down to --kernel",
+);
 const INTERVAL: Opt = option("interval", "P", "a compression every P generated tokens [4096]");
 const WINDOW: Opt = option(
     "window",
@@ -37,11 +42,7 @@ const CACHE_DTYPE: Opt = option(
 pub const GROUP: Group = Group {
     title: "KV cache",
     options: &[
-        option(
-            "policy",
-            "NAME",
-            "none or rpc [rpc]; none ignores the options down to --kernel",
-        ),
+        POLICY,
         INTERVAL,
         WINDOW,
         RATIO,
@@ -66,12 +67,12 @@ pub const GROUP: Group = Group {
 /// For commands that only count.
 pub const SIZE_GROUP: Group = Group {
     title: "KV cache",
-    options: &[INTERVAL, WINDOW, RATIO, ENTRIES, BYTES, CACHE_DTYPE],
+    options: &[POLICY, INTERVAL, WINDOW, RATIO, ENTRIES, BYTES, CACHE_DTYPE],
 };
 
 /// The policy that the options name, checked as far as it goes without the model.
 pub struct Choice {
-    compresses: bool,
+    kind: PolicyKind,
     options: RpcOptions,
     /// In place of the options' budget.
     bytes: Option<usize>,
@@ -122,30 +123,28 @@ impl Choice {
             None => options,
         };
         Rpc::new(checked).map_err(|error| Usage(error.0))?;
-        let compresses = given.choice("policy", &[("none", false), ("rpc", true)])?;
+        let kinds = PolicyKind::ALL.map(|kind| (kind.name(), kind));
         Ok(Self {
-            compresses: compresses.unwrap_or(true),
+            kind: given.choice("policy", &kinds)?.unwrap_or(PolicyKind::Rpc),
             options,
             bytes,
         })
     }
 
-    /// `rpc` with these options, whatever the policy.
-    pub fn rpc(&self, shape: &CacheShape) -> anyhow::Result<Rpc> {
+    /// The options, with the budget that they come to for a model's cache.
+    pub fn options(&self, shape: &CacheShape) -> anyhow::Result<RpcOptions> {
         let mut options = self.options;
         if let Some(bytes) = self.bytes {
             options.budget = Budget::within(bytes, shape, options.interval, options.window)
                 .map_err(|error| Usage(format!("--{}", error.0)))?;
         }
-        Ok(Rpc::new(options).map_err(|error| Usage(error.0))?)
+        Ok(options)
     }
 
     /// The policy.
     pub fn policy(&self, shape: &CacheShape) -> anyhow::Result<Arc<dyn Policy>> {
-        Ok(match self.compresses {
-            false => Arc::new(NoCompression),
-            true => Arc::new(self.rpc(shape)?),
-        })
+        let options = self.options(shape)?;
+        Ok(self.kind.build(options).map_err(|error| Usage(error.0))?)
     }
 }
 

@@ -2,15 +2,13 @@
 
 use std::process::ExitCode;
 
-use reasoning_rpc_engine::{
-    Engine, EngineOptions, Event, GenerateOptions, Sequence, SequenceOptions, StopReason,
-};
+use reasoning_rpc_engine::{Engine, Event, GenerateOptions, Sequence, SequenceOptions, StopReason};
 
 use crate::args::{Command, Given, Group, Opt, option, switch, usage};
 use crate::output::{self, Progress};
 use crate::prompt::{self, Prompt};
 use crate::report::{Answer, Stats};
-use crate::{compression, interrupt, sampling};
+use crate::{compression, interrupt, model, sampling};
 
 /// The exit code of an answer that Ctrl-C ended, as shells have it.
 const CANCELLED: u8 = 130;
@@ -25,26 +23,7 @@ pub const COMMAND: Command = Command {
         "--model DIR --prompt-ids IDS [options]",
     ],
     groups: &[
-        Group {
-            title: "Model",
-            options: &[
-                option(
-                    "model",
-                    "DIR",
-                    "the model folder, as reasoning-rpc-export writes it",
-                ),
-                switch(
-                    "no-verify",
-                    "do not compare the hash of the weights with the manifest's",
-                ),
-                option(
-                    "onnxruntime",
-                    "FILE",
-                    "libonnxruntime.so [the variable RRPC_ONNXRUNTIME, else beside\nthis program or in ../lib]",
-                ),
-                option("threads", "N", "threads of a step; 0: one per core [0]"),
-            ],
-        },
+        model::GROUP,
         prompt::GROUP,
         compression::GROUP,
         sampling::GROUP,
@@ -93,16 +72,7 @@ struct Written {
 fn run(given: &Given) -> anyhow::Result<ExitCode> {
     let choices = [("text", Output::Text), ("json", Output::Json)];
     let output = given.choice("output", &choices)?.unwrap_or(Output::Text);
-    let options = EngineOptions {
-        onnxruntime: given.path("onnxruntime"),
-        threads: given
-            .number("threads", "a whole number up to 1024", |count| *count <= 1024)?
-            .unwrap_or(0),
-        cache_type: compression::cache_type(given)?,
-        budget: given.bytes("budget")?,
-        verify_weights: !given.has("no-verify"),
-        ..EngineOptions::new(given.model()?)
-    };
+    let options = model::options(given)?;
     let compression = compression::Choice::parse(given)?;
     let sampling = sampling::parse(given)?;
     let answer = GenerateOptions {

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::process::ExitCode;
 
-use reasoning_rpc_engine::core::{Budget, CacheShape, NoCompression, Policy, Rpc};
+use reasoning_rpc_engine::core::{Budget, CacheShape, NoCompression, Policy, RpcOptions, Trigger};
 use reasoning_rpc_engine::model::{Flavour, Manifest, Model};
 use reasoning_rpc_engine::sampling::SamplingOptions;
 use reasoning_rpc_engine::{CacheType, EngineOptions};
@@ -40,7 +40,8 @@ pub const COMMAND: Command = Command {
     notes: "\
 The peak is exact: the most that the cache holds at any moment until the answer has its last token,
 the moment before each compression and the rounding to whole blocks included. Entries are those of
-each KV head of each layer. An answer that stops early needs no more.",
+each KV head of each layer. An answer that stops early needs no more. What a policy remembers beside
+the cache (queries that will score, scores of the past) is outside of the budget.",
     run,
 };
 
@@ -92,11 +93,16 @@ struct Cache {
 struct Planned {
     prompt_tokens: usize,
     max_tokens: usize,
+    policy: String,
     interval: usize,
     window: usize,
     ratio: Option<usize>,
     entries: Option<usize>,
     compressions: usize,
+    /// Recorded queries, beside the cache and not of the budget.
+    query_bytes: usize,
+    /// The policy's floats, beside the cache and not of the budget.
+    history_bytes: usize,
     peak_compressed: Peak,
     peak_uncompressed: Peak,
 }
@@ -172,7 +178,8 @@ fn run(given: &Given) -> anyhow::Result<ExitCode> {
         answer: plan(
             manifest,
             &shape,
-            &compression.rpc(&shape)?,
+            &*compression.policy(&shape)?,
+            &compression.options(&shape)?,
             prompt_tokens,
             max_tokens,
         )?,
@@ -190,7 +197,8 @@ fn run(given: &Given) -> anyhow::Result<ExitCode> {
 fn plan(
     manifest: &Manifest,
     shape: &CacheShape,
-    rpc: &Rpc,
+    policy: &dyn Policy,
+    options: &RpcOptions,
     prompt_tokens: Option<usize>,
     max_tokens: Option<usize>,
 ) -> anyhow::Result<Planned> {
@@ -212,20 +220,40 @@ fn plan(
             bytes: shape.bytes(entries),
         }
     };
-    let schedule = rpc.schedule();
-    let (ratio, entries) = match schedule.budget() {
+    let spec = policy.spec();
+    // A sequence that no compression is ever due for remembers nothing for one.
+    let (compressions, remembers) = match spec.trigger {
+        Trigger::Interval(schedule) => (schedule.compressions(written), schedule.due_at(0) <= context),
+        _ => (0, false),
+    };
+    let peak_compressed = peak(policy);
+    let d = &manifest.dimensions;
+    let history = if spec.history && remembers {
+        size_of::<f32>()
+    } else {
+        0
+    };
+    let (ratio, entries) = match options.budget {
         Budget::Ratio(ratio) => (Some(ratio), None),
         Budget::Entries(entries) => (None, Some(entries)),
     };
     Ok(Planned {
         prompt_tokens,
         max_tokens,
-        interval: schedule.interval(),
-        window: schedule.window(),
+        policy: policy.name().into(),
+        interval: options.interval,
+        window: options.window,
         ratio,
         entries,
-        compressions: schedule.compressions(written),
-        peak_compressed: peak(rpc),
+        compressions,
+        query_bytes: usize::from(remembers)
+            * spec.window_queries()
+            * d.num_layers
+            * d.num_heads
+            * d.head_dim
+            * size_of::<f32>(),
+        history_bytes: shape.layers * shape.kv_heads * peak_compressed.entries * history,
+        peak_compressed,
         peak_uncompressed: peak(&NoCompression),
     })
 }
@@ -315,7 +343,8 @@ impl Inspection<'_> {
         let _ = writeln!(text, "  uncompressed    {}", peak(&a.peak_uncompressed));
         let _ = writeln!(
             text,
-            "  rpc             {}; P {}, R {}, {}, {} compressions",
+            "  {:<16}{}; P {}, R {}, {}, {} compressions",
+            a.policy,
             peak(&a.peak_compressed),
             a.interval,
             a.window,
@@ -324,6 +353,12 @@ impl Inspection<'_> {
                 (None, entries) => format!("{} entries", entries.unwrap_or(0)),
             },
             a.compressions
+        );
+        let _ = writeln!(
+            text,
+            "  beside it       {} of recorded queries, {} of scores",
+            human(a.query_bytes as u64),
+            human(a.history_bytes as u64)
         );
         text
     }

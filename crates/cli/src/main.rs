@@ -1,5 +1,5 @@
-//! The program `reasoning-rpc`: writes with a model whose KV cache is compressed on the way, turns
-//! text into tokens and back, and says what a model and its cache take.
+//! The program `reasoning-rpc`: writes with a model whose KV cache is compressed on the way, says
+//! what that costs on a text, turns text into tokens and back, and says what a model and its cache take.
 //!
 //! Exit codes: 0; 1 for what went wrong while working; 2 for a command line that cannot be used;
 //! 130 for an answer that Ctrl-C ended (its output is complete).
@@ -9,7 +9,9 @@ mod compression;
 mod generate;
 mod inspect;
 mod interrupt;
+mod model;
 mod output;
+mod perplexity;
 mod prompt;
 mod report;
 mod sampling;
@@ -19,7 +21,12 @@ use std::process::ExitCode;
 
 use args::{Command, Parsed, Usage};
 
-const COMMANDS: [&Command; 3] = [&generate::COMMAND, &tokenize::COMMAND, &inspect::COMMAND];
+const COMMANDS: [&Command; 4] = [
+    &generate::COMMAND,
+    &perplexity::COMMAND,
+    &tokenize::COMMAND,
+    &inspect::COMMAND,
+];
 
 fn main() -> ExitCode {
     let error = match run() {

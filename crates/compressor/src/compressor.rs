@@ -1,6 +1,8 @@
 //! The compressor itself: its options, its sizes, and the three steps at once.
 
-use reasoning_rpc_core::{Rpc, Schedule};
+use std::sync::Arc;
+
+use reasoning_rpc_core::{Policy, PolicyKind, Schedule, ScoreRule};
 use reasoning_rpc_cpu::Simd;
 
 use crate::batch::Batched;
@@ -20,9 +22,11 @@ pub struct Compressor {
     pub(crate) dtype: Dtype,
     pub(crate) scale: f32,
     pub(crate) selection: Selection,
-    pub(crate) rpc: Rpc,
-    /// Kept sets of a sequence, where the selection is this crate's.
-    pub(crate) per_head: bool,
+    /// What selects, unless the caller does.
+    pub(crate) policy: Arc<dyn Policy>,
+    /// How candidates are scored; not at all, if absent.
+    pub(crate) scores: Option<ScoreRule>,
+    pub(crate) seed: u64,
     pub(crate) max_merges: usize,
     pub(crate) simd: Simd,
     pub(crate) rings: Rings,
@@ -60,8 +64,14 @@ impl Compressor {
             // Not looked at.
             rpc.kernel = 1;
         }
-        let rpc = Rpc::new(rpc)?;
-        let schedule = *rpc.schedule();
+        let schedule = rpc.schedule()?;
+        let (kind, seed) = match options.selection {
+            Selection::None | Selection::Rpc | Selection::Callback(_) => (PolicyKind::Rpc, 0),
+            Selection::SnapKv => (PolicyKind::SnapKv, 0),
+            Selection::Streaming => (PolicyKind::Streaming, 0),
+            Selection::Random { seed } => (PolicyKind::Random, seed),
+        };
+        let policy = kind.build(rpc)?;
         let simd = Simd::from_env().map_err(|error| Error::Argument(error.to_string()))?;
         let floats = schedule.window().checked_mul(heads * head_dim);
         Ok(Self {
@@ -71,8 +81,9 @@ impl Compressor {
             dtype: options.dtype,
             scale,
             selection: options.selection.clone(),
-            rpc,
-            per_head: options.rpc.aggregation == reasoning_rpc_core::Aggregation::KvHead,
+            scores: policy.spec().scores,
+            policy,
+            seed,
             max_merges: options.max_merges,
             simd,
             rings: Rings::new(options.recorded_layers, options.recorded_sequences, floats)?,
@@ -83,12 +94,8 @@ impl Compressor {
     /// Whether a sequence of which `generated` generated entries were written, dropped ones included, and
     /// that was compressed `compressions` times is to be compressed now.
     pub fn due(&self, generated: u64, compressions: u64) -> bool {
-        let (interval, window) = (self.schedule.interval() as u64, self.window() as u64);
-        let at = compressions
-            .saturating_add(1)
-            .saturating_mul(interval)
-            .saturating_add(window);
-        !matches!(self.selection, Selection::None) && generated >= at
+        let done = usize::try_from(compressions).unwrap_or(usize::MAX);
+        !matches!(self.selection, Selection::None) && generated >= self.schedule.due_at(done) as u64
     }
 
     /// What calls with a batch need. Reads no block table.

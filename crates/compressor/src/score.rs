@@ -1,6 +1,7 @@
 //! Scores of candidates.
 
 use half::{bf16, f16};
+use reasoning_rpc_core::ScoreRule;
 use reasoning_rpc_cpu::{self as cpu, Element, ScratchOn, Stored, score_scratch_bytes};
 
 use crate::batch::{Batched, Sequence};
@@ -112,11 +113,22 @@ impl Compressor {
     ) -> Result<()> {
         let views = Views::<E>::new(self, layer, batch)?;
         let source = self.source(layer, batch, window)?;
+        if self.scores.is_none() {
+            scores.fill(0.0);
+            return Ok(());
+        }
+        let over_all = self.scores == Some(ScoreRule::WindowOverAll);
         let (mut blocks, mut most) = (0, 0);
         for sequence in batch.sequences() {
             blocks = blocks.max(batch.blocks(sequence.length));
-            most = most.max(sequence.candidates);
+            most = most.max(if over_all {
+                sequence.length
+            } else {
+                sequence.candidates
+            });
         }
+        let all = scratch.filled(if over_all { most } else { 0 }, 0.0f32)?;
+        let visible = scratch.filled(if over_all { self.window() } else { 0 }, 0usize)?;
         let mut pages = Pages::new(scratch, blocks)?;
         let queries = scratch.filled(self.window_queries() * self.head_dim, 0.0)?;
         let bytes = score_scratch_bytes(self.window_queries(), most, self.head_dim);
@@ -133,6 +145,24 @@ impl Compressor {
                     let ids = (0..batch.blocks(sequence.length)).map(|index| batch.block(&sequence, index));
                     let count = pages.find(&views, kv_head, ids);
                     let pages = pages.read(&views, count, sequence.length)?;
+                    if over_all {
+                        for (count, seen) in visible.iter_mut().enumerate() {
+                            *seen = range.end + count + 1;
+                        }
+                        let all = &mut all[..sequence.length];
+                        cpu::score_visible(
+                            self.simd,
+                            &pages,
+                            visible,
+                            queries,
+                            self.group(),
+                            self.scale,
+                            all,
+                            &mut own,
+                        )?;
+                        out.copy_from_slice(&all[range.clone()]);
+                        continue;
+                    }
                     let ranges = std::slice::from_ref(&range);
                     cpu::score(
                         self.simd,

@@ -1,6 +1,6 @@
 //! What stays.
 
-use reasoning_rpc_core::{LayerPlan, LayerView, Policy};
+use reasoning_rpc_core::{LayerPlan, LayerView};
 
 use crate::batch::{Batched, Sequence};
 use crate::compressor::Compressor;
@@ -91,16 +91,18 @@ impl Compressor {
             } else {
                 Some(match &self.selection {
                     Selection::None => keep_all(room, sequence.candidates),
-                    Selection::Rpc => {
+                    Selection::Rpc | Selection::SnapKv | Selection::Streaming | Selection::Random { .. } => {
                         candidates.fill(sequence.candidates);
                         let view = LayerView {
                             layer: layer as usize,
                             done: sequence.done,
+                            seed: self.seed,
                             candidates,
                             scores: own,
+                            ..LayerView::default()
                         };
                         let mut plan = LayerPlan::over(room, ends, floats);
-                        self.rpc.plan(&view, &mut plan)?;
+                        self.policy.plan(&view, &mut plan)?;
                         Choice {
                             sets: plan.sets() as u32,
                             count: plan.set(0).len() as u32,
@@ -145,7 +147,8 @@ impl Compressor {
             })?;
         }
         let default_sets = match self.selection {
-            Selection::Rpc if self.per_head => self.kv_heads as u32,
+            Selection::None | Selection::Callback(_) => 1,
+            _ if self.policy.spec().per_kv_head => self.kv_heads as u32,
             _ => 1,
         };
         let plan = Plan {

@@ -39,6 +39,16 @@ pub enum Selection {
     None,
     /// Reasoning Path Compression.
     Rpc,
+    /// SnapKV, at the steps of the schedule: the window's attention over all entries, one set for each KV
+    /// head.
+    SnapKv,
+    /// The first 4 candidates and the most recent ones; needs no scores.
+    Streaming,
+    /// Drawn by the seed, the layer, the KV head and the number of compressions; needs no scores.
+    Random {
+        /// The same for all sequences.
+        seed: u64,
+    },
     /// The caller's.
     Callback(Arc<dyn Select>),
 }

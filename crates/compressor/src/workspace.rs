@@ -3,7 +3,7 @@
 
 use std::mem::MaybeUninit;
 
-use reasoning_rpc_core::LayerPlan;
+use reasoning_rpc_core::{LayerPlan, ScoreRule};
 use reasoning_rpc_cpu::score_scratch_bytes;
 
 use crate::batch::Batched;
@@ -86,6 +86,10 @@ impl Needs {
             .add::<Merge>(counts.merges);
         let queries = compressor.window_queries();
         let bitmap = batch.block_count().div_ceil(64);
+        let (all, scored) = match compressor.scores {
+            Some(ScoreRule::WindowOverAll) => (counts.length, counts.length),
+            _ => (0, counts.candidates),
+        };
         let mut scratch = Measure(0);
         for _ in 0..4 {
             scratch.add::<u64>(bitmap).add::<usize>(counts.blocks);
@@ -97,11 +101,9 @@ impl Needs {
             .add::<f32>(LayerPlan::scratch_floats(counts.candidates))
             .add::<u32>(counts.length)
             .add::<f32>(compressor.max_merges.saturating_mul(2 * compressor.head_dim))
-            .add::<u8>(score_scratch_bytes(
-                queries,
-                counts.candidates,
-                compressor.head_dim,
-            ))
+            .add::<u8>(score_scratch_bytes(queries, scored, compressor.head_dim))
+            .add::<f32>(all)
+            .add::<usize>(if all > 0 { compressor.window() } else { 0 })
             .add::<f32>(counts.all_candidates);
         Self {
             plan: plan.0,

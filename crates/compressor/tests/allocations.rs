@@ -43,8 +43,17 @@ fn nothing_is_allocated() {
         budget: Budget::Ratio(4),
         ..RpcOptions::default()
     };
-    for (place, dtype) in PLACES.into_iter().zip([Dtype::F32, Dtype::I8, Dtype::F16]) {
+    let selections = [
+        Selection::Rpc,
+        Selection::SnapKv,
+        Selection::Streaming,
+        Selection::Random { seed: 1 },
+    ];
+    let places = PLACES.into_iter().zip([Dtype::F32, Dtype::I8, Dtype::F16]);
+    let cases = places.flat_map(|case| selections.iter().map(move |selection| (case, selection.clone())));
+    for ((place, dtype), selection) in cases {
         let mut options = options(8, 2, 32, dtype, rpc);
+        options.selection = selection;
         options.recorded_layers = 1;
         options.recorded_sequences = 2;
         let compressor = Compressor::new(&options).unwrap();

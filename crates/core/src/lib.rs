@@ -11,16 +11,17 @@
 
 pub mod budget;
 pub mod plan;
+pub mod policies;
 pub mod policy;
 pub mod pooling;
 pub mod reference;
-pub mod rpc;
 pub mod schedule;
 pub mod selection;
+mod vectors;
 
 pub use budget::CacheShape;
-pub use plan::{LayerPlan, PlanError, PlanMemory};
-pub use policy::{LayerView, NoCompression, Policy, ScoreRule, Spec, Trigger};
+pub use plan::{LayerPlan, Merge, PlanError, PlanMemory};
+pub use policies::{Aggregation, NoCompression, PolicyKind, Rpc, RpcOptions};
+pub use policy::{LayerView, Policy, ScoreRule, Spec, Trigger};
 pub use pooling::Pooling;
-pub use rpc::{Aggregation, Rpc, RpcOptions};
 pub use schedule::{Budget, OptionError, Schedule};

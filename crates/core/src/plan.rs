@@ -1,6 +1,21 @@
-//! The answer of a policy: which candidates of a layer stay.
+//! The answer of a policy: which candidates of a layer stay, and what is written into them.
 
 use std::fmt;
+
+/// A dropped candidate whose value goes into a kept one's:
+/// `value(into) = (1 - sum of value_weight) value(into) + sum of value_weight value(from)`, as they were
+/// before the compression.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Merge {
+    /// The KV head.
+    pub kv_head: u32,
+    /// The candidate that is kept.
+    pub into: u32,
+    /// The candidate that is dropped.
+    pub from: u32,
+    /// Finite.
+    pub value_weight: f32,
+}
 
 /// What one layer keeps of its candidates.
 ///
@@ -15,6 +30,44 @@ pub struct LayerPlan<'m> {
     ends: &'m mut [usize],
     scratch: &'m mut [f32],
     sets: usize,
+    history: Filled<'m, f32>,
+    merges: Filled<'m, Merge>,
+    directions: Filled<'m, f32>,
+    shifts: Filled<'m, f32>,
+}
+
+/// Memory that is filled from its beginning.
+#[derive(Debug)]
+struct Filled<'m, T> {
+    memory: &'m mut [T],
+    used: usize,
+}
+
+impl<T: Copy> Filled<'_, T> {
+    const fn none() -> Self {
+        Self {
+            memory: &mut [],
+            used: 0,
+        }
+    }
+
+    fn push(&mut self, what: &'static str, items: &[T]) -> Result<(), PlanError> {
+        let end = self.used + items.len();
+        let found = self.memory.len();
+        let room = self.memory.get_mut(self.used..end);
+        let room = room.ok_or(PlanError::Changes {
+            what,
+            expected: end,
+            found,
+        })?;
+        room.copy_from_slice(items);
+        self.used = end;
+        Ok(())
+    }
+
+    fn get(&self) -> &[T] {
+        &self.memory[..self.used]
+    }
 }
 
 impl<'m> LayerPlan<'m> {
@@ -27,7 +80,56 @@ impl<'m> LayerPlan<'m> {
             ends,
             scratch,
             sets: 0,
+            history: Filled::none(),
+            merges: Filled::none(),
+            directions: Filled::none(),
+            shifts: Filled::none(),
         }
+    }
+
+    /// Sets the history of the next KV head's candidates ([`Spec::history`](crate::Spec)), dropped ones
+    /// included.
+    ///
+    /// # Errors
+    /// The plan's memory is less.
+    pub fn push_history(&mut self, history: &[f32]) -> Result<(), PlanError> {
+        self.history.push("history", history)
+    }
+
+    /// Adds a merge, ascending by KV head, `into`, `from`.
+    ///
+    /// # Errors
+    /// The plan's memory is less.
+    pub fn push_merge(&mut self, merge: Merge) -> Result<(), PlanError> {
+        self.merges.push("merges", &[merge])
+    }
+
+    /// Shifts the keys of the next KV head: candidate i's by `shifts[i] * direction`. One that is dropped
+    /// has a shift of 0.
+    ///
+    /// # Errors
+    /// The plan's memory is less.
+    pub fn push_shifts(&mut self, direction: &[f32], shifts: &[f32]) -> Result<(), PlanError> {
+        self.directions.push("directions", direction)?;
+        self.shifts.push("shifts", shifts)
+    }
+
+    /// The history of all KV heads' candidates, or nothing.
+    pub fn history(&self) -> &[f32] {
+        self.history.get()
+    }
+
+    /// The merges of a KV head.
+    pub fn merges(&self, kv_head: usize) -> &[Merge] {
+        let all = self.merges.get();
+        let start = all.partition_point(|merge| (merge.kv_head as usize) < kv_head);
+        let end = all.partition_point(|merge| merge.kv_head as usize <= kv_head);
+        &all[start..end]
+    }
+
+    /// The directions of all KV heads and the shifts of all their candidates, or nothing.
+    pub fn shifts(&self) -> (&[f32], &[f32]) {
+        (self.directions.get(), self.shifts.get())
     }
 
     /// Floats of scratch that policies may use, if no KV head has more `candidates`.
@@ -98,7 +200,8 @@ impl<'m> LayerPlan<'m> {
     /// # Errors
     /// The number of sets is neither 1 nor the number of KV heads, one set is to serve KV heads
     /// with different numbers of candidates, or a set is not strictly ascending or names an index
-    /// that is not a candidate.
+    /// that is not a candidate; a history or shifts are not those of all candidates, or a number of them is
+    /// infinite or NaN; a merge is not of a dropped candidate into a kept one, or out of order.
     pub fn validate(&self, candidates: &[usize]) -> Result<(), PlanError> {
         if self.sets() != 1 && self.sets() != candidates.len() {
             return Err(PlanError::Sets {
@@ -125,6 +228,57 @@ impl<'m> LayerPlan<'m> {
                 });
             }
         }
+        self.validate_changes(candidates)
+    }
+
+    fn validate_changes(&self, candidates: &[usize]) -> Result<(), PlanError> {
+        let total = candidates.iter().sum();
+        for (what, numbers) in [("history", self.history.get()), ("shifts", self.shifts.get())] {
+            if !numbers.is_empty() && numbers.len() != total {
+                return Err(PlanError::Changes {
+                    what,
+                    expected: total,
+                    found: numbers.len(),
+                });
+            }
+        }
+        let numbers = [self.history.get(), self.directions.get(), self.shifts.get()];
+        if !numbers
+            .iter()
+            .all(|numbers| numbers.iter().all(|x| x.is_finite()))
+        {
+            return Err(PlanError::Scores(
+                "expected finite history, directions and shifts, found infinity or NaN".into(),
+            ));
+        }
+        let mut before = None;
+        for merge in self.merges.get() {
+            let is_kept = |index| self.kept(merge.kv_head as usize).binary_search(&index).is_ok();
+            let sound = (merge.kv_head as usize) < candidates.len()
+                && (merge.from as usize) < candidates[merge.kv_head as usize]
+                && is_kept(merge.into)
+                && !is_kept(merge.from)
+                && merge.value_weight.is_finite()
+                && before < Some((merge.kv_head, merge.into, merge.from));
+            if !sound {
+                return Err(PlanError::Merge(*merge));
+            }
+            before = Some((merge.kv_head, merge.into, merge.from));
+        }
+        let mut rest = self.shifts.get();
+        if !rest.is_empty() {
+            for (kv_head, &count) in candidates.iter().enumerate() {
+                let (shifts, tail) = rest.split_at(count);
+                rest = tail;
+                let moved = shifts.iter().filter(|shift| **shift != 0.0).count();
+                let kept = self.kept(kv_head).iter();
+                if moved != kept.filter(|index| shifts[**index as usize] != 0.0).count() {
+                    return Err(PlanError::Scores(format!(
+                        "KV head {kv_head}: expected no shift of a dropped candidate's key, found one"
+                    )));
+                }
+            }
+        }
         Ok(())
     }
 }
@@ -135,24 +289,40 @@ pub struct PlanMemory {
     kept: Vec<u32>,
     ends: Vec<usize>,
     scratch: Vec<f32>,
+    history: Vec<f32>,
+    merges: Vec<Merge>,
+    directions: Vec<f32>,
+    shifts: Vec<f32>,
 }
 
 impl PlanMemory {
-    /// An empty plan for KV heads with these numbers of candidates.
-    pub fn lend(&mut self, candidates: &[usize]) -> LayerPlan<'_> {
+    /// An empty plan for KV heads with these numbers of candidates, whose keys have `head_dim` elements.
+    pub fn lend(&mut self, candidates: &[usize], head_dim: usize) -> LayerPlan<'_> {
+        let total = candidates.iter().sum();
         let most = candidates.iter().copied().max().unwrap_or(0);
         let grow = usize::max;
-        self.kept
-            .resize(grow(self.kept.len(), candidates.iter().sum()), 0);
+        self.kept.resize(grow(self.kept.len(), total), 0);
         self.ends.resize(grow(self.ends.len(), candidates.len()), 0);
         self.scratch
             .resize(grow(self.scratch.len(), LayerPlan::scratch_floats(most)), 0.0);
-        LayerPlan::over(&mut self.kept, &mut self.ends, &mut self.scratch)
+        self.history.resize(grow(self.history.len(), total), 0.0);
+        self.merges
+            .resize(grow(self.merges.len(), total), Merge::default());
+        self.shifts.resize(grow(self.shifts.len(), total), 0.0);
+        let directions = candidates.len() * head_dim;
+        self.directions
+            .resize(grow(self.directions.len(), directions), 0.0);
+        let mut plan = LayerPlan::over(&mut self.kept, &mut self.ends, &mut self.scratch);
+        plan.history.memory = &mut self.history;
+        plan.merges.memory = &mut self.merges;
+        plan.directions.memory = &mut self.directions;
+        plan.shifts.memory = &mut self.shifts;
+        plan
     }
 }
 
 /// A plan, or the material for one, that cannot be used.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub enum PlanError {
     /// Wrong number of kept sets.
@@ -182,6 +352,17 @@ pub enum PlanError {
     },
     /// The scores do not fit the candidates, or a score is not a number.
     Scores(String),
+    /// A merge that cannot be.
+    Merge(Merge),
+    /// History, merges or shifts do not fit the candidates or the plan's memory.
+    Changes {
+        /// Which of them.
+        what: &'static str,
+        /// How many are needed.
+        expected: usize,
+        /// How many there are, or have room.
+        found: usize,
+    },
     /// The memory that the plan lies in is too small. Sets, entries of the next set, floats of scratch.
     Room {
         /// What is needed.
@@ -226,6 +407,15 @@ impl fmt::Display for PlanError {
                 "memory of the plan: expected {} sets, {} entries and {} floats, found {}, {} and {}",
                 expected.0, expected.1, expected.2, found.0, found.1, found.2
             ),
+            Self::Merge(merge) => write!(
+                f,
+                "plan: expected ascending merges of dropped candidates into kept ones, found {merge:?}"
+            ),
+            Self::Changes {
+                what,
+                expected,
+                found,
+            } => write!(f, "plan: {what}: expected {expected}, found {found}"),
             Self::Scores(text) => write!(f, "scores: {text}"),
             Self::UnequalHeads { expected, found } => write!(
                 f,

@@ -3,6 +3,7 @@
 use std::any::Any;
 
 use crate::plan::{LayerPlan, PlanError};
+use crate::policies::{PolicyKind, RpcOptions};
 use crate::schedule::Schedule;
 
 /// Decides which cache entries of a sequence stay.
@@ -31,32 +32,49 @@ pub trait Policy: Any + Send + Sync {
     /// # Errors
     /// What the view shows does not fit the policy.
     fn plan(&self, view: &LayerView<'_>, plan: &mut LayerPlan<'_>) -> Result<(), PlanError>;
+
+    /// What [`PolicyKind::build`] makes it from, so that a sequence can be saved; none for a policy that
+    /// is not of this crate.
+    fn recipe(&self) -> Option<(PolicyKind, RpcOptions)> {
+        None
+    }
 }
 
 /// What a policy needs to see, and when it is asked.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Spec {
     /// When it is asked.
     pub trigger: Trigger,
     /// Scores that the store computes before it asks, if any.
     pub scores: Option<ScoreRule>,
+    /// Whether each KV head has a kept set of its own, or the layer one.
+    pub per_kv_head: bool,
+    /// Whether it is shown the candidates' keys.
+    pub keys: bool,
+    /// Whether it is shown the queries that scored.
+    pub queries: bool,
+    /// Whether the store keeps a float for every entry between compressions, 0 at first, which the plan
+    /// sets for those that stay.
+    pub history: bool,
 }
 
 impl Spec {
     /// How many of the newest generated tokens' queries the store has to remember, per layer.
     pub fn window_queries(&self) -> usize {
         match (self.scores, self.trigger) {
-            (Some(ScoreRule::WindowOverCandidates), Trigger::Interval(schedule)) => schedule.window(),
-            _ => 0,
+            (None, _) | (_, Trigger::Never) => 0,
+            (Some(ScoreRule::IntervalAhead), Trigger::Interval(schedule)) => schedule.interval(),
+            (Some(_), Trigger::Interval(schedule)) => schedule.window(),
         }
     }
 }
 
 /// When a policy is asked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Trigger {
     /// Never: the cache is left whole.
+    #[default]
     Never,
     /// At the steps of a schedule; the window's entries are not candidates.
     Interval(Schedule),
@@ -70,20 +88,38 @@ pub enum ScoreRule {
     /// `q k^T / sqrt(head_dim)`, softmax in float32 over the candidates only, summed over the
     /// window's queries, averaged over the query heads of each KV head.
     WindowOverCandidates,
+    /// The same queries, with the softmax over all entries that each of them sees: given ones, candidates,
+    /// and the window up to its own.
+    WindowOverAll,
+    /// The queries of the last interval's tokens, the window's among them, each rotated on by as many
+    /// positions, to where the next interval will ask from: logits as above, softmax over all entries, none
+    /// hidden, mean over these queries and the query heads of each KV head.
+    IntervalAhead,
 }
 
-/// What a policy is shown of one layer.
-#[derive(Debug, Clone, Copy)]
+/// What a policy is shown of one layer. Lists of candidates are those of every KV head, one head after the
+/// other, in cache order; what [`Spec`] does not ask for is empty.
+#[derive(Debug, Clone, Copy, Default)]
 pub struct LayerView<'a> {
     /// The layer, from 0.
     pub layer: usize,
     /// Compressions of this sequence before this one.
     pub done: usize,
+    /// The sequence's seed.
+    pub seed: u64,
+    /// Elements of a key and of a query.
+    pub head_dim: usize,
     /// Candidates of every KV head.
     pub candidates: &'a [usize],
-    /// What [`Spec::scores`] asked for: the scores of every KV head, one head after the other, in
-    /// cache order; empty if it asked for none.
+    /// What [`Spec::scores`] asked for.
     pub scores: &'a [f32],
+    /// What the last plan set for each candidate ([`Spec::history`]).
+    pub history: &'a [f32],
+    /// The candidates' keys, rotated, `head_dim` elements each ([`Spec::keys`]).
+    pub keys: &'a [f32],
+    /// The queries that scored, as they did, `head_dim` elements each; equally many of each KV head, one
+    /// head after the other ([`Spec::queries`]).
+    pub queries: &'a [f32],
 }
 
 impl<'a> LayerView<'a> {
@@ -92,54 +128,49 @@ impl<'a> LayerView<'a> {
     /// # Errors
     /// The number of scores is not the number of candidates, or a score is not a number.
     pub fn head_scores(&self) -> Result<impl Iterator<Item = &'a [f32]> + use<'a>, PlanError> {
-        let expected: usize = self.candidates.iter().sum();
-        if self.scores.len() != expected {
-            return Err(PlanError::Scores(format!(
-                "expected one per candidate, {expected} in all, found {}",
-                self.scores.len()
-            )));
-        }
         if let Some(index) = self.scores.iter().position(|score| score.is_nan()) {
             return Err(PlanError::Scores(format!(
                 "layer {}: expected numbers, found NaN at {index}",
                 self.layer
             )));
         }
-        let mut rest = self.scores;
+        self.by_head("scores", self.scores, 1)
+    }
+
+    /// The history of each KV head's candidates, in order.
+    ///
+    /// # Errors
+    /// It is not one number per candidate.
+    pub fn head_history(&self) -> Result<impl Iterator<Item = &'a [f32]> + use<'a>, PlanError> {
+        self.by_head("history", self.history, 1)
+    }
+
+    /// The keys of each KV head's candidates, in order.
+    ///
+    /// # Errors
+    /// They are not one per candidate.
+    pub fn head_keys(&self) -> Result<impl Iterator<Item = &'a [f32]> + use<'a>, PlanError> {
+        self.by_head("keys", self.keys, self.head_dim)
+    }
+
+    fn by_head(
+        &self,
+        what: &str,
+        all: &'a [f32],
+        width: usize,
+    ) -> Result<impl Iterator<Item = &'a [f32]> + use<'a>, PlanError> {
+        let expected = self.candidates.iter().sum::<usize>() * width;
+        if all.len() != expected {
+            return Err(PlanError::Scores(format!(
+                "{what}: expected one per candidate, {expected} floats in all, found {}",
+                all.len()
+            )));
+        }
+        let mut rest = all;
         Ok(self.candidates.iter().map(move |&count| {
-            let (head, tail) = rest.split_at(count);
+            let (head, tail) = rest.split_at(count * width);
             rest = tail;
             head
         }))
-    }
-}
-
-/// Keeps everything.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct NoCompression;
-
-impl Policy for NoCompression {
-    fn name(&self) -> &str {
-        "none"
-    }
-
-    fn spec(&self) -> Spec {
-        Spec {
-            trigger: Trigger::Never,
-            scores: None,
-        }
-    }
-
-    fn peak_generated(&self, generated: usize) -> usize {
-        generated
-    }
-
-    fn plan(&self, view: &LayerView<'_>, plan: &mut LayerPlan<'_>) -> Result<(), PlanError> {
-        for &count in view.candidates {
-            let (all, _) = plan.room(count, 0)?;
-            all.iter_mut().zip(0..).for_each(|(slot, index)| *slot = index);
-            plan.push_room(count)?;
-        }
-        Ok(())
     }
 }

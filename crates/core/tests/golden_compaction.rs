@@ -88,12 +88,13 @@ fn kept_sets_and_caches() {
             }
             let counts = vec![candidates.len(); kv_heads];
             let mut memory = PlanMemory::default();
-            let mut plan = memory.lend(&counts);
+            let mut plan = memory.lend(&counts, 0);
             let view = LayerView {
                 layer: 0,
                 done: case.number("num_comp"),
                 candidates: &counts,
                 scores: &scores,
+                ..LayerView::default()
             };
             case.policy().plan(&view, &mut plan).unwrap();
             plan.validate(&counts).unwrap();

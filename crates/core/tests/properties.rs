@@ -83,9 +83,10 @@ fn plans_are_valid() {
                 done,
                 candidates: &counts,
                 scores: &scores,
+                ..LayerView::default()
             };
             let mut memory = PlanMemory::default();
-            let mut plan = memory.lend(&counts);
+            let mut plan = memory.lend(&counts, 0);
             policy.plan(&view, &mut plan).unwrap();
             plan.validate(&counts).unwrap();
             prop_assert_eq!(plan.sets(), if per_head { kv_heads } else { 1 });
@@ -194,9 +195,10 @@ fn scores_that_are_no_numbers_are_refused() {
         done: 0,
         candidates: &[4],
         scores: &[0.0, f32::NAN, 0.0, 0.0],
+        ..LayerView::default()
     };
     let error = policy
-        .plan(&view, &mut PlanMemory::default().lend(&[4]))
+        .plan(&view, &mut PlanMemory::default().lend(&[4], 0))
         .unwrap_err();
     assert!(
         error.to_string().contains("layer 7") && error.to_string().contains("NaN at 1"),
@@ -206,5 +208,9 @@ fn scores_that_are_no_numbers_are_refused() {
         scores: &[0.0],
         ..view
     };
-    assert!(policy.plan(&view, &mut PlanMemory::default().lend(&[4])).is_err());
+    assert!(
+        policy
+            .plan(&view, &mut PlanMemory::default().lend(&[4], 0))
+            .is_err()
+    );
 }

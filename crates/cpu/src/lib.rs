@@ -41,13 +41,13 @@ pub use compact::{PositionPagesMut, compact, compact_positions};
 pub use element::{Element, Stored};
 pub use error::Error;
 pub use heads::{Heads, HeadsMut};
-pub use merge::{Merge, merged_rows, write_rows};
+pub use merge::{Merge, merged_rows, read_key, write_rows};
 pub use pages::{KvPages, KvPagesMut, Layout, MAX_HEAD_DIM, Scales};
 pub use product::{
     BLOCK, BlockFormat, Linear, Norm, PANEL_ROWS, QuantizedMatrix, QuantizedTile, RowsMut, TILE_WIDTH,
     multiply, multiply_gated, quantize, tiles_of,
 };
 pub use rope::{rope_table, rotate};
-pub use score::{score, score_scratch_bytes};
+pub use score::{score, score_scratch_bytes, score_visible};
 pub use scratch::{Scratch, ScratchOn};
 pub use simd::{SIMD_ENV, Simd, SimdError};

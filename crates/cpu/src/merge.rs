@@ -79,6 +79,19 @@ pub fn merged_rows<E: Stored>(
     Ok(count)
 }
 
+/// The key of an entry, as `f32`.
+///
+/// # Errors
+/// When the entry is beyond the valid ones, or `key` is not `head_dim` long.
+pub fn read_key<E: Stored>(pages: &KvPages<'_, E>, entry: usize, key: &mut [f32]) -> Result<(), Error> {
+    let tables = pages.tables();
+    exactly("elements of a key", pages.layout().head_dim, key.len())?;
+    at_least("valid entries", plus("entry", entry, 1)?, pages.len())?;
+    // SAFETY: a valid entry.
+    unsafe { read(tables, Part::Key, entry, |d, x| key[d] = x) };
+    Ok(())
+}
+
 /// Writes rows of `2 * head_dim` numbers (key, then value) to `entries`, which ascend and are valid, each number rounded once as
 /// [`Element::from_f32`](crate::Element::from_f32) does.
 ///

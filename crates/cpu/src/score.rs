@@ -32,6 +32,58 @@ pub fn score<E: Stored>(
     out: &mut [f32],
     scratch: &mut ScratchOn<'_>,
 ) -> Result<(), Error> {
+    score_masked(simd, pages, candidates, None, queries, group, scale, out, scratch)
+}
+
+/// [`score`] of all entries, where queries do not see all of them: those of token t, `group` rows of
+/// `queries` from row `t * group` on, see the first `visible[t]` entries. `out` is as long as the cache.
+///
+/// # Errors
+/// As [`score`]; when `queries` is not `group` rows for each of `visible`, or one of those is beyond the cache.
+#[allow(clippy::too_many_arguments)] // as above
+pub fn score_visible<E: Stored>(
+    simd: Simd,
+    pages: &KvPages<'_, E>,
+    visible: &[usize],
+    queries: &[f32],
+    group: usize,
+    scale: f32,
+    out: &mut [f32],
+    scratch: &mut ScratchOn<'_>,
+) -> Result<(), Error> {
+    let rows = times("queries", visible.len(), group)?;
+    let elements = times("queries", rows, pages.layout().head_dim)?;
+    exactly("elements of the queries", elements, queries.len())?;
+    for &count in visible {
+        at_least("valid entries", count, pages.len())?;
+    }
+    let all = 0..pages.len();
+    let all = std::slice::from_ref(&all);
+    score_masked(
+        simd,
+        pages,
+        all,
+        Some(visible),
+        queries,
+        group,
+        scale,
+        out,
+        scratch,
+    )
+}
+
+#[allow(clippy::too_many_arguments)] // as above
+fn score_masked<E: Stored>(
+    simd: Simd,
+    pages: &KvPages<'_, E>,
+    candidates: &[Range<usize>],
+    visible: Option<&[usize]>,
+    queries: &[f32],
+    group: usize,
+    scale: f32,
+    out: &mut [f32],
+    scratch: &mut ScratchOn<'_>,
+) -> Result<(), Error> {
     simd.check()?;
     let head_dim = pages.layout().head_dim;
     let mut total = 0;
@@ -68,6 +120,7 @@ pub fn score<E: Stored>(
         simd.run(Score {
             pages,
             candidates,
+            visible,
             total,
             queries,
             group,
@@ -123,6 +176,8 @@ impl Buffers {
 struct Score<'a, 'k, E> {
     pages: &'a KvPages<'k, E>,
     candidates: &'a [Range<usize>],
+    /// Of each token; all, if absent.
+    visible: Option<&'a [usize]>,
     total: usize,
     queries: &'a [f32],
     group: usize,
@@ -145,7 +200,7 @@ impl<E: Stored> Kernel for Score<'_, '_, E> {
         for (e, slot) in converted.iter_mut().enumerate() {
             *slot = b.keys.wrapping_add(e * padded(head_dim));
         }
-        for batch in self.queries.chunks(BATCH * head_dim) {
+        for (index, batch) in self.queries.chunks(BATCH * head_dim).enumerate() {
             let count = batch.len() / head_dim;
             // SAFETY: `score` has checked the ranges and sized the buffers.
             unsafe {
@@ -190,7 +245,13 @@ impl<E: Stored> Kernel for Score<'_, '_, E> {
                     first += entries;
                 }
                 for q in 0..count {
-                    add_softmax::<V>(b.weights.row(q), self.total, self.scale, self.out);
+                    let total = match self.visible {
+                        None => self.total,
+                        Some(visible) => visible[(index * BATCH + q) / self.group],
+                    };
+                    if total > 0 {
+                        add_softmax::<V>(b.weights.row(q), total, self.scale, &mut self.out[..total]);
+                    }
                 }
             }
         }

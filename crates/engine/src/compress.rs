@@ -3,11 +3,12 @@
 use std::ops::Range;
 
 use half::f16;
-use reasoning_rpc_core::{LayerPlan, LayerView, PlanMemory, Policy, ScoreRule};
+use reasoning_rpc_core::{LayerPlan, LayerView, Merge, PlanMemory, Policy, ScoreRule};
 use reasoning_rpc_cpu::{self as cpu, Element, Scratch, Simd};
 
 use crate::cache::{CacheType, SequenceCache};
 use crate::error::{Error, Result};
+use crate::sequence::position_of_generated;
 
 /// What one compression did to one layer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,6 +38,8 @@ pub(crate) struct Moment<'a> {
     /// The first text position of the window.
     pub window_start: u32,
     pub num_heads: usize,
+    /// The sequence's.
+    pub seed: u64,
     pub record_kept: bool,
 }
 
@@ -47,8 +50,18 @@ pub(crate) struct Workspace {
     candidates: Vec<Vec<Range<usize>>>,
     counts: Vec<usize>,
     scores: Vec<f32>,
+    history: Vec<f32>,
+    keys: Vec<f32>,
+    /// Of all KV heads, if the policy sees them; else of the last one.
     queries: Vec<f32>,
+    /// Scores of all entries of a KV head.
+    all: Vec<f32>,
+    visible: Vec<usize>,
+    cos: Vec<f32>,
+    sin: Vec<f32>,
     kept: Vec<u32>,
+    rewritten: Vec<u32>,
+    rows: Vec<f32>,
     scratch: Scratch,
 }
 
@@ -80,12 +93,21 @@ fn compress_typed<E: Element>(
     for layer in 0..shape.layers {
         find_candidates(cache, layer, moment, workspace);
         score_layer::<E>(simd, cache, layer, moment, workspace)?;
-        let mut plan = workspace.plan.lend(&workspace.counts);
+        show_entries::<E>(cache, layer, moment, workspace)?;
+        let mut plan = workspace.plan.lend(&workspace.counts, shape.head_dim);
         let view = LayerView {
             layer,
             done: moment.done,
+            seed: moment.seed,
+            head_dim: shape.head_dim,
             candidates: &workspace.counts,
             scores: &workspace.scores,
+            history: &workspace.history,
+            keys: &workspace.keys,
+            queries: match moment.policy.spec().queries {
+                true => &workspace.queries,
+                false => &[],
+            },
         };
         moment.policy.plan(&view, &mut plan)?;
         plan.validate(&workspace.counts)?;
@@ -112,10 +134,30 @@ fn compress_typed<E: Element>(
                 })
                 .collect();
         }
+        let mut first_candidate = 0;
         for kv_head in 0..shape.kv_heads {
             let candidates = &workspace.candidates[kv_head];
+            let own = first_candidate..first_candidate + workspace.counts[kv_head];
+            first_candidate = own.end;
+            if !plan.history().is_empty() {
+                for (entry, &value) in all_of(candidates).zip(&plan.history()[own.clone()]) {
+                    cache.set_history(layer, kv_head, entry, value);
+                }
+            }
+            let (rewritten, rows) = (&mut workspace.rewritten, &mut workspace.rows);
+            merged_rows::<E>(cache, layer, kv_head, candidates, own, &plan, rewritten, rows)?;
             let kept = &mut workspace.kept;
             apply::<E>(simd, cache, layer, kv_head, candidates, &plan, kept)?;
+            if let (false, Some(first)) = (rewritten.is_empty(), candidates.first()) {
+                // Where they went.
+                for entry in &mut *rewritten {
+                    let place = kept
+                        .binary_search(entry)
+                        .map_err(|_| Error::Internal(format!("entry {entry} was merged into and is gone")))?;
+                    *entry = (first.start + place) as u32;
+                }
+                cache.rewrite::<E>(layer, kv_head, rewritten, rows)?;
+            }
         }
         record.len_after = longest(cache);
         log.push(record);
@@ -157,42 +199,178 @@ fn score_layer<E: Element>(
     moment: &Moment<'_>,
     workspace: &mut Workspace,
 ) -> Result<()> {
-    let Workspace {
-        candidates,
-        counts,
-        scores,
-        queries,
-        scratch,
-        ..
-    } = workspace;
-    scores.clear();
-    let Some(ScoreRule::WindowOverCandidates) = moment.policy.spec().scores else {
+    let spec = moment.policy.spec();
+    workspace.scores.clear();
+    workspace.queries.clear();
+    let Some(rule) = spec.scores else {
         return Ok(());
     };
-    let shape = cache.shape();
+    let shape = *cache.shape();
+    let (window, head_dim) = (cache.window(layer), shape.head_dim);
     let group = moment.num_heads / shape.kv_heads;
-    let scale = 1.0 / (shape.head_dim as f32).sqrt();
+    let scale = 1.0 / (head_dim as f32).sqrt();
+    if rule == ScoreRule::IntervalAhead {
+        let frequencies = window.frequencies();
+        if frequencies.len() != head_dim / 2 {
+            return Err(Error::Internal(format!(
+                "layer {layer}: expected {} frequencies of the rotation, found {}",
+                head_dim / 2,
+                frequencies.len()
+            )));
+        }
+        // Rotations add up; what else they do to a query (the attention factor) was done when it was recorded.
+        let ahead = [window.tokens() as i64];
+        cpu::rope_table(&ahead, frequencies, 1.0, &mut workspace.cos, &mut workspace.sin);
+    }
     for kv_head in 0..shape.kv_heads {
-        queries.clear();
+        if !spec.queries {
+            workspace.queries.clear();
+        }
+        let first = workspace.queries.len();
         let heads = kv_head * group..(kv_head + 1) * group;
-        cache
-            .window(layer)
-            .gather(moment.generated, heads, shape.head_dim, queries);
-        let start = scores.len();
-        scores.resize(start + counts[kv_head], 0.0);
+        window.gather(moment.generated, heads, head_dim, &mut workspace.queries);
+        if rule == ScoreRule::IntervalAhead {
+            rotate_on(
+                simd,
+                &mut workspace.queries[first..],
+                head_dim,
+                &workspace.cos,
+                &workspace.sin,
+            )?;
+        }
+        let queries = &workspace.queries[first..];
         let pages = cache.valid_pages::<E>(layer, kv_head)?;
-        cpu::score(
-            simd,
-            &pages,
-            &candidates[kv_head],
-            queries,
-            group,
-            scale,
-            &mut scores[start..],
-            scratch,
-        )?;
+        let (scores, scratch) = (&mut workspace.scores, &mut workspace.scratch);
+        let candidates = &workspace.candidates[kv_head];
+        if rule == ScoreRule::WindowOverCandidates {
+            let start = scores.len();
+            scores.resize(start + workspace.counts[kv_head], 0.0);
+            let out = &mut scores[start..];
+            cpu::score(simd, &pages, candidates, queries, group, scale, out, scratch)?;
+            continue;
+        }
+        let all = &mut workspace.all;
+        all.clear();
+        all.resize(pages.len(), 0.0);
+        if rule == ScoreRule::WindowOverAll {
+            let tokens = window.tokens();
+            workspace.visible.clear();
+            workspace
+                .visible
+                .extend((moment.generated - tokens..moment.generated).map(|generated| {
+                    let position = position_of_generated(moment.given, generated);
+                    cache.entries_before(layer, kv_head, position + 1)
+                }));
+            let visible = &workspace.visible;
+            cpu::score_visible(simd, &pages, visible, queries, group, scale, all, scratch)?;
+        } else {
+            let (entries, count) = (0..pages.len(), queries.len() / head_dim);
+            let entries = std::slice::from_ref(&entries);
+            cpu::score(simd, &pages, entries, queries, count, scale, all, scratch)?;
+        }
+        for range in candidates {
+            scores.extend_from_slice(&all[range.clone()]);
+        }
     }
     Ok(())
+}
+
+/// Rotates every query by the one angle of each pair.
+fn rotate_on(simd: Simd, queries: &mut [f32], head_dim: usize, cos: &[f32], sin: &[f32]) -> Result<()> {
+    let mut rotated = [0.0f32; cpu::MAX_HEAD_DIM];
+    let rotated = &mut rotated[..head_dim];
+    for query in queries.chunks_exact_mut(head_dim) {
+        cpu::rotate(simd, query, cos, sin, head_dim, rotated)?;
+        query.copy_from_slice(rotated);
+    }
+    Ok(())
+}
+
+/// What else the policy sees of the candidates.
+fn show_entries<E: Element>(
+    cache: &SequenceCache,
+    layer: usize,
+    moment: &Moment<'_>,
+    workspace: &mut Workspace,
+) -> Result<()> {
+    let spec = moment.policy.spec();
+    let (history, keys) = (&mut workspace.history, &mut workspace.keys);
+    history.clear();
+    keys.clear();
+    for (kv_head, candidates) in workspace.candidates.iter().enumerate() {
+        if spec.history {
+            let own = cache.head(layer, kv_head).history();
+            candidates
+                .iter()
+                .for_each(|range| history.extend_from_slice(&own[range.clone()]));
+        }
+        if spec.keys {
+            let pages = cache.valid_pages::<E>(layer, kv_head)?;
+            for entry in all_of(candidates) {
+                let start = keys.len();
+                keys.resize(start + cache.shape().head_dim, 0.0);
+                cpu::read_key(&pages, entry, &mut keys[start..])?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The entries that others are merged into, ascending, and what they become, key and value: before anything
+/// moves. `own` are the KV head's among the candidates of the layer.
+#[allow(clippy::too_many_arguments)] // one head of one plan, and two buffers
+fn merged_rows<E: Element>(
+    cache: &SequenceCache,
+    layer: usize,
+    kv_head: usize,
+    candidates: &[Range<usize>],
+    own: Range<usize>,
+    plan: &LayerPlan<'_>,
+    entries: &mut Vec<u32>,
+    rows: &mut Vec<f32>,
+) -> Result<()> {
+    entries.clear();
+    let merges = plan.merges(kv_head);
+    if merges.is_empty() {
+        return Ok(());
+    }
+    let head_dim = cache.shape().head_dim;
+    let of_candidates: Vec<u32> = all_of(candidates).map(|entry| entry as u32).collect();
+    let entry = |candidate: u32| of_candidates[candidate as usize];
+    let (directions, shifts) = plan.shifts();
+    let mut targets: Vec<u32> = merges.iter().map(|merge| merge.into).collect();
+    targets.dedup();
+    rows.clear();
+    rows.resize(targets.len() * 2 * head_dim, 0.0);
+    let pages = cache.valid_pages::<E>(layer, kv_head)?;
+    let into_entries = merges.iter().map(
+        |&Merge {
+             into,
+             from,
+             value_weight,
+             ..
+         }| cpu::Merge {
+            from: entry(from),
+            into: entry(into),
+            key_weight: 0.0,
+            value_weight,
+        },
+    );
+    cpu::merged_rows(&pages, into_entries, rows)?;
+    for (&target, row) in targets.iter().zip(rows.chunks_exact_mut(2 * head_dim)) {
+        entries.push(entry(target));
+        if !shifts.is_empty() {
+            let shift = shifts[own.start + target as usize];
+            let direction = &directions[kv_head * head_dim..][..head_dim];
+            row.iter_mut().zip(direction).for_each(|(x, u)| *x += shift * u);
+        }
+    }
+    Ok(())
+}
+
+/// All entries of ranges.
+fn all_of(ranges: &[Range<usize>]) -> impl Iterator<Item = usize> {
+    ranges.iter().flat_map(Range::clone)
 }
 
 fn apply<E: Element>(

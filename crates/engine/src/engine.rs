@@ -1,5 +1,6 @@
 //! The engine: a model, its runner and the block pool, shared by any number of sequences.
 
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -8,7 +9,7 @@ use std::time::Instant;
 use reasoning_rpc_core::CacheShape;
 use reasoning_rpc_cpu::Simd;
 
-use crate::cache::{BlockPool, CacheType, SequenceCache};
+use crate::cache::{BlockPool, CacheType, Kept, SequenceCache};
 use crate::compress::{self, CompressionRecord, Moment, Workspace};
 use crate::error::{Error, Result, panic_text};
 use crate::metrics::{Counters, Metrics};
@@ -218,6 +219,21 @@ impl Engine {
         self.shared.step(sequences)
     }
 
+    /// [`step`](Self::step) of one sequence, which also shows the logits after every token that it ran:
+    /// `[tokens][vocab]`, in place of what `logits` held. Returns the tokens' positions in the text.
+    ///
+    /// A text that is known can be read so as if it were being generated, many tokens to a step:
+    /// [`Sequence::accept`] all of it, then step while tokens are pending. A step ends where a compression
+    /// is due, and the logits of a token do not depend on what else its step runs.
+    ///
+    /// # Errors
+    /// As [`step`](Self::step).
+    pub fn step_with_logits(&self, sequence: &mut Sequence, logits: &mut Vec<f32>) -> Result<Range<usize>> {
+        let start = sequence.written;
+        self.shared.step_and_show(&mut [&mut *sequence], Some(logits))?;
+        Ok(start..sequence.written)
+    }
+
     /// The sequence that [`Sequence::save`] wrote, of this engine or another of the same model and
     /// cache type: it goes on as the original would.
     ///
@@ -248,7 +264,7 @@ impl EngineShared {
         self.model.manifest().dimensions.max_positions
     }
 
-    pub(crate) fn new_cache(&self, window: usize) -> SequenceCache {
+    pub(crate) fn new_cache(&self, kept: Kept) -> SequenceCache {
         let d = &self.model.manifest().dimensions;
         SequenceCache::new(
             Arc::clone(&self.pool),
@@ -256,7 +272,7 @@ impl EngineShared {
             self.cache_type,
             self.model.manifest().flavour == Flavour::Portable,
             d.num_heads * d.head_dim,
-            window,
+            kept,
         )
     }
 
@@ -296,7 +312,15 @@ impl EngineShared {
     }
 
     pub(crate) fn step(self: &Arc<Self>, sequences: &mut [&mut Sequence]) -> Result<()> {
-        self.advance(sequences, |_| self.prefill_chunk)
+        self.step_and_show(sequences, None)
+    }
+
+    fn step_and_show(
+        self: &Arc<Self>,
+        sequences: &mut [&mut Sequence],
+        show: Option<&mut Vec<f32>>,
+    ) -> Result<()> {
+        self.advance_and_show(sequences, |_| self.prefill_chunk, show)
             .inspect_err(|error| poison_on_bug(sequences, error))?;
         // One that fails must not keep the others from their compressions.
         let mut result = Ok(());
@@ -316,6 +340,16 @@ impl EngineShared {
         self: &Arc<Self>,
         sequences: &mut [&mut Sequence],
         limit: impl Fn(usize) -> usize,
+    ) -> Result<()> {
+        self.advance_and_show(sequences, limit, None)
+    }
+
+    /// `show` gets the logits of all tokens.
+    fn advance_and_show(
+        self: &Arc<Self>,
+        sequences: &mut [&mut Sequence],
+        limit: impl Fn(usize) -> usize,
+        show: Option<&mut Vec<f32>>,
     ) -> Result<()> {
         if sequences.is_empty() {
             return Err(Error::InvalidArgument(
@@ -342,7 +376,7 @@ impl EngineShared {
         }
 
         let start = Instant::now();
-        self.run(sequences, &chunks).inspect_err(|error| {
+        self.run(sequences, &chunks, show).inspect_err(|error| {
             self.counters.failed();
             log::error!("a step failed: {error}");
         })?;
@@ -355,7 +389,12 @@ impl EngineShared {
     }
 
     /// Runs the graph; logits go to the sequences whose last chunk this was.
-    fn run(&self, sequences: &mut [&mut Sequence], chunks: &[Chunk]) -> Result<()> {
+    fn run(
+        &self,
+        sequences: &mut [&mut Sequence],
+        chunks: &[Chunk],
+        show: Option<&mut Vec<f32>>,
+    ) -> Result<()> {
         let mut driver = self.driver.lock().unwrap_or_else(PoisonError::into_inner);
         let Driver { runner, step } = &mut *driver;
         step.clear();
@@ -365,8 +404,11 @@ impl EngineShared {
             step.positions
                 .extend(chunk.tokens.clone().map(|position| position as i64));
             step.row_offsets.push(step.ids.len() as i32);
-            if chunk.last {
-                step.logits_rows.push(step.ids.len() as i32 - 1);
+            let end = step.ids.len() as i32;
+            match show {
+                Some(_) => step.logits_rows.extend(end - tokens.len() as i32..end),
+                None if chunk.last => step.logits_rows.push(end - 1),
+                None => {}
             }
         }
         for (sequence, chunk) in sequences.iter_mut().zip(chunks) {
@@ -386,16 +428,22 @@ impl EngineShared {
         result?;
 
         let vocab = self.model.manifest().dimensions.vocab_size;
-        let mut rows = step.logits.chunks_exact(vocab);
+        let mut end = 0;
         for (sequence, chunk) in sequences.iter_mut().zip(chunks) {
-            sequence.logits_ready = false;
-            if chunk.last
-                && let Some(row) = rows.next()
-            {
+            end += match show {
+                Some(_) => chunk.tokens.len(),
+                None => usize::from(chunk.last),
+            };
+            sequence.logits_ready = chunk.last;
+            if chunk.last {
                 sequence.logits.clear();
-                sequence.logits.extend_from_slice(row);
-                sequence.logits_ready = true;
+                sequence
+                    .logits
+                    .extend_from_slice(&step.logits[(end - 1) * vocab..end * vocab]);
             }
+        }
+        if let Some(show) = show {
+            std::mem::swap(show, &mut step.logits);
         }
         Ok(())
     }

@@ -9,12 +9,13 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
-use reasoning_rpc_core::{Policy, Trigger};
+use reasoning_rpc_core::{Policy, ScoreRule, Trigger};
 
-use crate::cache::SequenceCache;
+use crate::cache::{Kept, SequenceCache};
 use crate::compress::{CompressionRecord, Moment};
 use crate::engine::EngineShared;
 use crate::error::{Error, Result, panic_text};
+use crate::model::Flavour;
 use crate::sampling::{Sampler, SamplingOptions};
 use crate::text::{Message, encode_chat, encode_raw};
 
@@ -84,12 +85,24 @@ impl Sequence {
     pub(crate) fn new(shared: Arc<EngineShared>, options: SequenceOptions) -> Result<Self> {
         let sampler = Sampler::new(options.sampling)?;
         let spec = options.policy.spec();
-        let window = match spec.trigger {
-            // Never due in this context: nobody will ask for queries.
-            Trigger::Interval(schedule) if schedule.due_at(0) > shared.context() => 0,
-            _ => spec.window_queries(),
+        if spec.scores == Some(ScoreRule::IntervalAhead)
+            && shared.model.manifest().flavour == Flavour::Portable
+        {
+            return Err(Error::InvalidArgument(format!(
+                "policy {:?}: expected a model of the cached flavour, whose rotation is known here, found the \
+                 portable one",
+                options.policy.name()
+            )));
+        }
+        let kept = match spec.trigger {
+            // Never due in this context: nobody will ask.
+            Trigger::Interval(schedule) if schedule.due_at(0) > shared.context() => Kept::default(),
+            _ => Kept {
+                window: spec.window_queries(),
+                history: spec.history,
+            },
         };
-        let cache = shared.new_cache(window);
+        let cache = shared.new_cache(kept);
         Ok(Self {
             slot: shared.slots.open(),
             cache: Some(Box::new(cache)),
@@ -393,6 +406,7 @@ impl Sequence {
             given: &self.given,
             window_start: position_of_generated(&self.given, self.generated_written - schedule.window()),
             num_heads: self.shared.model.manifest().dimensions.num_heads,
+            seed: self.seed,
             record_kept: self.record_kept,
         };
         let cache = self.cache.as_deref_mut().ok_or(Error::Poisoned)?;

@@ -91,7 +91,7 @@ impl Policy for Watched {
 
     fn plan(&self, view: &LayerView<'_>, plan: &mut LayerPlan<'_>) -> Result<(), PlanError> {
         let mut memory = PlanMemory::default();
-        let mut ours = memory.lend(view.candidates);
+        let mut ours = memory.lend(view.candidates, 0);
         self.rpc.plan(view, &mut ours)?;
         let place = (view.done, view.layer);
         let (golden, margin) = &self.expected[&place];

@@ -1,7 +1,7 @@
 use crate::cache::{Cache, bits};
 use crate::rng::{ForElement, Rng, for_elements};
 use crate::{EXP, U, logit_error, paths};
-use reasoning_rpc_cpu::{Element, Scratch, Simd, score, score_scratch_bytes};
+use reasoning_rpc_cpu::{Element, Error, Scratch, Simd, score, score_scratch_bytes, score_visible};
 use std::ops::Range;
 
 struct Call {
@@ -194,4 +194,81 @@ fn many_candidates_and_extreme_logits() {
             );
         }
     }
+}
+
+/// A query that sees only some entries scores those as if there were no others: token by token, to the last bits that another order of
+/// the sums leaves.
+#[test]
+fn hidden_entries_take_no_part() {
+    struct Test(Rng);
+    impl ForElement for Test {
+        fn run<E: Element>(&mut self) {
+            let rng = &mut self.0;
+            for simd in paths() {
+                for _ in 0..15 {
+                    let len = rng.between(1, 400);
+                    let call = Call::random(rng, len);
+                    let cache = filled::<E>(call.head_dim, len, rng);
+                    let width = call.group * call.head_dim;
+                    let visible: Vec<usize> =
+                        call.queries.chunks(width).map(|_| rng.between(0, len)).collect();
+                    let mut found = vec![f32::NAN; len];
+                    let (pages, scratch) = (cache.pages(), &mut Scratch::new());
+                    score_visible(
+                        simd,
+                        &pages,
+                        &visible,
+                        &call.queries,
+                        call.group,
+                        call.scale,
+                        &mut found,
+                        scratch,
+                    )
+                    .unwrap();
+                    let mut expected = vec![(0.0, 0.0); len];
+                    for (queries, &count) in call.queries.chunks(width).zip(&visible) {
+                        let alone = Call {
+                            queries: queries.to_vec(),
+                            candidates: std::iter::once(0..count).collect(),
+                            ..call
+                        };
+                        for (sum, score) in expected.iter_mut().zip(alone.reference(&cache)) {
+                            *sum = (sum.0 + score.0, sum.1 + score.1 + U);
+                        }
+                    }
+                    for (&found, (expected, bound)) in found.iter().zip(expected) {
+                        let bound = bound + visible.len() as f64 * U * expected;
+                        assert!(
+                            (f64::from(found) - expected).abs() <= bound,
+                            "{found} for {expected}"
+                        );
+                    }
+                    let beyond = vec![len + 1; visible.len()];
+                    let refused = score_visible(
+                        simd,
+                        &pages,
+                        &beyond,
+                        &call.queries,
+                        call.group,
+                        call.scale,
+                        &mut found,
+                        scratch,
+                    );
+                    assert!(refused.is_err());
+                    let refused: Result<(), Error> = score_visible(
+                        simd,
+                        &pages,
+                        &beyond[1..],
+                        &call.queries,
+                        call.group,
+                        call.scale,
+                        &mut found,
+                        scratch,
+                    );
+                    assert!(refused.is_err());
+                }
+            }
+        }
+    }
+    for_elements(&mut Test(Rng::new()));
 }

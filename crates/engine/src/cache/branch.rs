@@ -54,6 +54,7 @@ impl SequenceCache {
             pool: Arc::clone(&self.pool),
             account: Account::default(),
             peak_bytes: self.peak_bytes,
+            history: self.history,
         };
         match &self.storage {
             Storage::Blocks => self.share_blocks(&mut fork, settled)?,
@@ -81,6 +82,7 @@ impl SequenceCache {
         }
         for (head, from) in fork.heads.iter_mut().zip(&self.heads) {
             head.len = from.len;
+            head.history.clone_from(&from.history);
         }
         Ok(fork)
     }
@@ -114,7 +116,9 @@ impl SequenceCache {
         for layer in 0..self.shape.layers {
             for kv_head in 0..self.shape.kv_heads {
                 let len = self.entries_before(layer, kv_head, position);
-                self.heads[layer * self.shape.kv_heads + kv_head].len = len;
+                let head = &mut self.heads[layer * self.shape.kv_heads + kv_head];
+                head.len = len;
+                head.history.truncate(len);
             }
         }
         self.release_empty_blocks();

@@ -57,6 +57,8 @@ pub(crate) struct HeadCache {
     /// How each block is held.
     holds: Vec<Hold>,
     len: usize,
+    /// A float of the policy's for each entry, if it keeps any.
+    history: Vec<f32>,
 }
 
 impl HeadCache {
@@ -67,11 +69,17 @@ impl HeadCache {
         blocks: Vec::new(),
         holds: Vec::new(),
         len: 0,
+        history: Vec::new(),
     };
 
     /// Valid entries.
     pub(crate) fn len(&self) -> usize {
         self.len
+    }
+
+    /// The policy's float of each entry; empty if it keeps none.
+    pub(crate) fn history(&self) -> &[f32] {
+        &self.history
     }
 }
 
@@ -98,9 +106,28 @@ struct ContiguousLayer {
 pub(crate) struct QueryWindow {
     rows: Vec<f32>,
     tokens: usize,
+    /// The frequencies that they are rotated with, `[head_dim / 2]`: as the last step had them.
+    frequencies: Vec<f32>,
 }
 
 impl QueryWindow {
+    /// Tokens whose queries are remembered.
+    pub(crate) fn tokens(&self) -> usize {
+        self.tokens
+    }
+
+    /// The frequencies of the rotation; empty if no step has recorded.
+    pub(crate) fn frequencies(&self) -> &[f32] {
+        &self.frequencies
+    }
+
+    /// Remembers the frequencies of the rotation.
+    pub(crate) fn set_frequencies(&mut self, frequencies: &[f32]) {
+        if self.tokens > 0 && self.frequencies != frequencies {
+            self.frequencies = frequencies.to_vec();
+        }
+    }
+
     /// Records the queries of generated token `generated` (counted from 0).
     pub(crate) fn record(&mut self, generated: usize, queries: &[f32]) {
         if self.tokens > 0 {
@@ -136,6 +163,17 @@ pub(crate) struct SequenceCache {
     pool: Arc<BlockPool>,
     account: Account,
     peak_bytes: usize,
+    /// Whether heads have histories.
+    history: bool,
+}
+
+/// What a policy has a cache keep beside the entries.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Kept {
+    /// Tokens whose queries are remembered.
+    pub window: usize,
+    /// Whether each entry has a float of the policy's.
+    pub history: bool,
 }
 
 impl ContiguousLayer {
@@ -171,15 +209,14 @@ impl ContiguousLayer {
 }
 
 impl SequenceCache {
-    /// An empty cache. `query_width` = num_heads * head_dim; `window` = tokens whose queries are
-    /// remembered.
+    /// An empty cache. `query_width` = num_heads * head_dim.
     pub(crate) fn new(
         pool: Arc<BlockPool>,
         shape: CacheShape,
         element: CacheType,
         contiguous: bool,
         query_width: usize,
-        window: usize,
+        kept: Kept,
     ) -> Self {
         Self {
             shape,
@@ -189,8 +226,9 @@ impl SequenceCache {
                 .collect(),
             windows: (0..shape.layers)
                 .map(|_| QueryWindow {
-                    rows: vec![0.0; window * query_width],
-                    tokens: window,
+                    rows: vec![0.0; kept.window * query_width],
+                    tokens: kept.window,
+                    frequencies: Vec::new(),
                 })
                 .collect(),
             storage: if contiguous {
@@ -204,6 +242,7 @@ impl SequenceCache {
             pool,
             account: Account::default(),
             peak_bytes: 0,
+            history: kept.history,
         }
     }
 
@@ -507,6 +546,9 @@ impl SequenceCache {
                 unsafe { head.positions[page].add(offset).write(position) };
                 head.len += 1;
             }
+            if self.history {
+                head.history.resize(head.len, 0.0);
+            }
         }
     }
 
@@ -533,8 +575,39 @@ impl SequenceCache {
         // this cache has.
         let positions = unsafe { PositionPagesMut::new(&head.positions, page_entries, head.len) };
         cpu::compact_positions(&mut positions?, first, kept)?;
+        if self.history {
+            for (to, &from) in (first..).zip(kept) {
+                head.history[to] = head.history[from as usize];
+            }
+            head.history.truncate(len);
+        }
         head.len = len;
         Ok(())
+    }
+
+    /// Sets the policy's float of an entry.
+    pub(crate) fn set_history(&mut self, layer: usize, kv_head: usize, entry: usize, value: f32) {
+        let head = &mut self.heads[layer * self.shape.kv_heads + kv_head];
+        if let Some(place) = head.history.get_mut(entry) {
+            *place = value;
+        }
+    }
+
+    /// Writes keys and values anew: a row of `2 * head_dim` numbers, key then value, to each of `entries`,
+    /// which ascend and are of candidates of a compression.
+    pub(crate) fn rewrite<E: Element>(
+        &mut self,
+        layer: usize,
+        kv_head: usize,
+        entries: &[u32],
+        rows: &[f32],
+    ) -> Result<()> {
+        for &entry in entries {
+            self.own_entries(layer, kv_head, entry as usize..entry as usize + 1)?;
+        }
+        // SAFETY: `self` is borrowed exclusively, and the blocks of what is written are its own.
+        let mut pages = unsafe { self.pages_mut::<E>(layer, kv_head) }?;
+        Ok(cpu::write_rows(&mut pages, entries.iter().copied(), rows)?)
     }
 
     /// Gives back the blocks that hold no entry any more.

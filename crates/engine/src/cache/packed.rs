@@ -73,6 +73,18 @@ impl SequenceCache {
         Ok(())
     }
 
+    /// Whether the policy keeps a float of each entry.
+    pub(crate) fn has_history(&self) -> bool {
+        self.history
+    }
+
+    /// The policy's floats of all entries, KV head by KV head; none, if it keeps none.
+    pub(crate) fn set_histories(&mut self, histories: Vec<Vec<f32>>) {
+        for (head, history) in self.heads.iter_mut().zip(histories) {
+            head.history = history;
+        }
+    }
+
     /// Takes over what another cache of the same text held at most.
     pub(crate) fn raise_peak(&mut self, bytes: usize) {
         self.peak_bytes = self.peak_bytes.max(bytes);

@@ -369,6 +369,7 @@ impl AttentionKernel {
 
         for (index, row) in rows.iter_mut().enumerate() {
             if let Some(first) = row.first_generated {
+                row.cache.window_mut(self.layer).set_frequencies(&rope.inv_freq);
                 for (generated, token) in (first..).zip(range_of(index)) {
                     let queries = &rotated[token * query_width..][..query_width];
                     row.cache.window_mut(self.layer).record(generated, queries);

@@ -13,6 +13,8 @@
 //! | ... | log: per compression and layer the lengths before and after (u32 each), then the kept sets |
 //! | 4 each | logits after the last token, if no token is pending and there is one |
 //! | 4 each | window queries of every layer, as the rings lie |
+//! | ... | per layer: how many frequencies they are rotated with (0 or half of head_dim, u32), the frequencies |
+//! | 4 each | per layer and KV head: the policy's float of each entry, if it keeps any |
 //! | ... | per layer and KV head: keys, values (elements of the cache type), positions (u32) |
 //! | 32 | SHA-256 of all before |
 //!
@@ -26,7 +28,7 @@ use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use reasoning_rpc_core::{Aggregation, Budget, NoCompression, Policy, Pooling, Rpc, RpcOptions};
+use reasoning_rpc_core::{Aggregation, Budget, Policy, Pooling};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -48,8 +50,7 @@ const LONGEST_HEADER: usize = 1 << 14;
 struct Header {
     model: ModelName,
     cache: String,
-    /// Absent: the cache is left whole.
-    rpc: Option<RpcHeader>,
+    policy: PolicyHeader,
     sampling: SamplingHeader,
     record_kept: bool,
     tokens: u64,
@@ -75,7 +76,8 @@ struct ModelName {
 
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct RpcHeader {
+struct PolicyHeader {
+    name: String,
     interval: u64,
     window: u64,
     /// One of the two.
@@ -115,23 +117,19 @@ fn cache_name(element: CacheType) -> &'static str {
     }
 }
 
-fn rpc_header(policy: &dyn Policy) -> Result<Option<RpcHeader>> {
-    let any: &dyn std::any::Any = policy;
-    if any.is::<NoCompression>() {
-        return Ok(None);
-    }
-    let Some(rpc) = any.downcast_ref::<Rpc>() else {
+fn policy_header(policy: &dyn Policy) -> Result<PolicyHeader> {
+    let Some((kind, options)) = policy.recipe() else {
         return Err(Error::InvalidArgument(format!(
-            "save: expected the policy none or rpc, found {:?}, whose state is not known here",
+            "save: expected a policy of the library, found {:?}, which could not be restored",
             policy.name()
         )));
     };
-    let options: RpcOptions = rpc.options();
     let (ratio, entries) = match options.budget {
         Budget::Ratio(ratio) => (Some(ratio as u64), None),
         Budget::Entries(entries) => (None, Some(entries as u64)),
     };
-    Ok(Some(RpcHeader {
+    Ok(PolicyHeader {
+        name: kind.name().into(),
         interval: options.interval as u64,
         window: options.window as u64,
         ratio,
@@ -139,7 +137,7 @@ fn rpc_header(policy: &dyn Policy) -> Result<Option<RpcHeader>> {
         per_kv_head: options.aggregation == Aggregation::KvHead,
         max_pooling: options.pooling == Pooling::Max,
         kernel: options.kernel as u64,
-    }))
+    })
 }
 
 fn sampling_header(options: &SamplingOptions) -> SamplingHeader {
@@ -166,7 +164,8 @@ impl Sequence {
     /// Writes all that the sequence is, to be read by [`Engine::restore`](crate::Engine::restore).
     ///
     /// # Errors
-    /// [`Error::Poisoned`]; [`Error::InvalidArgument`] for a policy other than none and rpc;
+    /// [`Error::Poisoned`]; [`Error::InvalidArgument`] for a policy that is not one of
+    /// [`PolicyKind`](reasoning_rpc_core::PolicyKind);
     /// [`Error::File`] if `out` fails.
     pub fn save(&self, out: &mut dyn Write) -> Result<()> {
         let failed = |error: io::Error| Error::File(format!("a sequence cannot be written: {error}"));
@@ -223,7 +222,7 @@ impl Sequence {
         Ok(Header {
             model: ModelName::of(&self.shared),
             cache: cache_name(cache.element()).into(),
-            rpc: rpc_header(&*self.policy)?,
+            policy: policy_header(&*self.policy)?,
             sampling: sampling_header(self.sampler.options()),
             record_kept: self.record_kept,
             tokens: self.tokens.len() as u64,
@@ -275,6 +274,15 @@ impl Sequence {
         let shape = *cache.shape();
         for layer in 0..shape.layers {
             words(out, cache.window(layer).rows().iter().map(|x| x.to_bits()))?;
+        }
+        for layer in 0..shape.layers {
+            let frequencies = cache.window(layer).frequencies();
+            words(out, [frequencies.len() as u32])?;
+            words(out, frequencies.iter().map(|x| x.to_bits()))?;
+        }
+        for (layer, kv_head) in (0..shape.layers).flat_map(|l| (0..shape.kv_heads).map(move |h| (l, h))) {
+            let history = cache.head(layer, kv_head).history();
+            words(out, history.iter().map(|x| x.to_bits()))?;
         }
         for (layer, kv_head) in (0..shape.layers).flat_map(|l| (0..shape.kv_heads).map(move |h| (l, h))) {
             for part in cache.packed(layer, kv_head) {

@@ -4,11 +4,11 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use reasoning_rpc_core::{Aggregation, Budget, NoCompression, Policy, Pooling, Rpc, RpcOptions, Schedule};
+use reasoning_rpc_core::{Aggregation, Budget, Policy, PolicyKind, Pooling, RpcOptions, Schedule, Trigger};
 use sha2::{Digest, Sha256};
 
-use super::{HASH_BYTES, Header, LONGEST_HEADER, MAGIC, ModelName, VERSION, cache_name};
-use crate::cache::CacheType;
+use super::{HASH_BYTES, Header, LONGEST_HEADER, MAGIC, ModelName, PolicyHeader, VERSION, cache_name};
+use crate::cache::{CacheType, QueryWindow};
 use crate::compress::CompressionRecord;
 use crate::engine::EngineShared;
 use crate::error::{Error, Result};
@@ -62,7 +62,13 @@ pub(crate) fn restore(shared: &Arc<EngineShared>, bytes: &[u8]) -> Result<Sequen
         let name = |model: &ModelName| format!("{} {} {}", model.architecture, model.weights, model.digest);
         return refuse("model", name(&expected), name(&header.model));
     }
-    let (policy, schedule, per_kv_head) = policy(&header)?;
+    let policy = policy(&header.policy)?;
+    let spec = policy.spec();
+    let per_kv_head = spec.per_kv_head;
+    let schedule = match spec.trigger {
+        Trigger::Interval(schedule) => Some(schedule),
+        _ => None,
+    };
     let s = &header.sampling;
     let sampling = SamplingOptions {
         temperature: f32::from_bits(s.temperature),
@@ -160,6 +166,18 @@ pub(crate) fn restore(shared: &Arc<EngineShared>, bytes: &[u8]) -> Result<Sequen
             return refuse("window queries", "numbers", "infinity or NaN");
         }
     }
+    for layer in 0..shape.layers {
+        read_frequencies(&mut sections, cache.window_mut(layer), shape.head_dim)?;
+    }
+    let histories: Vec<Vec<f32>> = match cache.has_history() {
+        true => (0..shape.layers * shape.kv_heads)
+            .map(|_| Ok(sections.words(len)?.map(f32::from_bits).collect()))
+            .collect::<Result<_>>()?,
+        false => Vec::new(),
+    };
+    if !histories.iter().flatten().all(|x| x.is_finite()) {
+        return refuse("history", "numbers", "infinity or NaN");
+    }
     let entry_bytes = 2 * shape.head_dim * shape.element_bytes + 4;
     let head_bytes = len.checked_mul(entry_bytes).ok_or_else(too_large)?;
     let all = head_bytes
@@ -187,6 +205,7 @@ pub(crate) fn restore(shared: &Arc<EngineShared>, bytes: &[u8]) -> Result<Sequen
         return refuse("keys and values", "numbers", "infinity or NaN");
     }
     cache.unpack(len, entries)?;
+    cache.set_histories(histories);
     cache.raise_peak(within("peak bytes", header.peak_bytes, LARGEST_COUNT as usize)?);
 
     let counter = |what: &str, value: u64| within(what, value, LARGEST_COUNT as usize);
@@ -254,35 +273,48 @@ fn seeds(mut words: impl Iterator<Item = u32>) -> Vec<(u32, u64)> {
     seeds
 }
 
-type Chosen = (Arc<dyn Policy>, Option<Schedule>, bool);
-
-fn policy(header: &Header) -> Result<Chosen> {
-    let Some(rpc) = &header.rpc else {
-        return Ok((Arc::new(NoCompression), None, false));
+fn policy(header: &PolicyHeader) -> Result<Arc<dyn Policy>> {
+    let Some(kind) = PolicyKind::from_name(&header.name) else {
+        return refuse(
+            "policy",
+            "one that this version knows",
+            format!("{:?}", header.name),
+        );
     };
-    let rpc = Rpc::new(RpcOptions {
-        interval: rpc.interval as usize,
-        window: rpc.window as usize,
-        budget: match (rpc.ratio, rpc.entries) {
+    let options = RpcOptions {
+        interval: header.interval as usize,
+        window: header.window as usize,
+        budget: match (header.ratio, header.entries) {
             (Some(ratio), None) => Budget::Ratio(ratio as usize),
             (None, Some(entries)) => Budget::Entries(entries as usize),
             _ => return refuse("header", "a ratio or entries", "both or none"),
         },
-        aggregation: if rpc.per_kv_head {
+        aggregation: if header.per_kv_head {
             Aggregation::KvHead
         } else {
             Aggregation::Layer
         },
-        pooling: if rpc.max_pooling {
+        pooling: if header.max_pooling {
             Pooling::Max
         } else {
             Pooling::Average
         },
-        kernel: rpc.kernel as usize,
-    })
-    .map_err(damaged)?;
-    let per_kv_head = rpc.options().aggregation == Aggregation::KvHead;
-    Ok((Arc::new(rpc), Some(*rpc.schedule()), per_kv_head))
+        kernel: header.kernel as usize,
+    };
+    kind.build(options).map_err(damaged)
+}
+
+fn read_frequencies(sections: &mut Sections<'_>, window: &mut QueryWindow, head_dim: usize) -> Result<()> {
+    let count = sections.words(1)?.next().unwrap_or(0) as usize;
+    if count != 0 && (count != head_dim / 2 || window.tokens() == 0) {
+        return refuse("frequencies of the rotation", head_dim / 2, count);
+    }
+    let frequencies: Vec<f32> = sections.words(count)?.map(f32::from_bits).collect();
+    if !frequencies.iter().all(|x| x.is_finite()) {
+        return refuse("frequencies of the rotation", "numbers", "infinity or NaN");
+    }
+    window.set_frequencies(&frequencies);
+    Ok(())
 }
 
 fn given_ranges(mut words: impl Iterator<Item = u32>, tokens: usize) -> Result<Vec<Range<u32>>> {

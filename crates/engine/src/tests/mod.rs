@@ -4,6 +4,7 @@
 
 mod caches;
 mod forks;
+mod policies;
 mod rewinds;
 #[cfg(not(feature = "shuttle"))]
 mod scheduler;

@@ -2,6 +2,7 @@
 //! the generated past, neighbouring scores are pooled, and the best (n+1) P/c entries stay.
 
 use crate::plan::{LayerPlan, PlanError};
+use crate::policies::PolicyKind;
 use crate::policy::{LayerView, Policy, ScoreRule, Spec, Trigger};
 use crate::pooling::{Pooling, check_kernel};
 use crate::schedule::{Budget, OptionError, Schedule};
@@ -47,6 +48,26 @@ impl Default for RpcOptions {
     }
 }
 
+impl RpcOptions {
+    /// The defaults with the schedule's values.
+    pub fn of(schedule: &Schedule) -> Self {
+        Self {
+            interval: schedule.interval(),
+            window: schedule.window(),
+            budget: schedule.budget(),
+            ..Self::default()
+        }
+    }
+
+    /// When they compress, and how much is kept.
+    ///
+    /// # Errors
+    /// See [`Schedule::new`].
+    pub fn schedule(&self) -> Result<Schedule, OptionError> {
+        Schedule::new(self.interval, self.window, self.budget)
+    }
+}
+
 /// The policy `rpc`.
 #[derive(Debug, Clone, Copy)]
 pub struct Rpc {
@@ -64,7 +85,7 @@ impl Rpc {
     pub fn new(options: RpcOptions) -> Result<Self, OptionError> {
         check_kernel(options.kernel)?;
         Ok(Self {
-            schedule: Schedule::new(options.interval, options.window, options.budget)?,
+            schedule: options.schedule()?,
             aggregation: options.aggregation,
             pooling: options.pooling,
             kernel: options.kernel,
@@ -91,13 +112,15 @@ impl Rpc {
 
 impl Policy for Rpc {
     fn name(&self) -> &str {
-        "rpc"
+        PolicyKind::Rpc.name()
     }
 
     fn spec(&self) -> Spec {
         Spec {
             trigger: Trigger::Interval(self.schedule),
             scores: Some(ScoreRule::WindowOverCandidates),
+            per_kv_head: self.aggregation == Aggregation::KvHead,
+            ..Spec::default()
         }
     }
 
@@ -143,5 +166,9 @@ impl Policy for Rpc {
             }
         }
         Ok(())
+    }
+
+    fn recipe(&self) -> Option<(PolicyKind, RpcOptions)> {
+        Some((PolicyKind::Rpc, self.options()))
     }
 }

@@ -1,0 +1,528 @@
+//! What each policy keeps, and what it writes, against the formulas in float64, computed here from what lay
+//! in the cache before the compression: keys, values, queries, scores of the past.
+
+use reasoning_rpc_core::{Budget, PolicyKind, RpcOptions};
+use reasoning_rpc_test_support::{Random, seed};
+
+use super::{fixed, none, prompt, prompt_up_to, run_pending, start, tiny, write};
+use crate::Sequence;
+
+const P: usize = 24;
+const R: usize = 6;
+const RATIO: usize = 4;
+
+/// All that a compression of one KV head depends on.
+struct Before {
+    positions: Vec<u32>,
+    keys: Vec<Vec<f64>>,
+    values: Vec<Vec<f64>>,
+    history: Vec<f64>,
+    /// Of the remembered tokens, oldest first, of each query head of this KV head.
+    queries: Vec<Vec<Vec<f64>>>,
+    /// Text positions of these tokens.
+    asked_from: Vec<u32>,
+    frequencies: Vec<f64>,
+    /// Entries that may be dropped.
+    candidates: Vec<usize>,
+}
+
+/// What the formulas make of it, for each candidate.
+struct After {
+    scores: Vec<f64>,
+    kept: Vec<usize>,
+    history: Vec<f64>,
+    keys: Vec<Vec<f64>>,
+    values: Vec<Vec<f64>>,
+}
+
+fn wide(row: &[f32]) -> Vec<f64> {
+    row.iter().copied().map(f64::from).collect()
+}
+
+fn dot(a: &[f64], b: &[f64]) -> f64 {
+    a.iter().zip(b).map(|(x, y)| x * y).sum()
+}
+
+/// The attention of a query over the entries from position 0 to its own, or over all.
+fn attention(before: &Before, query: &[f64], up_to: Option<u32>) -> Vec<f64> {
+    let scale = 1.0 / (query.len() as f64).sqrt();
+    let weights: Vec<f64> = before
+        .keys
+        .iter()
+        .zip(&before.positions)
+        .map(|(key, &position)| match up_to {
+            Some(last) if position > last => 0.0,
+            _ => (dot(query, key) * scale).exp(),
+        })
+        .collect();
+    let sum: f64 = weights.iter().sum();
+    weights.iter().map(|weight| weight / sum).collect()
+}
+
+/// sum over the window of a(q, i), mean over the query heads, of the candidates.
+fn window_attention(before: &Before) -> Vec<f64> {
+    let mut sums = vec![0.0; before.keys.len()];
+    for (heads, &position) in before.queries.iter().zip(&before.asked_from) {
+        for query in heads {
+            let weights = attention(before, query, Some(position));
+            for (sum, weight) in sums.iter_mut().zip(weights) {
+                *sum += weight / heads.len() as f64;
+            }
+        }
+    }
+    before.candidates.iter().map(|&entry| sums[entry]).collect()
+}
+
+fn pooled(scores: &[f64], average: bool) -> Vec<f64> {
+    (0..scores.len() as i64)
+        .map(|i| {
+            let near = (i - 3..=i + 3).filter_map(|j| usize::try_from(j).ok().and_then(|j| scores.get(j)));
+            match average {
+                true => near.sum::<f64>() / 7.0,
+                false => near.copied().fold(0.0, f64::max),
+            }
+        })
+        .collect()
+}
+
+/// Higher scores first, then lower indices; in order.
+fn best(scores: &[f64], count: usize) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..scores.len()).collect();
+    order.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]).then(a.cmp(&b)));
+    order.truncate(count);
+    order.sort_unstable();
+    order
+}
+
+fn rotated_on(query: &[f64], positions: f64, frequencies: &[f64]) -> Vec<f64> {
+    let half = query.len() / 2;
+    let mut out = query.to_vec();
+    for (pair, frequency) in frequencies.iter().enumerate() {
+        let (sin, cos) = (positions * frequency).sin_cos();
+        out[pair] = query[pair] * cos - query[pair + half] * sin;
+        out[pair + half] = query[pair + half] * cos + query[pair] * sin;
+    }
+    out
+}
+
+/// Gauss's elimination with pivots.
+fn solved(mut matrix: Vec<Vec<f64>>, mut right: Vec<f64>) -> Vec<f64> {
+    let n = right.len();
+    for column in 0..n {
+        let pivot = (column..n)
+            .max_by(|&a, &b| matrix[a][column].abs().total_cmp(&matrix[b][column].abs()))
+            .unwrap();
+        matrix.swap(column, pivot);
+        right.swap(column, pivot);
+        for row in 0..n {
+            if row != column {
+                let factor = matrix[row][column] / matrix[column][column];
+                let above = matrix[column].clone();
+                matrix[row]
+                    .iter_mut()
+                    .zip(above)
+                    .for_each(|(x, y)| *x -= factor * y);
+                right[row] -= factor * right[column];
+            }
+        }
+    }
+    (0..n).map(|row| right[row] / matrix[row][row]).collect()
+}
+
+fn reference(kind: PolicyKind, before: &Before, keep: usize) -> After {
+    let count = before.candidates.len();
+    let key = |candidate: usize| &before.keys[before.candidates[candidate]];
+    let mut after = After {
+        scores: vec![0.0; count],
+        kept: Vec::new(),
+        history: vec![0.0; count],
+        keys: (0..count).map(|c| key(c).clone()).collect(),
+        values: before
+            .candidates
+            .iter()
+            .map(|&entry| before.values[entry].clone())
+            .collect(),
+    };
+    match kind {
+        PolicyKind::Streaming => {
+            after.scores = (0..count).map(|c| if c < 4 { 1e9 } else { c as f64 }).collect();
+        }
+        PolicyKind::SnapKv => after.scores = pooled(&window_attention(before), true),
+        PolicyKind::RKv => {
+            let importance = pooled(&window_attention(before), false);
+            let norm = |c: usize| dot(key(c), key(c)).sqrt();
+            let mut cosines: Vec<Vec<f64>> = (0..count)
+                .map(|a| {
+                    (0..count)
+                        .map(|b| dot(key(a), key(b)) / norm(a) / norm(b))
+                        .collect()
+                })
+                .collect();
+            for (row, cosines) in cosines.iter_mut().enumerate() {
+                cosines[row] = 0.0;
+                if let Some(recent) = cosines.iter().rposition(|&cosine| cosine > 0.5) {
+                    cosines[recent] = 0.0;
+                }
+            }
+            let weights: Vec<f64> = (0..count)
+                .map(|c| (cosines.iter().map(|row| row[c]).sum::<f64>() / count as f64).exp())
+                .collect();
+            let most = |values: &[f64]| values.iter().copied().fold(0.0, f64::max);
+            after.scores = (0..count)
+                .map(|c| 0.1 * importance[c] / most(&importance) - 0.9 * weights[c] / most(&weights))
+                .collect();
+        }
+        PolicyKind::Lookahead | PolicyKind::LookaheadMerge => {
+            let queries: Vec<Vec<f64>> = before
+                .queries
+                .iter()
+                .flatten()
+                .map(|query| rotated_on(query, P as f64, &before.frequencies))
+                .collect();
+            let mut sums = vec![0.0; before.keys.len()];
+            for query in &queries {
+                for (sum, weight) in sums.iter_mut().zip(attention(before, query, None)) {
+                    *sum += weight / queries.len() as f64;
+                }
+            }
+            let of = |&entry: &usize| sums[entry] + 0.3 * before.history[entry];
+            after.scores = before.candidates.iter().map(of).collect();
+            after.history = after.scores.clone();
+            if kind == PolicyKind::LookaheadMerge {
+                merge(before, &queries, keep, &mut after);
+            }
+        }
+        other => panic!("no reference of {other:?}"),
+    }
+    after.kept = best(&after.scores, keep);
+    after
+}
+
+fn merge(before: &Before, queries: &[Vec<f64>], keep: usize, after: &mut After) {
+    let kept = best(&after.scores, keep);
+    let n = queries[0].len();
+    let scale = 1.0 / (n as f64).sqrt();
+    let mean = |of: &dyn Fn(&[f64]) -> f64| queries.iter().map(|q| of(q)).sum::<f64>() / queries.len() as f64;
+    let mu: Vec<f64> = (0..n).map(|i| mean(&|q| q[i] * scale)).collect();
+    let mut c: Vec<Vec<f64>> = (0..n)
+        .map(|i| (0..n).map(|j| mean(&|q| q[i] * q[j] * scale * scale)).collect())
+        .collect();
+    let trace: f64 = (0..n).map(|i| c[i][i]).sum();
+    (0..n).for_each(|i| c[i][i] += 0.1 * trace / n as f64);
+    let u = solved(c, mu.clone());
+    let key = |candidate: usize| &before.keys[before.candidates[candidate]];
+    let cosine = |a: usize, b: usize| {
+        let norms = (dot(key(a), key(a)) * dot(key(b), key(b))).sqrt();
+        dot(key(a), key(b)) / norms
+    };
+    let mut joined = vec![Vec::new(); after.scores.len()];
+    for j in (0..after.scores.len()).filter(|j| !kept.contains(j)) {
+        let mut into = kept[0];
+        for &i in &kept {
+            if cosine(j, i) > cosine(j, into) {
+                into = i;
+            }
+        }
+        joined[into].push(j);
+    }
+    for &i in &kept {
+        let s = |c: usize| after.scores[c];
+        let all = s(i) + joined[i].iter().map(|&j| s(j)).sum::<f64>();
+        let value = |c: usize| &before.values[before.candidates[c]];
+        after.values[i] = (0..n)
+            .map(|d| (s(i) * value(i)[d] + joined[i].iter().map(|&j| s(j) * value(j)[d]).sum::<f64>()) / all)
+            .collect();
+        let rise = (all / s(i)).ln().min(3.0) / dot(&mu, &u);
+        after.keys[i].iter_mut().zip(&u).for_each(|(x, u)| *x += rise * u);
+        after.history[i] = all;
+    }
+}
+
+/// The state of every layer and KV head.
+fn look(sequence: &Sequence, remembered: usize) -> Vec<Before> {
+    let cache = sequence.cache.as_ref().unwrap();
+    let shape = *cache.shape();
+    let is_given = |position: u32| sequence.given.iter().any(|range| range.contains(&position));
+    let generated: Vec<u32> = (0..sequence.written as u32).filter(|&p| !is_given(p)).collect();
+    let window_start = generated[generated.len() - R];
+    let all = (0..shape.layers).flat_map(|l| (0..shape.kv_heads).map(move |h| (l, h)));
+    all.map(|(layer, kv_head)| {
+        let len = cache.head(layer, kv_head).len();
+        let entries: Vec<_> = (0..len)
+            .map(|entry| cache.entry_f32(layer, kv_head, entry))
+            .collect();
+        let positions: Vec<u32> = (0..len)
+            .map(|entry| cache.position(layer, kv_head, entry))
+            .collect();
+        let window = cache.window(layer);
+        assert_eq!(window.tokens(), remembered);
+        let mut queries = Vec::new();
+        if remembered > 0 {
+            window.gather(
+                sequence.generated_written,
+                2 * kv_head..2 * kv_head + 2,
+                16,
+                &mut queries,
+            );
+        }
+        let queries: Vec<Vec<f64>> = queries.chunks(16).map(wide).collect();
+        Before {
+            candidates: (0..len)
+                .filter(|&entry| !is_given(positions[entry]) && positions[entry] < window_start)
+                .collect(),
+            keys: entries.iter().map(|(key, _)| wide(key)).collect(),
+            values: entries.iter().map(|(_, value)| wide(value)).collect(),
+            history: match cache.head(layer, kv_head).history() {
+                [] => vec![0.0; len],
+                history => wide(history),
+            },
+            queries: queries.chunks(2).map(<[_]>::to_vec).collect(),
+            asked_from: generated[generated.len() - remembered..].to_vec(),
+            frequencies: wide(window.frequencies()),
+            positions,
+        }
+    })
+    .collect()
+}
+
+/// float32 against float64: sums of a few hundred products of numbers near 1, and their exponentials.
+const NEAR: f64 = 1e-4;
+
+fn near(found: f64, expected: f64) -> bool {
+    (found - expected).abs() <= NEAR * expected.abs().max(1.0)
+}
+
+fn check(kind: PolicyKind) {
+    let mut random = Random::new(seed());
+    let engine = tiny(|_| {});
+    let budget = match random.below(2) {
+        0 => Budget::Ratio(RATIO),
+        _ => Budget::Entries(5 + random.below(40)),
+    };
+    let options = RpcOptions {
+        interval: P,
+        window: R,
+        budget,
+        ..RpcOptions::default()
+    };
+    let policy = kind.build(options).unwrap();
+    let schedule = options.schedule().unwrap();
+    let mut sequence = start(&engine, policy, &prompt_up_to(&mut random, 30));
+    let (turn, mut compared) = (random.below(150), 0);
+    for token in 0..170 {
+        if token == turn {
+            sequence.append_tokens(&prompt(&mut random, 9)).unwrap();
+        }
+        while sequence.pending() > 0 {
+            engine.shared.advance(&mut [&mut sequence], |_| 7).unwrap();
+            if !sequence.is_due() {
+                continue;
+            }
+            let remembered = sequence.policy.spec().window_queries();
+            let before = look(&sequence, remembered);
+            let done = sequence.stats.compressions;
+            sequence.compress_if_due().unwrap();
+            let after = look(&sequence, remembered);
+            for (index, (before, found)) in before.iter().zip(&after).enumerate() {
+                let expected = reference(kind, before, schedule.kept(done));
+                let record = &sequence.log[sequence.log.len() - 3 + index / 2];
+                assert_eq!(record.kept.len(), 2, "a set for each KV head");
+                let kept = &record.kept[index % 2];
+                assert_eq!(kept.len(), expected.kept.len());
+                let positions = |c: &usize| before.positions[before.candidates[*c]];
+                let wanted: Vec<u32> = expected.kept.iter().map(positions).collect();
+                if *kept != wanted {
+                    // Only what is as good as equal may be swapped.
+                    let at = |position: &u32| {
+                        before
+                            .candidates
+                            .iter()
+                            .position(|&e| before.positions[e] == *position)
+                    };
+                    let score = |position: &u32| expected.scores[at(position).unwrap()];
+                    let worst = wanted.iter().map(score).fold(f64::INFINITY, f64::min);
+                    assert!(
+                        kept.iter().all(|position| score(position) >= worst - 1e-6),
+                        "{kind:?} {index}: {kept:?} {wanted:?}"
+                    );
+                    continue;
+                }
+                compared += 1;
+                for (place, &candidate) in expected.kept.iter().enumerate() {
+                    let entry = found.positions.binary_search(&kept[place]).unwrap();
+                    assert!(near(found.history[entry], expected.history[candidate]), "history");
+                    for d in 0..16 {
+                        let (key, value) = (found.keys[entry][d], found.values[entry][d]);
+                        assert!(near(key, expected.keys[candidate][d]), "key {key}");
+                        assert!(near(value, expected.values[candidate][d]), "value {value}");
+                    }
+                }
+                // What is no candidate stays as it was, its history 0.
+                for (entry, position) in found.positions.iter().enumerate() {
+                    let old = before.positions.binary_search(position).unwrap();
+                    if !before.candidates.contains(&old) {
+                        assert_eq!(found.keys[entry], before.keys[old]);
+                        assert_eq!(found.values[entry], before.values[old]);
+                        assert_eq!(found.history[entry], 0.0);
+                    }
+                }
+            }
+        }
+        sequence.sample().unwrap();
+    }
+    assert!(compared >= 12, "{compared} heads were compared");
+}
+
+#[test]
+fn streaming_keeps_the_first_four_and_the_most_recent() {
+    check(PolicyKind::Streaming);
+}
+
+#[test]
+fn snapkv_keeps_what_the_window_looks_at() {
+    check(PolicyKind::SnapKv);
+}
+
+#[test]
+fn r_kv_drops_what_is_said_twice() {
+    check(PolicyKind::RKv);
+}
+
+#[test]
+fn lookahead_keeps_what_the_next_interval_will_look_at() {
+    check(PolicyKind::Lookahead);
+}
+
+#[test]
+fn lookahead_merge_writes_the_dropped_into_the_kept() {
+    check(PolicyKind::LookaheadMerge);
+}
+
+/// All of one budget, so that tokens can be compared.
+fn all_with(
+    budget: Budget,
+) -> impl Iterator<Item = (PolicyKind, std::sync::Arc<dyn reasoning_rpc_core::Policy>)> {
+    let options = RpcOptions {
+        interval: P,
+        window: R,
+        budget,
+        ..RpcOptions::default()
+    };
+    PolicyKind::ALL
+        .into_iter()
+        .map(move |kind| (kind, kind.build(options).unwrap()))
+}
+
+#[test]
+fn a_ratio_of_one_and_an_ample_budget_change_no_token_of_any_policy() {
+    let mut random = Random::new(seed());
+    let engine = tiny(|_| {});
+    let text = prompt_up_to(&mut random, 30);
+    let mut full = start(&engine, none(), &text);
+    let expected = write(&engine, &mut full, 110);
+    for budget in [Budget::Ratio(1), Budget::Entries(110)] {
+        for (kind, policy) in all_with(budget) {
+            let mut sequence = start(&engine, policy, &text);
+            assert_eq!(
+                write(&engine, &mut sequence, 110),
+                expected,
+                "{kind:?} {budget:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn all_policies_hold_equally_many_entries() {
+    let mut random = Random::new(seed());
+    let engine = tiny(|_| {});
+    let text = prompt_up_to(&mut random, 30);
+    let mut like = start(&engine, fixed(P, R, 10), &text);
+    write(&engine, &mut like, 120);
+    let lengths = |sequence: &Sequence| -> Vec<_> {
+        let log = sequence.compressions().iter();
+        log.map(|record| (record.at_token, record.layer, record.len_before, record.len_after))
+            .collect()
+    };
+    for (kind, policy) in all_with(Budget::Entries(10)).filter(|(kind, _)| *kind != PolicyKind::None) {
+        let foretold = engine
+            .cache_shape()
+            .bytes(text.len() + policy.peak_generated(119));
+        let mut sequence = start(&engine, policy, &text);
+        write(&engine, &mut sequence, 120);
+        assert_eq!(lengths(&sequence), lengths(&like), "{kind:?}");
+        assert_eq!(sequence.stats().cache_peak_bytes, foretold, "{kind:?}");
+    }
+}
+
+/// What a policy remembers goes with forks, comes back with rewinds and saved sequences, and a merge never
+/// writes what another sequence holds.
+#[test]
+fn what_a_policy_remembers_is_forked_rewound_and_saved() {
+    let mut random = Random::new(seed());
+    let engine = tiny(|_| {});
+    for (kind, policy) in all_with(Budget::Ratio(RATIO)) {
+        let text = prompt_up_to(&mut random, 40);
+        let mut original = start(&engine, policy.clone(), &text);
+        let before = 40 + random.below(60);
+        write(&engine, &mut original, before);
+        run_pending(&engine, &mut original);
+        let shown = super::contents(&original);
+        let mut bytes = Vec::new();
+        original.save(&mut bytes).unwrap();
+        let mut restored = engine.restore(&bytes).unwrap();
+        let mut fork = original.fork().unwrap();
+        let theirs = write(&engine, &mut fork, 70);
+        assert_eq!(
+            super::contents(&original),
+            shown,
+            "{kind:?}: a fork wrote a shared block"
+        );
+        assert_eq!(write(&engine, &mut restored, 70), theirs, "{kind:?}: restored");
+        assert_eq!(restored.compressions(), fork.compressions());
+        let ours = write(&engine, &mut original, 70);
+        assert_eq!(ours, theirs, "{kind:?}: forked");
+        assert_eq!(super::contents(&original), super::contents(&fork), "{kind:?}");
+        let histories = |sequence: &Sequence| -> Vec<Vec<f32>> {
+            let cache = sequence.cache.as_ref().unwrap();
+            let heads = (0..3).flat_map(|layer| (0..2).map(move |head| (layer, head)));
+            heads
+                .map(|(layer, head)| cache.head(layer, head).history().to_vec())
+                .collect()
+        };
+        assert_eq!(histories(&original), histories(&fork));
+        assert_eq!(histories(&original), histories(&restored));
+
+        // Back as far as it goes, and on again, with a compression on the way.
+        let earliest = text.len().max(original.compressed_at + 1);
+        let all = original.tokens().to_vec();
+        original.rewind(earliest).unwrap();
+        let count = all.len() - earliest + 30;
+        let mut again = all[..earliest].to_vec();
+        again.extend(write(&engine, &mut original, count));
+        write(&engine, &mut fork, 30);
+        assert_eq!(again, fork.tokens(), "{kind:?}: rewound");
+        assert_eq!(histories(&original), histories(&fork));
+    }
+}
+
+#[test]
+fn a_rotation_that_is_not_known_is_refused() {
+    let portable = reasoning_rpc_test_support::model("golden/qwen2_p32-portable");
+    let engine = tiny(|options| options.model = portable);
+    for (kind, policy) in all_with(Budget::Ratio(RATIO)) {
+        let options = crate::SequenceOptions {
+            policy,
+            sampling: crate::sampling::SamplingOptions::GREEDY,
+            record_kept: true,
+        };
+        let looks_ahead = matches!(kind, PolicyKind::Lookahead | PolicyKind::LookaheadMerge);
+        match engine.sequence(options) {
+            Ok(_) => assert!(!looks_ahead),
+            Err(error) => assert!(
+                looks_ahead && error.to_string().contains("cached flavour"),
+                "{error}"
+            ),
+        }
+    }
+}
