@@ -26,6 +26,10 @@ def reset_peak() -> None:
         file.write("5")
 
 
+# Enough to tell whether two engines have the same weights.
+LOGITS_SHOWN = 512
+
+
 class Commands:
     def __init__(self) -> None:
         self.engine: Any = None
@@ -38,8 +42,10 @@ class Commands:
 
     def prefill(self, tokens: int) -> dict[str, Any]:
         start = time.perf_counter()
-        self.engine.prefill(tokens)
-        return {"seconds": time.perf_counter() - start}
+        logits = self.engine.prefill(tokens)
+        top = int(logits.argmax())
+        seconds = time.perf_counter() - start
+        return {"seconds": seconds, "top": top, "logits": [round(float(x), 4) for x in logits[:LOGITS_SHOWN]]}
 
     def fill(self, rows: int, length: int, **more: int) -> dict[str, Any]:
         start = time.perf_counter()

@@ -15,7 +15,7 @@ class Unsupported(Exception):
 class Engine(ABC):
     """A loaded model and the caches of some rows, each of the same length. Ids are fixed: times do not depend on them."""
 
-    # Lengths of cache between which a row is decoded at most after `fill`.
+    # The most steps after a `fill`.
     SPARE = 160
 
     @abstractmethod
@@ -23,8 +23,8 @@ class Engine(ABC):
         """Loads a model that `models.py` wrote."""
 
     @abstractmethod
-    def prefill(self, tokens: int) -> None:
-        """Runs a prompt of `tokens` ids in an empty cache and chooses the first token."""
+    def prefill(self, tokens: int) -> np.ndarray:
+        """Runs `prompt(tokens)` in an empty cache: the logits behind it, float32 [vocab]."""
 
     def fill(self, rows: int, length: int) -> None:
         """Gives each of `rows` rows a cache of `length` entries, by whatever way is cheap."""

@@ -37,7 +37,7 @@ class Engine(Base):
         self.context: Any = None
         self.batch = llama_cpp.llama_batch_init(BATCH, 0, 1)
         self.folder = tempfile.TemporaryDirectory(prefix="peers-llama-")
-        self.rows, self.length = 0, 0
+        self.rows, self.length, self.next = 0, 0, [1]
 
     def open(self, entries: int, rows: int, unified: bool) -> None:
         """A context of `rows` sequences with room for `entries` each; a unified cache is one for all."""
@@ -82,14 +82,13 @@ class Engine(Base):
             last = start + len(part) == tokens
             self.run([(token, start + i, 0) for i, token in enumerate(part)], [len(part) - 1] if last else [])
 
-    def choose(self, place: int) -> int:
-        logits = np.ctypeslib.as_array(llama_cpp.llama_get_logits_ith(self.context, place), shape=(self.vocab,))
-        return int(logits.argmax())
+    def logits(self, place: int) -> np.ndarray:
+        return np.ctypeslib.as_array(llama_cpp.llama_get_logits_ith(self.context, place), shape=(self.vocab,))
 
-    def prefill(self, tokens: int) -> None:
+    def prefill(self, tokens: int) -> np.ndarray:
         self.open(tokens + 32, 1, unified=True)
         self.run_prompt(tokens)
-        self.choose(-1)
+        return self.logits(-1)
 
     def fill(self, rows: int, length: int) -> None:
         path = Path(self.folder.name) / f"{length}"
@@ -104,7 +103,7 @@ class Engine(Base):
             )
             if not size:
                 raise RuntimeError(f"llama_state_seq_load_file: no state of {length} entries")
-        self.rows, self.length = rows, length
+        self.rows, self.length, self.next = rows, length, [1] * rows
 
     def save_long(self, length: int, path: Path) -> None:
         """A sequence of `length` entries: a short one again and again, moved to later positions."""
@@ -127,9 +126,8 @@ class Engine(Base):
         llama_cpp.llama_state_seq_save_file(self.context, str(path).encode(), 0, (llama_cpp.llama_token * 1)(), 0)
 
     def step(self) -> None:
-        tokens = getattr(self, "tokens", [1] * self.rows)[: self.rows] or [1]
-        self.run([(token, self.length, row) for row, token in enumerate(tokens)], list(range(self.rows)))
-        self.tokens = [self.choose(row) for row in range(self.rows)]
+        self.run([(token, self.length, row) for row, token in enumerate(self.next)], list(range(self.rows)))
+        self.next = [int(self.logits(row).argmax()) for row in range(self.rows)]
         self.length += 1
 
     def info(self) -> dict[str, Any]:

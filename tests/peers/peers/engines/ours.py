@@ -5,9 +5,11 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-from ctypes import POINTER, byref, c_char_p, c_size_t, c_uint32, c_void_p
+from ctypes import POINTER, byref, c_char_p, c_float, c_size_t, c_uint32, c_void_p
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from ..saved_sequence import SavedSequence
 from .base import Engine as Base
@@ -81,12 +83,15 @@ class Engine(Base):
         while self.library.number(self.library.sequence_pending, sequence) > 0:
             self.library.step(row, 1)
 
-    def prefill(self, tokens: int) -> None:
+    def prefill(self, tokens: int) -> np.ndarray:
         self.clear()
         sequence = self.create()
         self.run_prompt(sequence, tokens)
-        self.library.number(self.library.sequence_sample, sequence, kind=c_uint32)
+        logits, count = POINTER(c_float)(), c_size_t()
+        self.library.sequence_logits(sequence, byref(logits), byref(count))
+        logits = np.ctypeslib.as_array(logits, shape=(count.value,)).copy()
         self.library.sequence_free(sequence)
+        return logits
 
     def clear(self) -> None:
         for row in self.rows:
