@@ -168,4 +168,9 @@ def floats(value: float) -> ov.Node:
 
 def write(source: Path, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    ov.save_model(Builder(source).build(), folder / "openvino_model.xml", compress_to_fp16=False)
+    builder = Builder(source)  # its constants are read while the model is saved
+    ov.save_model(builder.build(), folder / "openvino_model.xml", compress_to_fp16=False)
+    # openvino_genai makes its tokenizer from the GGUF.
+    link = folder / "source.gguf"
+    link.unlink(missing_ok=True)
+    link.symlink_to(source.resolve())
