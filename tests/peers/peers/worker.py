@@ -63,6 +63,10 @@ class Commands:
             times.append(time.perf_counter() - start)
         return {"seconds": times, "memory": memory()}
 
+    def release(self) -> dict[str, Any]:
+        self.engine.release()
+        return {}
+
     def stats(self) -> dict[str, Any]:
         return self.engine.stats()
 

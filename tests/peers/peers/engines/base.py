@@ -34,6 +34,9 @@ class Engine(ABC):
         """Decodes one token of each row: logits in host memory, the most probable id chosen."""
         raise Unsupported("steps of its own")
 
+    def release(self) -> None:
+        """Gives the caches' memory back, as far as the engine can."""
+
     def info(self) -> dict[str, Any]:
         return {}
 

@@ -54,6 +54,9 @@ class Engine(Base):
         if not self.context:
             raise RuntimeError(f"no context of {entries} entries")
 
+    def release(self) -> None:
+        self.close()
+
     def close(self) -> None:
         if self.context:
             llama_cpp.llama_free(self.context)

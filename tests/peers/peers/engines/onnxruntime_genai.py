@@ -47,6 +47,9 @@ class Engine(Base):
         self.start(rows, length, 8192)
         self.filled = (rows, length)
 
+    def release(self) -> None:
+        self.generator, self.filled = None, (0, 0)
+
     def step(self) -> None:
         self.generator.generate_next_token()
 

@@ -57,6 +57,9 @@ class Engine(Base):
         # Bound last.
         return self.binding.get_outputs()[-1].numpy()[:, -1]
 
+    def release(self) -> None:
+        self.allocate(1, 1)
+
     def prefill(self, tokens: int) -> np.ndarray:
         self.allocate(1, tokens)
         ids = prompt(tokens)[None]

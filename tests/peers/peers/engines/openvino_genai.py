@@ -87,6 +87,10 @@ class Engine(Base):
             waiting = [row for row in waiting if not row.can_read()]
         self.drain()
 
+    def release(self) -> None:
+        if not self.evict:
+            self.finish()
+
     def drain(self) -> None:
         for row in self.rows:
             while row.can_read():

@@ -84,6 +84,9 @@ class Engine(Base):
         self.length = total
         return self.request.get_tensor("logits").data.reshape(rows, -1)
 
+    def release(self) -> None:
+        self.allocate(1, BLOCK)
+
     def prefill(self, tokens: int) -> np.ndarray:
         self.allocate(1, tokens)
         ids = prompt(tokens)[None]

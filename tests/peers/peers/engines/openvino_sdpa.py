@@ -61,6 +61,11 @@ class Engine(Base):
         self.request.reset_state()
         self.length = 0
 
+    def release(self) -> None:
+        # A request keeps the memory of its longest cache.
+        self.request = self.compiled.create_infer_request()
+        self.length = 0
+
     def prefill(self, tokens: int) -> np.ndarray:
         self.reset()
         return self.run(prompt(tokens)[None])[0]

@@ -98,6 +98,9 @@ class Engine(Base):
             self.library.sequence_free(row)
         self.rows = []
 
+    def release(self) -> None:
+        self.clear()
+
     def fill(self, rows: int, length: int, given: int | None = None) -> None:
         """`length` counts tokens of the text; with a policy that drops entries, those behind `given` are generated."""
         self.clear()
