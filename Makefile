@@ -96,7 +96,7 @@ test-export: $(VENV)/installed $(GGUF)
 test-rust: runtime test-models
 	cargo test --release --locked --workspace
 
-# The block pool's threads in thousands of orders.
+# The threads of the block pool and of the scheduler in thousands of orders.
 test-shuttle:
 	cargo test --release --locked -p reasoning-rpc-engine --features shuttle --lib shuttle
 

@@ -53,15 +53,15 @@
  * States that a program expects (no logits yet, an answer that was cancelled) are outputs, not errors.
  * Nothing is printed; rrpc_set_log tells more. A panic, which is a bug, is a message and an INTERNAL.
  *
- * Handles. rrpc_engine, rrpc_sequence, rrpc_compressor and rrpc_tensor pointers are numbers in the shape of
- * pointers: an index and a generation, never dereferenced. One that was freed, is of another kind or is
- * garbage gives INVALID_HANDLE; none is used twice. A sequence keeps what it needs of its engine alive.
- * Freeing NULL or a freed handle does nothing.
+ * Handles. Pointers to rrpc_engine, rrpc_sequence, rrpc_scheduler, rrpc_answer, rrpc_compressor and
+ * rrpc_tensor are numbers in the shape of pointers: an index and a generation, never dereferenced. One that
+ * was freed, is of another kind or is garbage gives INVALID_HANDLE; none is used twice. A sequence or a
+ * scheduler keeps what it needs of its engine alive. Freeing NULL or a freed handle does nothing.
  *
- * Threads. Every function may be called from every thread. Engines are shared: any number of calls may
- * use one at the same time. Sequences are exclusive: one call at a time uses one, and a second one that
- * comes meanwhile, from another thread or from a callback, changes nothing and gives BUSY. Calls on
- * different sequences run at the same time, and never wait for each other but for the step that runs the
+ * Threads. Every function may be called from every thread. Engines and schedulers are shared: any number of
+ * calls may use one at the same time. Sequences are exclusive: one call at a time uses one, and a second
+ * one that comes meanwhile, from another thread or from a callback, changes nothing and gives BUSY. Calls
+ * on different sequences run at the same time, and never wait for each other but for the step that runs the
  * model. A function that takes a sequence as const leaves it, and pointers to its logits, as they are.
  *
  * Structs. Option structs are filled by their init function, which takes sizeof and writes every default
@@ -73,7 +73,7 @@
  *
  * Numbers. Token ids are uint32_t and below the vocabulary's size. Choices are uint32_t with the
  * constants that each field names, flags are uint32_t, 0 or 1; other values are refused. Sizes are in
- * bytes, times in seconds, lengths of a cache in entries (one entry is one token of one KV head).
+ * bytes, times in seconds, timeouts in milliseconds, lengths of a cache in entries (one entry is one token of one KV head).
  *
  * Text is UTF-8, with its length in bytes or RRPC_NUL_TERMINATED in its place; up to 256 MiB. Paths are
  * NUL-terminated and in the file system's encoding.
@@ -164,7 +164,11 @@ uint32_t rrpc_abi_version(void);
 #define RRPC_ERROR_NULL_POINTER 2
 /** A handle was freed, is of another kind, or was never one. */
 #define RRPC_ERROR_INVALID_HANDLE 3
-/** Another call is using the sequence, or this one was made from its callback. */
+
+/**
+ * Another call is using the sequence, or this one was made from its callback; an answer is under way; or
+ * a scheduler's queue is full.
+ */
 #define RRPC_ERROR_BUSY 4
 /** A buffer is too small; how much is needed was written to the count, or the message says it. */
 #define RRPC_ERROR_BUFFER_TOO_SMALL 5
@@ -460,7 +464,10 @@ typedef struct rrpc_sequence_options {
      * `interval`. Default 32.
      */
     uint32_t window;
-    /** One of so many entries stays (c), 1 or more. Default 4. */
+    /**
+     * One of so many entries stays (c), 1 or more. Not read if `budget_entries` or `budget_bytes` is
+     * set. Default 4.
+     */
     uint32_t ratio;
     /** One of RRPC_AGGREGATION_. Default RRPC_AGGREGATION_LAYER. */
     uint32_t aggregation;
@@ -491,6 +498,18 @@ typedef struct rrpc_sequence_options {
     uint32_t reserved;
     /** The same seed gives the same text. Default 0. */
     uint64_t seed;
+    /**
+     * In place of `ratio`: so many entries stay in each KV head of each layer, the window not counted.
+     * No layer ever holds more generated entries than budget_entries + window + interval, however long
+     * the text gets. 0: not set, which is the default.
+     */
+    uint64_t budget_entries;
+    /**
+     * In place of `ratio`: the most bytes that the generated entries take at any moment, in whole
+     * blocks, the window and an interval of new ones included. Given text comes on top. It sets
+     * `budget_entries`, to what fits. 0: not set, which is the default.
+     */
+    uint64_t budget_bytes;
 } rrpc_sequence_options;
 
 /** A text inside a struct or an array. This struct never grows. */
@@ -543,7 +562,7 @@ rrpc_error *rrpc_sequence_create(const rrpc_engine *engine,
  *
  * Ownership: takes the sequence's handle. Pointers to its logits are no longer valid.
  * Threads: any. A call on the sequence that is under way in another thread, or that this one is made
- * from, ends as if it were still there; then the memory is freed.
+ * from, ends as if it were still there; then the memory is freed. So does an answer of a scheduler.
  * Errors: none.
  * Since: 0.1
  */
@@ -658,13 +677,13 @@ typedef struct rrpc_generate_options {
 } rrpc_generate_options;
 
 /**
- * What rrpc_generate tells its callback, and rrpc_generate_next its caller. Fields that an event does
+ * What rrpc_generate tells its callback, and rrpc_generate_next and rrpc_answer_next their callers. Fields that an event does
  * not name are 0; `text` is never NULL.
  */
 typedef struct rrpc_event {
     /**
      * The size of the struct: of what the library passes to a callback, where fields at and behind it are
-     * not there, or set by the caller of rrpc_generate_next.
+     * not there, or set by the caller of rrpc_generate_next or rrpc_answer_next.
      */
     size_t struct_size;
     /**
@@ -791,6 +810,249 @@ rrpc_error *rrpc_generate_next(rrpc_sequence *sequence,
  */
 RRPC_NODISCARD
 rrpc_error *rrpc_generate_stop(rrpc_sequence *sequence);
+
+/*
+ * ==== Many answers at once ====
+ *
+ * A scheduler runs the answers of one engine together: each step of the model runs a row of every answer
+ * that can go on, which takes less time than a step for each. Answers join and leave between steps. Each
+ * is the one that rrpc_generate writes.
+ *
+ * Answers are admitted in the order in which they are submitted, each as soon as its whole cache can be
+ * promised: one that has begun is not broken off for want of budget, and none overtakes. Prompts are run
+ * in parts, beside the answers that generate. Compressions run on a thread of their own. What is written
+ * waits in a queue for each answer, and when that is full this answer alone waits for its reader. An
+ * error ends the answer that it belongs to.
+ *
+ * submit sequences; for each answer: rrpc_answer_next until RRPC_EVENT_END, waiting there, or in the
+ * program's own event loop for what rrpc_answer_fd gives; rrpc_answer_free.
+ */
+
+/**
+ * An answer that a scheduler writes, or has written. A handle: never dereferenced, checked at every call.
+ */
+typedef struct rrpc_answer rrpc_answer;
+
+/**
+ * Writes many answers of one engine at once, on two threads of its own. Shared by any number of threads.
+ * A handle: never dereferenced, checked at every call.
+ */
+typedef struct rrpc_scheduler rrpc_scheduler;
+
+/** Options of rrpc_scheduler_create, to be filled by rrpc_scheduler_options_init. All are 1 to 65536. */
+typedef struct rrpc_scheduler_options {
+    /** sizeof(rrpc_scheduler_options), set by rrpc_scheduler_options_init. */
+    size_t struct_size;
+    /** The most rows of a step, and of admitted answers that do not wait for their readers. Default 32. */
+    uint32_t max_rows;
+    /**
+     * The most tokens of a step in which answers generate: they take one each, prompts the rest, and one
+     * at least. A step of prompts alone takes up to the engine's prefill_chunk, if that is more. Default
+     * 64.
+     */
+    uint32_t step_tokens;
+    /** Events of one answer that may wait to be read, beside its last one. Default 64. */
+    uint32_t queue_events;
+    /** Answers that may wait to be admitted. Default 1024. */
+    uint32_t max_waiting;
+} rrpc_scheduler_options;
+
+/**
+ * Figures of a scheduler since it was made. Each is exact; they are not all of one moment. Set struct_size
+ * before it is filled.
+ */
+typedef struct rrpc_scheduler_metrics {
+    /** sizeof(rrpc_scheduler_metrics), set by the caller. */
+    size_t struct_size;
+    /** Answers that wait to be admitted. */
+    uint64_t waiting;
+    /** Admitted answers that a step is due for. */
+    uint64_t running;
+    /** Admitted answers that wait for their readers. */
+    uint64_t paused;
+    /** Admitted answers whose cache is being compressed, or about to be. */
+    uint64_t compressing;
+    /** Answers submitted, those that were refused not counted. */
+    uint64_t submitted;
+    /** Answers admitted. */
+    uint64_t admitted;
+    /** Answers that ended by themselves. */
+    uint64_t completed;
+    /** Answers that were cancelled. */
+    uint64_t cancelled;
+    /** Answers that ended with an error. */
+    uint64_t failed;
+    /** Steps. */
+    uint64_t steps;
+    /** Rows of all steps together; `rows / steps` is the mean of one. */
+    uint64_t rows;
+    /** Seconds that the admitted answers had waited, together. */
+    double waiting_seconds;
+} rrpc_scheduler_metrics;
+
+/**
+ * Fills `options` with the defaults. `size` is sizeof(rrpc_scheduler_options).
+ *
+ * Ownership: the struct is the caller's.
+ * Threads: any.
+ * Errors: NULL_POINTER; INVALID_ARGUMENT for a size that is none.
+ * Since: 0.1
+ */
+RRPC_NODISCARD
+rrpc_error *rrpc_scheduler_options_init(rrpc_scheduler_options *options,
+                                        size_t size);
+
+/**
+ * Makes a scheduler. `options` may be NULL for the defaults. Sequences may be stepped beside it, and an
+ * engine may have several: their steps take turns.
+ *
+ * Ownership: the scheduler goes to `*scheduler` (NULL after an error); the caller frees it with
+ * rrpc_scheduler_free. It keeps the engine's model alive. `options` is read during the call only.
+ * Threads: any. The two threads that it starts inherit the calling thread's signal mask, scheduling policy
+ * and affinity.
+ * Errors: NULL_POINTER, INVALID_HANDLE; INVALID_ARGUMENT for an option; RUNTIME if there can be no thread.
+ * Since: 0.1
+ */
+RRPC_NODISCARD
+rrpc_error *rrpc_scheduler_create(const rrpc_engine *engine,
+                                  const rrpc_scheduler_options *options,
+                                  rrpc_scheduler **scheduler);
+
+/**
+ * Frees a scheduler: cancels its answers, those that wait to be admitted included, and returns when its
+ * threads have ended, which takes a step and the compressions under way. Answers that were submitted keep
+ * their handles: what was written is still to be read, with RRPC_STOP_CANCELLED at its end. NULL and handles
+ * that were freed before are accepted.
+ *
+ * Ownership: takes the scheduler's handle.
+ * Threads: any; calls on the scheduler that are under way end as if it were still there. From a log
+ * callback it does not wait for the thread that made the call.
+ * Errors: none.
+ * Since: 0.1
+ */
+void rrpc_scheduler_free(rrpc_scheduler *scheduler);
+
+/**
+ * Has an answer to a sequence written: the one that rrpc_generate writes, whatever shares its steps. It
+ * waits until the cache of the whole answer can be promised, behind those that came before; nobody
+ * overtakes it. `options` may be NULL for the defaults.
+ *
+ * Until the answer has ended, all calls on the sequence give BUSY, but for rrpc_sequence_free, which lets
+ * the cache go as soon as the answer has ended: for sequences that are not continued. When
+ * RRPC_EVENT_END or an error has been read the sequence is free. A sequence that waits keeps the cache that
+ * it has; so does one at rest, and others wait for it.
+ *
+ * Ownership: the answer goes to `*answer` (NULL after an error); the caller frees it with rrpc_answer_free.
+ * The sequence stays the caller's. `options` and what it points to are read during the call only.
+ * Threads: any; one call at a time on a sequence. Waits for no step.
+ * Errors: NULL_POINTER, INVALID_HANDLE, POISONED; BUSY for a sequence in use, and if max_waiting answers
+ * wait; INVALID_ARGUMENT for an option, an empty sequence or one of another engine; TEXT for stop strings
+ * without a tokenizer; BUDGET if the cache of the answer is larger than the whole budget. Nothing has
+ * changed then.
+ * Since: 0.1
+ */
+RRPC_NODISCARD
+rrpc_error *rrpc_scheduler_submit(const rrpc_scheduler *scheduler,
+                                  rrpc_sequence *sequence,
+                                  const rrpc_generate_options *options,
+                                  rrpc_answer **answer);
+
+/**
+ * Reads the figures of a scheduler.
+ *
+ * Ownership: the struct is the caller's.
+ * Threads: any; waits for no step.
+ * Errors: NULL_POINTER, INVALID_HANDLE; INVALID_ARGUMENT for a struct_size that is none.
+ * Since: 0.1
+ */
+RRPC_NODISCARD
+rrpc_error *rrpc_scheduler_get_metrics(const rrpc_scheduler *scheduler,
+                                       rrpc_scheduler_metrics *metrics);
+
+/**
+ * Copies the figures of a scheduler out as rrpc_engine_metrics_text does those of an engine, which they can
+ * follow: their names begin with reasoning_rpc_scheduler_.
+ *
+ * Ownership: the buffer is the caller's.
+ * Threads: any; waits for no step.
+ * Errors: NULL_POINTER, INVALID_HANDLE, BUFFER_TOO_SMALL.
+ * Since: 0.1
+ */
+RRPC_NODISCARD
+rrpc_error *rrpc_scheduler_metrics_text(const rrpc_scheduler *scheduler,
+                                        char *out,
+                                        size_t capacity,
+                                        size_t *count);
+
+/*
+ * ==== Their events ====
+ */
+
+/** Nothing came in time: no event, but what rrpc_answer_next tells then. Its fields are 0. */
+#define RRPC_EVENT_NONE 0
+
+/** In the place of a timeout: as long as it takes. */
+#define RRPC_WAIT_FOREVER UINT32_MAX
+
+/**
+ * The next event of an answer. Waits for it, up to `timeout_ms` milliseconds: 0 does not wait,
+ * RRPC_WAIT_FOREVER waits as long as it takes. If none comes in time the event's kind is RRPC_EVENT_NONE.
+ *
+ * RRPC_EVENT_END is the last one. An answer whose reader lets queue_events of them wait is not continued
+ * until it has read; others go on. RRPC_EVENT_PREFILL events that were not read give way to newer ones.
+ *
+ * Ownership: the struct is the caller's; its text is the answer's and valid until the next
+ * rrpc_answer_next or rrpc_answer_free on it.
+ * Threads: any; one at a time reads an answer.
+ * Errors: NULL_POINTER, INVALID_HANDLE; BUSY if another call reads; INVALID_ARGUMENT for a struct_size that
+ * is none, and behind RRPC_EVENT_END. Why the answer has failed, behind the events before that: BUDGET if it
+ * waits for cache that only answers behind it have; RUNTIME, INTERNAL.
+ * Since: 0.1
+ */
+RRPC_NODISCARD
+rrpc_error *rrpc_answer_next(const rrpc_answer *answer,
+                             uint32_t timeout_ms,
+                             rrpc_event *event);
+
+/**
+ * Ends an answer before its next token, wherever it is: waiting, at work, or full of events that were not
+ * read. Those can still be; RRPC_EVENT_END is the last one as ever. Does nothing to an answer that has
+ * ended.
+ *
+ * Ownership: nothing changes hands.
+ * Threads: any, also while another reads it; waits for nothing.
+ * Errors: NULL_POINTER, INVALID_HANDLE.
+ * Since: 0.1
+ */
+RRPC_NODISCARD
+rrpc_error *rrpc_answer_cancel(const rrpc_answer *answer);
+
+/**
+ * A file descriptor for poll, epoll and the like: it is readable while rrpc_answer_next has an event or an
+ * error to tell that was not told yet, so that level-triggered waiting is right, and edge-triggered if all
+ * is read each time. It is an eventfd, opened by the first call for an answer.
+ *
+ * Ownership: the descriptor is the answer's, and closed by rrpc_answer_free: take it out of an epoll set
+ * before. It is only to be waited for: not to be read, written or closed.
+ * Threads: any.
+ * Errors: NULL_POINTER, INVALID_HANDLE; FILE if the process can open no more.
+ * Since: 0.1
+ */
+RRPC_NODISCARD
+rrpc_error *rrpc_answer_fd(const rrpc_answer *answer,
+                           int32_t *fd);
+
+/**
+ * Frees an answer. One that has not ended is cancelled: its sequence is BUSY until its step has ended, and
+ * then as any other. NULL and handles that were freed before are accepted.
+ *
+ * Ownership: takes the answer's handle. The text of its last event and its descriptor are no longer valid.
+ * Threads: any; waits for nothing. A call that reads the answer in another thread ends as if it were still
+ * there: soon, as it is cancelled.
+ * Errors: none.
+ * Since: 0.1
+ */
+void rrpc_answer_free(rrpc_answer *answer);
 
 /*
  * ==== Step by step ====

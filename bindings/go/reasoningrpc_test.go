@@ -187,6 +187,31 @@ func TestGoldenAnswers(t *testing.T) {
 	}
 }
 
+func TestBudgets(t *testing.T) {
+	engine := openEngine(t)
+	const prompt, most = 100, 3501
+	peak := func(change func(*SequenceOptions)) (entries, bytes uint64) {
+		t.Helper()
+		entries, bytes, err := engine.PeakCacheBytes(prompt, most, func(o *SequenceOptions) {
+			o.Interval, o.Window = 512, 32
+			change(o)
+		})
+		must(t, err)
+		return entries, bytes
+	}
+	if entries, _ := peak(func(o *SequenceOptions) { o.BudgetEntries = 300 }); entries != prompt+300+32+512 {
+		t.Errorf("%d entries", entries)
+	}
+	_, given := peak(func(o *SequenceOptions) { o.BudgetEntries = 300 })
+	if _, bytes := peak(func(o *SequenceOptions) { o.BudgetBytes = given }); bytes < given || bytes > 2*given {
+		t.Errorf("%d bytes with the prompt, of at most %d without", bytes, given)
+	}
+	_, err := engine.NewSequence(func(o *SequenceOptions) { o.BudgetEntries, o.BudgetBytes = 1, 1 })
+	if !errors.Is(err, ErrInvalidArgument) {
+		t.Error(err)
+	}
+}
+
 func TestStepByStep(t *testing.T) {
 	expected := readGolden(t)
 	engine := openEngine(t)

@@ -80,7 +80,8 @@ type SequenceOptions struct {
 	// Window is how many of the newest generated tokens score the others and always stay (R): 1 or more,
 	// less than Interval. Default 32.
 	Window uint32
-	// Ratio: one of so many entries stays (c), 1 or more. Default 4.
+	// Ratio: one of so many entries stays (c), 1 or more. Not read if BudgetEntries or BudgetBytes is set.
+	// Default 4.
 	Ratio uint32
 	// Aggregation. Default AggregationLayer.
 	Aggregation Aggregation
@@ -104,6 +105,14 @@ type SequenceOptions struct {
 	TopK uint32
 	// Seed: the same seed gives the same text. Default 0.
 	Seed uint64
+	// BudgetEntries, in place of Ratio: so many entries stay in each KV head of each layer, the window not
+	// counted. No layer ever holds more generated entries than BudgetEntries + Window + Interval. 0: not set,
+	// which is the default.
+	BudgetEntries uint64
+	// BudgetBytes, in place of Ratio: the most bytes that the generated entries take at any moment, in whole
+	// blocks, the window and an interval of new ones included. Given text comes on top. 0: not set, which is
+	// the default.
+	BudgetBytes uint64
 }
 
 // sequenceOptions are the defaults with the caller's changes.
@@ -127,6 +136,8 @@ func (e *Engine) sequenceOptions(options []func(*SequenceOptions)) (C.rrpc_seque
 		RepetitionPenalty: float32(o.repetition_penalty),
 		TopK:              uint32(o.top_k),
 		Seed:              uint64(o.seed),
+		BudgetEntries:     uint64(o.budget_entries),
+		BudgetBytes:       uint64(o.budget_bytes),
 	}
 	for _, change := range options {
 		change(&chosen)
@@ -145,6 +156,8 @@ func (e *Engine) sequenceOptions(options []func(*SequenceOptions)) (C.rrpc_seque
 	o.repetition_penalty = C.float(chosen.RepetitionPenalty)
 	o.top_k = C.uint32_t(chosen.TopK)
 	o.seed = C.uint64_t(chosen.Seed)
+	o.budget_entries = C.uint64_t(chosen.BudgetEntries)
+	o.budget_bytes = C.uint64_t(chosen.BudgetBytes)
 	return o, nil
 }
 

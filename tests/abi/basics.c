@@ -136,6 +136,21 @@ static void peaks_are_known_beforehand(void)
     OK(rrpc_peak_cache_bytes(engine, &options, 100, 3501, &entries, &bytes));
     CHECK(entries == 100 + 2 * 256 + 32 + 1024);
     CHECK(bytes == (100 + 1568 + 15) / 16 * 16 * 792);
+    /* A fixed number of entries: nothing is compressed before 1024 + 32. In bytes: what 544 entries and the given text
+     * beside them fill, in whole blocks. */
+    options.budget_entries = 300;
+    OK(rrpc_peak_cache_bytes(engine, &options, 100, 3501, &entries, &bytes));
+    CHECK(entries == 100 + 300 + 32 + 1024);
+    options.budget_bytes = bytes;
+    FAILS(INVALID_ARGUMENT, "one of budget_entries and budget_bytes",
+          rrpc_peak_cache_bytes(engine, &options, 100, 3501, &entries, NULL));
+    options.budget_entries = 0;
+    options.budget_bytes = 1600 / 16 * 16 * 792;
+    OK(rrpc_peak_cache_bytes(engine, &options, 0, 3501, &entries, &bytes));
+    CHECK(entries == 1600 && bytes == options.budget_bytes);
+    options.budget_bytes = 1056 / 16 * 16 * 792; /* a window and an interval, and nothing that is kept */
+    FAILS(INVALID_ARGUMENT, "bytes: expected at least 849024", rrpc_peak_cache_bytes(engine, &options, 0, 9, &entries, NULL));
+    options.budget_bytes = 0;
     options.policy = RRPC_POLICY_NONE;
     OK(rrpc_peak_cache_bytes(engine, &options, 100, 3501, &entries, NULL));
     CHECK(entries == 3600);

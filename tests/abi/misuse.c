@@ -81,7 +81,7 @@ static int look(const char *name, rrpc_error *error)
 
 /* ---- Handles ---- */
 
-enum { ENGINE, SEQUENCE, COMPRESSOR, TENSOR, KINDS, LIVE = 6, STALE = 32 };
+enum { ENGINE, SEQUENCE, COMPRESSOR, TENSOR, SCHEDULER, SCHEDULED, KINDS, LIVE = 6, STALE = 32 };
 
 static void *live[KINDS][LIVE], *stale[STALE];
 static rrpc_engine *engine;
@@ -106,6 +106,16 @@ static void *handle(int kind)
     }
 }
 
+static void free_handle(int kind, void *old)
+{
+    if (kind == ENGINE) rrpc_engine_free(old);
+    if (kind == SEQUENCE) rrpc_sequence_free(old);
+    if (kind == COMPRESSOR) rrpc_compressor_free(old);
+    if (kind == TENSOR) rrpc_tensor_free(old);
+    if (kind == SCHEDULER) rrpc_scheduler_free(old);
+    if (kind == SCHEDULED) rrpc_answer_free(old);
+}
+
 static void keep(int kind, void *made)
 {
     if (made == NULL) return;
@@ -114,10 +124,7 @@ static void keep(int kind, void *made)
     live[kind][place] = made;
     if (old == NULL) return;
     stale[below(STALE)] = old;
-    if (kind == ENGINE) rrpc_engine_free(old);
-    if (kind == SEQUENCE) rrpc_sequence_free(old);
-    if (kind == COMPRESSOR) rrpc_compressor_free(old);
-    if (kind == TENSOR) rrpc_tensor_free(old);
+    free_handle(kind, old);
 }
 
 /* ---- Memory that may be given ---- */
@@ -228,6 +235,48 @@ static rrpc_generate_options short_answer(void)
         options.stop_count = one_in(4) ? (size_t)1025 + (size_t)(number() >> 1) : below(5);
     }
     return options;
+}
+
+/* ---- Schedulers ---- */
+
+static void use_scheduler(void)
+{
+    rrpc_scheduler *scheduler = handle(SCHEDULER), *made = NULL;
+    rrpc_answer *answer = handle(SCHEDULED), *submitted = NULL;
+    size_t capacity, count;
+    void *out = buffer(&capacity);
+    int32_t fd;
+    switch (below(12)) {
+    case 0: {
+        rrpc_scheduler_options options;
+        CALL(rrpc_scheduler_options_init, &options, sizeof options);
+        options.max_rows = one_in(8) ? (uint32_t)number() : 1 + below(4);
+        options.step_tokens = one_in(8) ? (uint32_t)number() : 1 + below(20);
+        options.queue_events = one_in(8) ? (uint32_t)number() : 1 + below(4);
+        options.max_waiting = one_in(8) ? (uint32_t)number() : 1 + below(4);
+        CALL(rrpc_scheduler_create, handle(ENGINE), one_in(4) ? any_struct(&options, sizeof options) : &options, one_in(20) ? NULL : &made);
+        keep(SCHEDULER, made);
+        break;
+    }
+    case 1: case 2: case 3: {
+        /* Never an answer without end: it would hold the budget while the engine is asked whether it is well. */
+        rrpc_generate_options options = short_answer();
+        CALL(rrpc_scheduler_submit, scheduler, handle(SEQUENCE), &options, one_in(20) ? NULL : &submitted);
+        keep(SCHEDULED, submitted);
+        break;
+    }
+    case 4: case 5: case 6: CALL(rrpc_answer_next, answer, below(3), output(sizeof(rrpc_event))); break;
+    case 7:
+        if (CALL(rrpc_answer_cancel, answer)) CALL(rrpc_answer_next, answer, RRPC_WAIT_FOREVER, output(sizeof(rrpc_event)));
+        break;
+    case 8: CALL(rrpc_answer_fd, answer, one_in(8) ? NULL : &fd); break;
+    case 9: CALL(rrpc_scheduler_get_metrics, scheduler, output(sizeof(rrpc_scheduler_metrics))); break;
+    case 10: CALL(rrpc_scheduler_metrics_text, scheduler, out, capacity, one_in(8) ? NULL : &count); break;
+    default:
+        CALL(rrpc_scheduler_options_init, (void *)room, (size_t)below(4096));
+        rrpc_scheduler_free(one_in(2) ? stale[below(STALE)] : live[SCHEDULED][below(LIVE)]);
+        rrpc_answer_free(one_in(2) ? stale[below(STALE)] : live[SCHEDULER][below(LIVE)]);
+    }
 }
 
 static char *blob;
@@ -656,7 +705,8 @@ static void random_misuse(void)
         /* What earlier runs left in these would make a run depend on them. */
         for (size_t i = 0; i < sizeof keys / sizeof *keys; ++i) keys[i] = values[i] = (float)(i % 13) / 13;
         for (uint32_t steps = 1 + below(10); steps > 0; --steps) {
-            switch (below(10)) {
+            switch (below(11)) {
+            case 10: use_scheduler(); break;
             case 0: create_sequence(); break;
             case 1: create_compressor(); break;
             case 2: case 3: case 4: use_sequence(); break;
@@ -671,11 +721,7 @@ static void random_misuse(void)
     still_well();
     for (int kind = 0; kind < KINDS; ++kind) {
         for (int i = 0; i < LIVE; ++i) {
-            if (live[kind][i] == NULL) continue;
-            if (kind == ENGINE) rrpc_engine_free(live[kind][i]);
-            if (kind == SEQUENCE) rrpc_sequence_free(live[kind][i]);
-            if (kind == COMPRESSOR) rrpc_compressor_free(live[kind][i]);
-            if (kind == TENSOR) rrpc_tensor_free(live[kind][i]);
+            if (live[kind][i] != NULL) free_handle(kind, live[kind][i]);
         }
     }
     rrpc_engine_info info = {.struct_size = sizeof info};

@@ -43,7 +43,7 @@ class SequenceOptions(Struct):
         (c_uint32, "policy interval window ratio aggregation pooling kernel record_kept"),
         (c_float, "temperature top_p min_p repetition_penalty"),
         (c_uint32, "top_k reserved"),
-        (c_uint64, "seed"),
+        (c_uint64, "seed budget_entries budget_bytes"),
     )
 
 

@@ -61,16 +61,19 @@ def blocks(entries):
     return -(-entries // 64)
 
 
-def walk_peak(prompt, tokens, interval=None, window=None, ratio=None):
+def walk_peak(prompt, tokens, interval=None, window=None, ratio=None, kept=None):
     """The most entries of a layer, counted one token at a time."""
     entries = peak = prompt
     done = 0
     for written in range(1, tokens):
         entries += 1
         peak = max(peak, entries)
-        if interval and written == (done + 1) * interval + window:
-            done += 1
-            entries = prompt + done * interval // ratio + window
+        if interval and written >= interval + window and (written - window) % interval == 0:
+            after = prompt + window + (kept or (written - window) // ratio)
+            # Of a fixed number, one that would drop nothing is left out; a ratio of 1 drops nothing and counts.
+            if ratio or entries > after:
+                done += 1
+                entries = after
     return peak, done
 
 
@@ -195,3 +198,27 @@ def test_the_peak_is_what_inspect_says(flavour, dtype, prompt, tokens, interval,
             assert found["answer"]["compressions"] == compressions
         # The budget is exact: the peak suffices and a byte less does not (see test_errors.py).
         generate(model, "--policy", policy, *common, "--budget", planned["bytes"])
+
+
+@pytest.mark.parametrize("kept", [1, 40, 64, 200])
+def test_a_fixed_number_of_entries_bounds_the_cache(kept):
+    model = find_model("golden/llama_p48_c8-cached")
+    prompt, tokens, interval, window = 20, 1500, 64, 8
+    schedule = ["--interval", interval, "--window", window]
+    found = inspect(model, "--prompt-tokens", prompt, "--max-tokens", tokens, *schedule, "--entries", kept)["answer"]
+    peak, compressions = walk_peak(prompt, tokens, interval, window, kept=kept)
+    assert (found["ratio"], found["entries"], found["compressions"]) == (None, kept, compressions)
+    assert found["peak_compressed"]["entries"] == peak == prompt + kept + window + interval
+
+    common = ["--prompt-ids", ids(range(prompt)), "--max-tokens", tokens, "--temperature", 0, *schedule]
+    answer = generate(model, *common, "--entries", kept)
+    assert answer["stats"]["cache_peak_bytes"] == found["peak_compressed"]["bytes"]
+    assert len(answer["compressions"]) == 3 * compressions
+    assert {c["len_after"] for c in answer["compressions"]} == {prompt + kept + window}
+
+    # As many bytes as these entries take in whole blocks, or a little more.
+    size = 6 * 64 * (2 * 16 * 2 + 4)
+    whole = blocks(kept + window + interval) * 64 - window - interval
+    for more in [0, size - 1]:
+        bytes_ = blocks(kept + window + interval) * size + more
+        assert generate(model, *common, "--bytes", bytes_)["tokens"] == generate(model, *common, "--entries", whole)["tokens"]

@@ -157,6 +157,8 @@ rrpc::sequence read(const rrpc::engine &engine, const json &body, rrpc::sequence
         else if (name == "interval") read_number(value, name, sampling.interval);
         else if (name == "window") read_number(value, name, sampling.window);
         else if (name == "ratio") read_number(value, name, sampling.ratio);
+        else if (name == "entries") read_number(value, name, sampling.budget_entries);
+        else if (name == "bytes") read_number(value, name, sampling.budget_bytes);
         else if (name == "aggregation") sampling.aggregation = read_choice(value, name, {"layer", "kv_head"});
         else if (name == "pooling") sampling.pooling = read_choice(value, name, {"average", "max"});
         else if (name == "kernel") read_number(value, name, sampling.kernel);

@@ -53,15 +53,15 @@
  * States that a program expects (no logits yet, an answer that was cancelled) are outputs, not errors.
  * Nothing is printed; rrpc_set_log tells more. A panic, which is a bug, is a message and an INTERNAL.
  *
- * Handles. rrpc_engine, rrpc_sequence, rrpc_compressor and rrpc_tensor pointers are numbers in the shape of
- * pointers: an index and a generation, never dereferenced. One that was freed, is of another kind or is
- * garbage gives INVALID_HANDLE; none is used twice. A sequence keeps what it needs of its engine alive.
- * Freeing NULL or a freed handle does nothing.
+ * Handles. Pointers to rrpc_engine, rrpc_sequence, rrpc_scheduler, rrpc_answer, rrpc_compressor and
+ * rrpc_tensor are numbers in the shape of pointers: an index and a generation, never dereferenced. One that
+ * was freed, is of another kind or is garbage gives INVALID_HANDLE; none is used twice. A sequence or a
+ * scheduler keeps what it needs of its engine alive. Freeing NULL or a freed handle does nothing.
  *
- * Threads. Every function may be called from every thread. Engines are shared: any number of calls may
- * use one at the same time. Sequences are exclusive: one call at a time uses one, and a second one that
- * comes meanwhile, from another thread or from a callback, changes nothing and gives BUSY. Calls on
- * different sequences run at the same time, and never wait for each other but for the step that runs the
+ * Threads. Every function may be called from every thread. Engines and schedulers are shared: any number of
+ * calls may use one at the same time. Sequences are exclusive: one call at a time uses one, and a second
+ * one that comes meanwhile, from another thread or from a callback, changes nothing and gives BUSY. Calls
+ * on different sequences run at the same time, and never wait for each other but for the step that runs the
  * model. A function that takes a sequence as const leaves it, and pointers to its logits, as they are.
  *
  * Structs. Option structs are filled by their init function, which takes sizeof and writes every default
@@ -73,7 +73,7 @@
  *
  * Numbers. Token ids are uint32_t and below the vocabulary's size. Choices are uint32_t with the
  * constants that each field names, flags are uint32_t, 0 or 1; other values are refused. Sizes are in
- * bytes, times in seconds, lengths of a cache in entries (one entry is one token of one KV head).
+ * bytes, times in seconds, timeouts in milliseconds, lengths of a cache in entries (one entry is one token of one KV head).
  *
  * Text is UTF-8, with its length in bytes or RRPC_NUL_TERMINATED in its place; up to 256 MiB. Paths are
  * NUL-terminated and in the file system's encoding.

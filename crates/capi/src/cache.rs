@@ -98,7 +98,7 @@ pub unsafe extern "C" fn rrpc_sequence_fork(
         // SAFETY: the caller's promise.
         unsafe { args::set("fork", fork, ptr::null_mut()) }?;
         let shared = shared(sequence)?;
-        let copy = shared.lock()?.fork()?;
+        let copy = shared.lock()?.sequence()?.fork()?;
         let handle = adopt(copy, shared.engine.clone())?;
         // SAFETY: the caller's promise.
         unsafe { args::set("fork", fork, handle) }

@@ -5,15 +5,15 @@ use std::ptr;
 use std::sync::Arc;
 
 use reasoning_rpc_compressor::{Merge, Options, Request, Select, Selection};
-use reasoning_rpc_engine::core::{Aggregation, Pooling, RpcOptions};
+use reasoning_rpc_engine::core::{Aggregation, Budget, Pooling, RpcOptions};
 
 use crate::args::{self, choice};
 use crate::error::{Failure, rrpc_error};
 use crate::guard::guard;
 use crate::kv::dtype;
 use crate::sequence::{
-    RRPC_AGGREGATION_KV_HEAD, RRPC_AGGREGATION_LAYER, RRPC_NUL_TERMINATED, RRPC_POLICY_NONE, RRPC_POLICY_RPC,
-    RRPC_POOLING_AVERAGE, RRPC_POOLING_MAX,
+    DEFAULT_RATIO, RRPC_AGGREGATION_KV_HEAD, RRPC_AGGREGATION_LAYER, RRPC_NUL_TERMINATED, RRPC_POLICY_NONE,
+    RRPC_POLICY_RPC, RRPC_POOLING_AVERAGE, RRPC_POOLING_MAX,
 };
 use crate::sized::{self, sized};
 
@@ -191,7 +191,7 @@ fn defaults() -> rrpc_compressor_options {
         policy: RRPC_POLICY_RPC,
         interval: rpc.interval as u32,
         window: rpc.window as u32,
-        ratio: rpc.ratio as u32,
+        ratio: DEFAULT_RATIO,
         aggregation: RRPC_AGGREGATION_LAYER,
         pooling: RRPC_POOLING_AVERAGE,
         kernel: rpc.kernel as u32,
@@ -284,7 +284,7 @@ pub(crate) unsafe fn convert(options: *const rrpc_compressor_options) -> Result<
         rpc: RpcOptions {
             interval: given.interval as usize,
             window: given.window as usize,
-            ratio: given.ratio as usize,
+            budget: Budget::Ratio(given.ratio as usize),
             aggregation: choice(
                 "options.aggregation",
                 given.aggregation,

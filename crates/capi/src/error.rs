@@ -15,7 +15,8 @@ pub const RRPC_ERROR_INVALID_ARGUMENT: i32 = 1;
 pub const RRPC_ERROR_NULL_POINTER: i32 = 2;
 /// A handle was freed, is of another kind, or was never one.
 pub const RRPC_ERROR_INVALID_HANDLE: i32 = 3;
-/// Another call is using the sequence, or this one was made from its callback.
+/// Another call is using the sequence, or this one was made from its callback; an answer is under way; or
+/// a scheduler's queue is full.
 pub const RRPC_ERROR_BUSY: i32 = 4;
 /// A buffer is too small; how much is needed was written to the count, or the message says it.
 pub const RRPC_ERROR_BUFFER_TOO_SMALL: i32 = 5;
@@ -196,6 +197,7 @@ impl From<Error> for Failure {
             Error::Context { .. } => RRPC_ERROR_CONTEXT,
             Error::State(_) => RRPC_ERROR_STATE,
             Error::File(_) => RRPC_ERROR_FILE,
+            Error::Busy(_) => RRPC_ERROR_BUSY,
             Error::Poisoned => RRPC_ERROR_POISONED,
             // Internal, and kinds that this library does not know yet.
             _ => RRPC_ERROR_INTERNAL,
@@ -235,6 +237,7 @@ mod tests {
             ),
             (Error::State(text()), RRPC_ERROR_STATE),
             (Error::File(text()), RRPC_ERROR_FILE),
+            (Error::Busy(text()), RRPC_ERROR_BUSY),
             (Error::Poisoned, RRPC_ERROR_POISONED),
             (Error::Internal(text()), RRPC_ERROR_INTERNAL),
         ];

@@ -59,13 +59,13 @@ sized!(rrpc_generate_options {
     reserved
 });
 
-/// What rrpc_generate tells its callback, and rrpc_generate_next its caller. Fields that an event does
+/// What rrpc_generate tells its callback, and rrpc_generate_next and rrpc_answer_next their callers. Fields that an event does
 /// not name are 0; `text` is never NULL.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 pub struct rrpc_event {
     /// The size of the struct: of what the library passes to a callback, where fields at and behind it are
-    /// not there, or set by the caller of rrpc_generate_next.
+    /// not there, or set by the caller of rrpc_generate_next or rrpc_answer_next.
     pub struct_size: usize,
     /// TOKEN and END: text that became complete, UTF-8 and NUL-terminated: whole characters, and nothing
     /// that may still become a stop string. May be empty.
@@ -139,7 +139,7 @@ const DEFAULTS: rrpc_generate_options = rrpc_generate_options {
 
 /// # Safety
 /// `options` is NULL or valid for its struct_size, and its stop strings are valid.
-unsafe fn convert(options: *const rrpc_generate_options) -> Result<GenerateOptions, Failure> {
+pub(crate) unsafe fn convert(options: *const rrpc_generate_options) -> Result<GenerateOptions, Failure> {
     if options.is_null() {
         return Ok(GenerateOptions::default());
     }
@@ -180,7 +180,7 @@ fn reason_number(reason: StopReason) -> u32 {
 }
 
 /// The event as C sees it; its text, with a NUL, is put into `buffer`.
-fn describe(event: &Event<'_>, text: &str, buffer: &mut Vec<u8>) -> rrpc_event {
+pub(crate) fn describe(event: &Event<'_>, text: &str, buffer: &mut Vec<u8>) -> rrpc_event {
     buffer.clear();
     buffer.extend_from_slice(text.as_bytes());
     buffer.push(0);
@@ -370,8 +370,8 @@ pub unsafe extern "C" fn rrpc_generate_start(
         // SAFETY: the caller's promise.
         let options = unsafe { convert(options) }?;
         let shared = shared(sequence)?;
-        let mut sequence = shared.lock_to_change()?;
-        let answer = Answer::begin(&mut sequence, &options)?;
+        let mut locked = shared.lock_to_change()?;
+        let answer = Answer::begin(locked.sequence()?, &options)?;
         shared.pull()?.answer = Some(answer);
         Ok(())
     })
@@ -399,7 +399,8 @@ pub unsafe extern "C" fn rrpc_generate_next(
         // SAFETY: the caller's promise. Checked here, so that no event is lost over it.
         unsafe { sized::output_size("event", event) }?;
         let shared = shared(sequence)?;
-        let mut sequence = shared.lock()?;
+        let mut locked = shared.lock()?;
+        let sequence = locked.sequence()?;
         let mut pull = shared.pull()?;
         let Pull { answer, text } = &mut *pull;
         let Some(mut running) = answer.take() else {
@@ -407,7 +408,7 @@ pub unsafe extern "C" fn rrpc_generate_next(
                 "sequence: expected one with an answer under way, found none: rrpc_generate_start begins one",
             ));
         };
-        let told = match running.next_event(&mut sequence) {
+        let told = match running.next_event(sequence) {
             Ok(Some(found)) => {
                 let (Event::Token { text: piece, .. } | Event::End { text: piece, .. }) = found else {
                     let told = describe(&found, "", text);
@@ -419,14 +420,14 @@ pub unsafe extern "C" fn rrpc_generate_next(
             }
             other => {
                 let error = other.err();
-                running.finish(&mut sequence);
+                running.finish(sequence);
                 return Err(
                     error.map_or_else(|| Failure::argument("sequence: the answer has ended"), Into::into)
                 );
             }
         };
         match told.kind {
-            RRPC_EVENT_END => running.finish(&mut sequence),
+            RRPC_EVENT_END => running.finish(sequence),
             _ => *answer = Some(running),
         }
         // SAFETY: the caller's promise.
@@ -446,9 +447,10 @@ pub unsafe extern "C" fn rrpc_generate_next(
 pub extern "C" fn rrpc_generate_stop(sequence: *mut rrpc_sequence) -> *mut rrpc_error {
     guard(|| {
         let shared = shared(sequence)?;
-        let mut sequence = shared.lock()?;
+        let mut locked = shared.lock()?;
+        let sequence = locked.sequence()?;
         if let Some(answer) = shared.pull()?.answer.take() {
-            answer.finish(&mut sequence);
+            answer.finish(sequence);
         }
         Ok(())
     })

@@ -21,10 +21,19 @@ pub(crate) enum Kind {
     Sequence = 0x5202,
     Compressor = 0x5203,
     Tensor = 0x5204,
+    Scheduler = 0x5205,
+    Answer = 0x5206,
 }
 
 impl Kind {
-    const ALL: [Self; 4] = [Self::Engine, Self::Sequence, Self::Compressor, Self::Tensor];
+    const ALL: [Self; 6] = [
+        Self::Engine,
+        Self::Sequence,
+        Self::Compressor,
+        Self::Tensor,
+        Self::Scheduler,
+        Self::Answer,
+    ];
 
     fn of(handle: usize) -> Option<Self> {
         Self::ALL.into_iter().find(|&kind| handle >> 48 == kind as usize)
@@ -36,6 +45,8 @@ impl Kind {
             Self::Sequence => "a sequence",
             Self::Compressor => "a compressor",
             Self::Tensor => "a tensor",
+            Self::Scheduler => "a scheduler",
+            Self::Answer => "an answer",
         }
     }
 }

@@ -11,6 +11,7 @@
 #![allow(non_camel_case_types)] // these are the names that C sees
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::panic))]
 
+mod answer;
 mod args;
 mod cache;
 mod compression;
@@ -25,6 +26,7 @@ mod handles;
 mod kv;
 mod log;
 mod metrics;
+mod scheduler;
 mod sequence;
 mod sized;
 mod state;
@@ -34,6 +36,7 @@ mod tensor;
 mod text;
 mod version;
 
+pub use answer::*;
 pub use cache::*;
 pub use compression::*;
 pub use compressor::*;
@@ -44,6 +47,7 @@ pub use generate::*;
 pub use kv::*;
 pub use log::*;
 pub use metrics::*;
+pub use scheduler::*;
 pub use sequence::*;
 pub use state::*;
 pub use stats::*;

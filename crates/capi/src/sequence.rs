@@ -3,8 +3,9 @@
 use std::ptr;
 use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 
-use reasoning_rpc_engine::core::{Aggregation, NoCompression, Policy, Pooling, Rpc, RpcOptions};
+use reasoning_rpc_engine::core::{Aggregation, Budget, NoCompression, Policy, Pooling, Rpc, RpcOptions};
 use reasoning_rpc_engine::sampling::SamplingOptions;
+use reasoning_rpc_engine::scheduler::{Refused, ScheduledAnswer};
 use reasoning_rpc_engine::text::Message;
 use reasoning_rpc_engine::{Engine, Error, Sequence, SequenceOptions};
 
@@ -27,6 +28,9 @@ pub const RRPC_POLICY_NONE: u32 = 0;
 /// `window` score the generated ones before them, and the best stay: one in `ratio` of all intervals
 /// so far. Text given by the caller is never dropped.
 pub const RRPC_POLICY_RPC: u32 = 1;
+
+/// c of the paper.
+pub(crate) const DEFAULT_RATIO: u32 = 4;
 
 /// Scores are averaged over all heads of a layer: one kept set for the layer.
 pub const RRPC_AGGREGATION_LAYER: u32 = 0;
@@ -58,7 +62,8 @@ pub struct rrpc_sequence_options {
     /// The newest generated tokens, which score the others and always stay (R): 1 or more, less than
     /// `interval`. Default 32.
     pub window: u32,
-    /// One of so many entries stays (c), 1 or more. Default 4.
+    /// One of so many entries stays (c), 1 or more. Not read if `budget_entries` or `budget_bytes` is
+    /// set. Default 4.
     pub ratio: u32,
     /// One of RRPC_AGGREGATION_. Default RRPC_AGGREGATION_LAYER.
     pub aggregation: u32,
@@ -85,6 +90,14 @@ pub struct rrpc_sequence_options {
     pub reserved: u32,
     /// The same seed gives the same text. Default 0.
     pub seed: u64,
+    /// In place of `ratio`: so many entries stay in each KV head of each layer, the window not counted.
+    /// No layer ever holds more generated entries than budget_entries + window + interval, however long
+    /// the text gets. 0: not set, which is the default.
+    pub budget_entries: u64,
+    /// In place of `ratio`: the most bytes that the generated entries take at any moment, in whole
+    /// blocks, the window and an interval of new ones included. Given text comes on top. It sets
+    /// `budget_entries`, to what fits. 0: not set, which is the default.
+    pub budget_bytes: u64,
 }
 
 sized!(rrpc_sequence_options {
@@ -104,6 +117,8 @@ sized!(rrpc_sequence_options {
     top_k,
     reserved,
     seed,
+    budget_entries,
+    budget_bytes,
 });
 
 /// A text inside a struct or an array. This struct never grows.
@@ -130,9 +145,66 @@ pub struct rrpc_message {
 pub(crate) struct Shared {
     pub(crate) engine: Engine,
     /// A panic under this lock poisons it, and so the sequence.
-    sequence: Mutex<Sequence>,
+    place: Mutex<Place>,
     /// The answer under way. Locked by holders of the sequence's lock only.
     pub(crate) pull: Mutex<Pull>,
+}
+
+/// Where a sequence is.
+pub(crate) enum Place {
+    Here(Box<Sequence>),
+    /// With a scheduler, until this answer has ended.
+    Scheduled(Arc<ScheduledAnswer>),
+    /// A scheduler had it and was lost.
+    Lost,
+}
+
+/// A sequence's place, for one call alone.
+pub(crate) struct Locked<'a>(MutexGuard<'a, Place>);
+
+impl Locked<'_> {
+    /// The sequence, unless a scheduler has it.
+    pub(crate) fn sequence(&mut self) -> Result<&mut Sequence, Failure> {
+        match &mut *self.0 {
+            Place::Here(sequence) => Ok(sequence),
+            Place::Scheduled(_) => Err(Failure::new(
+                RRPC_ERROR_BUSY,
+                "sequence: expected one that is not in use, found one that a scheduler has: rrpc_answer_next \
+                 tells its answer's end, rrpc_answer_cancel brings it about",
+            )),
+            Place::Lost => Err(Failure::new(RRPC_ERROR_POISONED, Error::Poisoned.to_string())),
+        }
+    }
+
+    /// Hands the sequence to a scheduler: `submit` takes it, or gives it back with an error.
+    pub(crate) fn submit(
+        &mut self,
+        submit: impl FnOnce(Sequence) -> Result<ScheduledAnswer, Refused>,
+    ) -> Result<Arc<ScheduledAnswer>, Failure> {
+        self.sequence()?;
+        let Place::Here(sequence) = std::mem::replace(&mut *self.0, Place::Lost) else {
+            return Err(Failure::new(RRPC_ERROR_POISONED, Error::Poisoned.to_string()));
+        };
+        match submit(*sequence) {
+            Ok(answer) => {
+                let answer = Arc::new(answer);
+                *self.0 = Place::Scheduled(Arc::clone(&answer));
+                Ok(answer)
+            }
+            Err(Refused { error, sequence }) => {
+                *self.0 = Place::Here(sequence);
+                Err(error.into())
+            }
+        }
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        if let Ok(Place::Scheduled(answer)) = self.place.get_mut() {
+            answer.free_sequence();
+        }
+    }
 }
 
 pub(crate) static SEQUENCES: Table<Shared> = Table::new(Kind::Sequence);
@@ -141,16 +213,16 @@ impl Shared {
     pub(crate) fn new(engine: Engine, sequence: Sequence) -> Self {
         Self {
             engine,
-            sequence: Mutex::new(sequence),
+            place: Mutex::new(Place::Here(Box::new(sequence))),
             pull: Mutex::default(),
         }
     }
 
     /// The sequence, for this call alone, which changes it: not while an answer is under way.
-    pub(crate) fn lock_to_change(&self) -> Result<MutexGuard<'_, Sequence>, Failure> {
-        let sequence = self.lock()?;
+    pub(crate) fn lock_to_change(&self) -> Result<Locked<'_>, Failure> {
+        let locked = self.lock()?;
         match self.pull.lock() {
-            Ok(pull) if pull.answer.is_none() => Ok(sequence),
+            Ok(pull) if pull.answer.is_none() => Ok(locked),
             Ok(_) => Err(Failure::new(
                 RRPC_ERROR_BUSY,
                 "sequence: expected one that is not in use, found one with an answer under way: \
@@ -167,14 +239,23 @@ impl Shared {
     }
 
     /// The sequence, for this call alone.
-    pub(crate) fn lock(&self) -> Result<MutexGuard<'_, Sequence>, Failure> {
-        self.sequence.try_lock().map_err(|error| match error {
+    pub(crate) fn lock(&self) -> Result<Locked<'_>, Failure> {
+        let mut place = self.place.try_lock().map_err(|error| match error {
             TryLockError::WouldBlock => Failure::new(
                 RRPC_ERROR_BUSY,
                 "sequence: expected one that is not in use, found one that another call is using",
             ),
             TryLockError::Poisoned(_) => Failure::new(RRPC_ERROR_POISONED, Error::Poisoned.to_string()),
-        })
+        })?;
+        if let Place::Scheduled(answer) = &*place {
+            let ended = answer.has_ended();
+            if let Some(sequence) = answer.take_sequence() {
+                *place = Place::Here(Box::new(sequence));
+            } else if ended {
+                *place = Place::Lost;
+            }
+        }
+        Ok(Locked(place))
     }
 }
 
@@ -185,12 +266,12 @@ pub(crate) fn shared(sequence: *const rrpc_sequence) -> Result<Arc<Shared>, Fail
 
 /// A pointer of the caller's: one that is not const asks for a sequence that may be changed.
 pub(crate) trait Access {
-    fn open(shared: &Shared) -> Result<MutexGuard<'_, Sequence>, Failure>;
+    fn open(shared: &Shared) -> Result<Locked<'_>, Failure>;
     fn to_const(self) -> *const rrpc_sequence;
 }
 
 impl Access for *const rrpc_sequence {
-    fn open(shared: &Shared) -> Result<MutexGuard<'_, Sequence>, Failure> {
+    fn open(shared: &Shared) -> Result<Locked<'_>, Failure> {
         shared.lock()
     }
 
@@ -200,7 +281,7 @@ impl Access for *const rrpc_sequence {
 }
 
 impl Access for *mut rrpc_sequence {
-    fn open(shared: &Shared) -> Result<MutexGuard<'_, Sequence>, Failure> {
+    fn open(shared: &Shared) -> Result<Locked<'_>, Failure> {
         shared.lock_to_change()
     }
 
@@ -215,8 +296,8 @@ pub(crate) fn with<P: Access, T>(
     body: impl FnOnce(&mut Sequence) -> Result<T, Failure>,
 ) -> Result<T, Failure> {
     let shared = shared(sequence.to_const())?;
-    let mut sequence = P::open(&shared)?;
-    body(&mut sequence)
+    let mut locked = P::open(&shared)?;
+    body(locked.sequence()?)
 }
 
 /// Gives a sequence of `engine` a handle.
@@ -233,7 +314,7 @@ fn defaults(engine: &Engine) -> rrpc_sequence_options {
         policy: RRPC_POLICY_RPC,
         interval: rpc.interval as u32,
         window: rpc.window as u32,
-        ratio: rpc.ratio as u32,
+        ratio: DEFAULT_RATIO,
         aggregation: RRPC_AGGREGATION_LAYER,
         pooling: RRPC_POOLING_AVERAGE,
         kernel: rpc.kernel as u32,
@@ -245,6 +326,8 @@ fn defaults(engine: &Engine) -> rrpc_sequence_options {
         top_k: sampling.top_k,
         reserved: 0,
         seed: sampling.seed,
+        budget_entries: 0,
+        budget_bytes: 0,
     }
 }
 
@@ -274,7 +357,7 @@ pub(crate) unsafe fn convert(
     )?;
     let policy: Arc<dyn Policy> = match rpc {
         false => Arc::new(NoCompression),
-        true => Arc::new(Rpc::new(rpc_options(&given)?).map_err(Error::from)?),
+        true => Arc::new(Rpc::new(rpc_options(engine, &given)?).map_err(Error::from)?),
     };
     Ok(SequenceOptions {
         policy,
@@ -290,11 +373,25 @@ pub(crate) unsafe fn convert(
     })
 }
 
-fn rpc_options(given: &rrpc_sequence_options) -> Result<RpcOptions, Failure> {
+fn rpc_options(engine: &Engine, given: &rrpc_sequence_options) -> Result<RpcOptions, Failure> {
+    let size = |number: u64| usize::try_from(number).unwrap_or(usize::MAX);
+    let budget = match (given.budget_entries, given.budget_bytes) {
+        (0, 0) => Budget::Ratio(given.ratio as usize),
+        (entries, 0) => Budget::Entries(size(entries)),
+        (0, bytes) => {
+            let (interval, window) = (given.interval as usize, given.window as usize);
+            Budget::within(size(bytes), engine.cache_shape(), interval, window).map_err(Error::from)?
+        }
+        (entries, bytes) => {
+            return Err(Failure::argument(format!(
+                "options: expected one of budget_entries and budget_bytes, found {entries} and {bytes}"
+            )));
+        }
+    };
     Ok(RpcOptions {
         interval: given.interval as usize,
         window: given.window as usize,
-        ratio: given.ratio as usize,
+        budget,
         aggregation: choice(
             "options.aggregation",
             given.aggregation,
@@ -373,7 +470,7 @@ pub unsafe extern "C" fn rrpc_sequence_create(
 ///
 /// Ownership: takes the sequence's handle. Pointers to its logits are no longer valid.
 /// Threads: any. A call on the sequence that is under way in another thread, or that this one is made
-/// from, ends as if it were still there; then the memory is freed.
+/// from, ends as if it were still there; then the memory is freed. So does an answer of a scheduler.
 /// Errors: none.
 /// Since: 0.1
 #[unsafe(no_mangle)]

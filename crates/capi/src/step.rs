@@ -52,7 +52,10 @@ pub unsafe extern "C" fn rrpc_step(sequences: *const *mut rrpc_sequence, count: 
         for (index, one) in all.iter().enumerate() {
             locked.push(one.lock_to_change().map_err(|failure| named(index, failure))?);
         }
-        let mut sequences: Vec<&mut Sequence> = locked.iter_mut().map(|guard| &mut **guard).collect();
+        let mut sequences: Vec<&mut Sequence> = Vec::with_capacity(count);
+        for (index, one) in locked.iter_mut().enumerate() {
+            sequences.push(one.sequence().map_err(|failure| named(index, failure))?);
+        }
         Ok(engine.step(&mut sequences)?)
     })
 }

@@ -21,6 +21,23 @@ const SECTIONS: &[(&str, &str, &str)] = &[
     ),
     ("A whole answer", "", "generate"),
     (
+        "Many answers at once",
+        "A scheduler runs the answers of one engine together: each step of the model runs a row of every answer\n\
+         that can go on, which takes less time than a step for each. Answers join and leave between steps. Each\n\
+         is the one that rrpc_generate writes.\n\
+         \n\
+         Answers are admitted in the order in which they are submitted, each as soon as its whole cache can be\n\
+         promised: one that has begun is not broken off for want of budget, and none overtakes. Prompts are run\n\
+         in parts, beside the answers that generate. Compressions run on a thread of their own. What is written\n\
+         waits in a queue for each answer, and when that is full this answer alone waits for its reader. An\n\
+         error ends the answer that it belongs to.\n\
+         \n\
+         submit sequences; for each answer: rrpc_answer_next until RRPC_EVENT_END, waiting there, or in the\n\
+         program's own event loop for what rrpc_answer_fd gives; rrpc_answer_free.",
+        "scheduler",
+    ),
+    ("Their events", "", "answer"),
+    (
         "Step by step",
         "For programs that have a loop of their own, or advance many sequences together:\n\
          \n\

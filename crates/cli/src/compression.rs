@@ -3,10 +3,12 @@
 use std::sync::Arc;
 
 use reasoning_rpc_engine::CacheType;
-use reasoning_rpc_engine::core::{Aggregation, NoCompression, Policy, Pooling, Rpc, RpcOptions};
+use reasoning_rpc_engine::core::{
+    Aggregation, Budget, CacheShape, NoCompression, Policy, Pooling, Rpc, RpcOptions,
+};
 use reasoning_rpc_engine::model::Flavour;
 
-use crate::args::{Given, Group, Opt, Usage, option};
+use crate::args::{Given, Group, Opt, Usage, option, usage};
 
 const INTERVAL: Opt = option("interval", "P", "a compression every P generated tokens [4096]");
 const WINDOW: Opt = option(
@@ -15,6 +17,16 @@ const WINDOW: Opt = option(
     "the newest R tokens score the past and always stay [32]",
 );
 const RATIO: Opt = option("ratio", "C", "one entry in C is kept; divides P [4]");
+const ENTRIES: Opt = option(
+    "entries",
+    "N",
+    "in place of --ratio: N entries stay, however long the text is, the\nwindow not counted; the cache never holds more than N + R + P\ngenerated ones",
+);
+const BYTES: Opt = option(
+    "bytes",
+    "BYTES",
+    "in place of --ratio: as many --entries as keep all generated ones,\nwindow and P new ones included, within BYTES",
+);
 const CACHE_DTYPE: Opt = option(
     "cache-dtype",
     "TYPE",
@@ -33,6 +45,8 @@ pub const GROUP: Group = Group {
         INTERVAL,
         WINDOW,
         RATIO,
+        ENTRIES,
+        BYTES,
         option(
             "aggregation",
             "HOW",
@@ -52,40 +66,87 @@ pub const GROUP: Group = Group {
 /// For commands that only count.
 pub const SIZE_GROUP: Group = Group {
     title: "KV cache",
-    options: &[INTERVAL, WINDOW, RATIO, CACHE_DTYPE],
+    options: &[INTERVAL, WINDOW, RATIO, ENTRIES, BYTES, CACHE_DTYPE],
 };
 
-/// The options of the policy `rpc`, checked.
-pub fn rpc(given: &Given) -> anyhow::Result<Rpc> {
-    let defaults = RpcOptions::default();
-    let count = |name, default| -> anyhow::Result<usize> {
-        Ok(given.number(name, "a whole number", |_| true)?.unwrap_or(default))
-    };
-    let options = RpcOptions {
-        interval: count("interval", defaults.interval)?,
-        window: count("window", defaults.window)?,
-        ratio: count("ratio", defaults.ratio)?,
-        kernel: count("kernel", defaults.kernel)?,
-        aggregation: given
-            .choice(
-                "aggregation",
-                &[("layer", Aggregation::Layer), ("kv_head", Aggregation::KvHead)],
-            )?
-            .unwrap_or(defaults.aggregation),
-        pooling: given
-            .choice("pooling", &[("avg", Pooling::Average), ("max", Pooling::Max)])?
-            .unwrap_or(defaults.pooling),
-    };
-    Ok(Rpc::new(options).map_err(|error| Usage(error.0))?)
+/// The policy that the options name, checked as far as it goes without the model.
+pub struct Choice {
+    compresses: bool,
+    options: RpcOptions,
+    /// In place of the options' budget.
+    bytes: Option<usize>,
 }
 
-/// The policy.
-pub fn policy(given: &Given) -> anyhow::Result<Arc<dyn Policy>> {
-    let rpc = rpc(given)?;
-    Ok(match given.choice("policy", &[("none", false), ("rpc", true)])? {
-        Some(false) => Arc::new(NoCompression),
-        _ => Arc::new(rpc),
-    })
+impl Choice {
+    /// The options' values.
+    pub fn parse(given: &Given) -> anyhow::Result<Self> {
+        let defaults = RpcOptions::default();
+        let count = |name, default| -> anyhow::Result<usize> {
+            Ok(given.number(name, "a whole number", |_| true)?.unwrap_or(default))
+        };
+        let budgets = ["ratio", "entries", "bytes"];
+        let named: Vec<&str> = budgets.into_iter().filter(|name| given.has(name)).collect();
+        if named.len() > 1 {
+            return usage(format!(
+                "expected one of --ratio, --entries and --bytes, found --{}",
+                named.join(" and --")
+            ));
+        }
+        let budget = match named.first() {
+            Some(&"ratio") => Budget::Ratio(count("ratio", 0)?),
+            Some(&"entries") => Budget::Entries(count("entries", 0)?),
+            _ => defaults.budget,
+        };
+        let options = RpcOptions {
+            interval: count("interval", defaults.interval)?,
+            window: count("window", defaults.window)?,
+            budget,
+            kernel: count("kernel", defaults.kernel)?,
+            aggregation: given
+                .choice(
+                    "aggregation",
+                    &[("layer", Aggregation::Layer), ("kv_head", Aggregation::KvHead)],
+                )?
+                .unwrap_or(defaults.aggregation),
+            pooling: given
+                .choice("pooling", &[("avg", Pooling::Average), ("max", Pooling::Max)])?
+                .unwrap_or(defaults.pooling),
+        };
+        let bytes = given.bytes("bytes")?;
+        let checked = match bytes {
+            // How many entries they are is the model's to say.
+            Some(_) => RpcOptions {
+                budget: Budget::Entries(1),
+                ..options
+            },
+            None => options,
+        };
+        Rpc::new(checked).map_err(|error| Usage(error.0))?;
+        let compresses = given.choice("policy", &[("none", false), ("rpc", true)])?;
+        Ok(Self {
+            compresses: compresses.unwrap_or(true),
+            options,
+            bytes,
+        })
+    }
+
+    /// `rpc` with these options, whatever the policy.
+    pub fn rpc(&self, shape: &CacheShape) -> anyhow::Result<Rpc> {
+        let mut options = self.options;
+        if let Some(bytes) = self.bytes {
+            options.budget = Budget::within(bytes, shape, options.interval, options.window)
+                .map_err(|error| Usage(format!("--{}", error.0)))?;
+        }
+        Ok(Rpc::new(options).map_err(|error| Usage(error.0))?)
+    }
+
+    /// The policy.
+    pub fn policy(&self, shape: &CacheShape) -> anyhow::Result<Arc<dyn Policy>> {
+        Ok(match self.compresses {
+            false => Arc::new(NoCompression),
+            true => Arc::new(self.rpc(shape)?),
+        })
+    }
 }
 
 /// The element type of the cache, if one was named.
@@ -119,10 +180,13 @@ mod tests {
     #[test]
     fn help_names_the_real_defaults() {
         let defaults = RpcOptions::default();
+        let Budget::Ratio(ratio) = defaults.budget else {
+            panic!("a ratio, found {:?}", defaults.budget);
+        };
         let named = [
             ("interval", defaults.interval.to_string()),
             ("window", defaults.window.to_string()),
-            ("ratio", defaults.ratio.to_string()),
+            ("ratio", ratio.to_string()),
             ("kernel", defaults.kernel.to_string()),
         ];
         for (name, value) in named {

@@ -103,7 +103,7 @@ fn run(given: &Given) -> anyhow::Result<ExitCode> {
         verify_weights: !given.has("no-verify"),
         ..EngineOptions::new(given.model()?)
     };
-    let policy = compression::policy(given)?;
+    let compression = compression::Choice::parse(given)?;
     let sampling = sampling::parse(given)?;
     let answer = GenerateOptions {
         max_tokens: given.number("max-tokens", "a whole number, 1 or more", |count| *count > 0)?,
@@ -119,7 +119,7 @@ fn run(given: &Given) -> anyhow::Result<ExitCode> {
     progress.show("opening the model");
     let engine = Engine::open(&options)?;
     let mut sequence = engine.sequence(SequenceOptions {
-        policy,
+        policy: compression.policy(engine.cache_shape())?,
         sampling: sampling(engine.default_sampling()),
         record_kept: output == Output::Json,
     })?;

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::process::ExitCode;
 
-use reasoning_rpc_engine::core::{CacheShape, NoCompression, Policy, Rpc};
+use reasoning_rpc_engine::core::{Budget, CacheShape, NoCompression, Policy, Rpc};
 use reasoning_rpc_engine::model::{Flavour, Manifest, Model};
 use reasoning_rpc_engine::sampling::SamplingOptions;
 use reasoning_rpc_engine::{CacheType, EngineOptions};
@@ -94,7 +94,8 @@ struct Planned {
     max_tokens: usize,
     interval: usize,
     window: usize,
-    ratio: usize,
+    ratio: Option<usize>,
+    entries: Option<usize>,
     compressions: usize,
     peak_compressed: Peak,
     peak_uncompressed: Peak,
@@ -113,7 +114,7 @@ fn run(given: &Given) -> anyhow::Result<ExitCode> {
     let folder = given.model()?;
     let count = |name| given.number(name, "a whole number, 1 or more", |count| *count > 0);
     let (prompt_tokens, max_tokens) = (count("prompt-tokens")?, count("max-tokens")?);
-    let rpc = compression::rpc(given)?;
+    let compression = compression::Choice::parse(given)?;
     let cache_type = compression::cache_type(given)?;
 
     let block_entries = EngineOptions::new(&folder).block_entries;
@@ -168,7 +169,13 @@ fn run(given: &Given) -> anyhow::Result<ExitCode> {
             block_bytes: shape.block_bytes(),
             growth_bytes: shape.bytes(1),
         },
-        answer: plan(manifest, &shape, &rpc, prompt_tokens, max_tokens)?,
+        answer: plan(
+            manifest,
+            &shape,
+            &compression.rpc(&shape)?,
+            prompt_tokens,
+            max_tokens,
+        )?,
     };
     let text = if json {
         serde_json::to_string(&inspection)? + "\n"
@@ -206,12 +213,17 @@ fn plan(
         }
     };
     let schedule = rpc.schedule();
+    let (ratio, entries) = match schedule.budget() {
+        Budget::Ratio(ratio) => (Some(ratio), None),
+        Budget::Entries(entries) => (None, Some(entries)),
+    };
     Ok(Planned {
         prompt_tokens,
         max_tokens,
         interval: schedule.interval(),
         window: schedule.window(),
-        ratio: schedule.ratio(),
+        ratio,
+        entries,
         compressions: schedule.compressions(written),
         peak_compressed: peak(rpc),
         peak_uncompressed: peak(&NoCompression),
@@ -303,11 +315,14 @@ impl Inspection<'_> {
         let _ = writeln!(text, "  uncompressed    {}", peak(&a.peak_uncompressed));
         let _ = writeln!(
             text,
-            "  rpc             {}; P {}, R {}, c {}, {} compressions",
+            "  rpc             {}; P {}, R {}, {}, {} compressions",
             peak(&a.peak_compressed),
             a.interval,
             a.window,
-            a.ratio,
+            match (a.ratio, a.entries) {
+                (Some(ratio), _) => format!("c {ratio}"),
+                (None, entries) => format!("{} entries", entries.unwrap_or(0)),
+            },
             a.compressions
         );
         text

@@ -8,7 +8,7 @@ use std::cell::Cell;
 
 use common::*;
 use reasoning_rpc_compressor::*;
-use reasoning_rpc_core::RpcOptions;
+use reasoning_rpc_core::{Budget, RpcOptions};
 use reasoning_rpc_test_support::{Random, seed};
 
 thread_local! {
@@ -40,7 +40,7 @@ fn nothing_is_allocated() {
     let rpc = RpcOptions {
         interval: 16,
         window: 4,
-        ratio: 4,
+        budget: Budget::Ratio(4),
         ..RpcOptions::default()
     };
     for (place, dtype) in PLACES.into_iter().zip([Dtype::F32, Dtype::I8, Dtype::F16]) {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use common::*;
 use reasoning_rpc_compressor::*;
-use reasoning_rpc_core::{Aggregation, RpcOptions};
+use reasoning_rpc_core::{Aggregation, Budget, RpcOptions};
 use reasoning_rpc_test_support::{Random, seed};
 
 const SHAPE: (usize, usize, usize) = (6, 2, 16);
@@ -17,7 +17,7 @@ fn rpc(aggregation: Aggregation) -> RpcOptions {
     RpcOptions {
         interval: 12,
         window: 3,
-        ratio: 3,
+        budget: Budget::Ratio(3),
         aggregation,
         ..RpcOptions::default()
     }

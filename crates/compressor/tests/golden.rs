@@ -5,7 +5,7 @@ mod common;
 
 use common::*;
 use reasoning_rpc_compressor::*;
-use reasoning_rpc_core::{Aggregation, Pooling, RpcOptions, reference};
+use reasoning_rpc_core::{Aggregation, Budget, Pooling, RpcOptions, reference};
 use reasoning_rpc_test_support::{Random, Tensors, golden, seed};
 use serde_json::Value;
 
@@ -38,7 +38,7 @@ fn check(file: &Tensors, fields: &Value, place: Place, random: &mut Random) {
     let rpc = RpcOptions {
         interval: number("P"),
         window,
-        ratio: number("c"),
+        budget: Budget::Ratio(number("c")),
         aggregation: match fields["aggregation"].as_str().unwrap() {
             "all" => Aggregation::Layer,
             _ => Aggregation::KvHead,

@@ -7,14 +7,14 @@ use std::sync::Arc;
 
 use common::*;
 use reasoning_rpc_compressor::*;
-use reasoning_rpc_core::RpcOptions;
+use reasoning_rpc_core::{Budget, RpcOptions};
 use reasoning_rpc_test_support::{Random, seed};
 
 fn rpc() -> RpcOptions {
     RpcOptions {
         interval: 12,
         window: 3,
-        ratio: 3,
+        budget: Budget::Ratio(3),
         ..RpcOptions::default()
     }
 }

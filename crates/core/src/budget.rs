@@ -44,6 +44,14 @@ impl CacheShape {
         self.blocks(entries) * self.block_bytes()
     }
 
+    /// The most entries that layers can hold in `bytes`, in whole blocks.
+    pub fn entries_within(&self, bytes: usize) -> usize {
+        match self.bytes(1) {
+            0 => 0,
+            growth => bytes / growth * self.block_entries,
+        }
+    }
+
     /// Bytes that one token adds, over all layers and KV heads, before block rounding.
     pub fn token_bytes(&self) -> usize {
         self.layers * self.kv_heads * self.entry_bytes()

@@ -23,4 +23,4 @@ pub use plan::{LayerPlan, PlanError, PlanMemory};
 pub use policy::{LayerView, NoCompression, Policy, ScoreRule, Spec, Trigger};
 pub use pooling::Pooling;
 pub use rpc::{Aggregation, Rpc, RpcOptions};
-pub use schedule::{OptionError, Schedule};
+pub use schedule::{Budget, OptionError, Schedule};

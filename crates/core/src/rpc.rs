@@ -4,7 +4,7 @@
 use crate::plan::{LayerPlan, PlanError};
 use crate::policy::{LayerView, Policy, ScoreRule, Spec, Trigger};
 use crate::pooling::{Pooling, check_kernel};
-use crate::schedule::{OptionError, Schedule};
+use crate::schedule::{Budget, OptionError, Schedule};
 use crate::selection::top_k;
 
 /// Over which heads scores are averaged, and so how many kept sets a layer has.
@@ -24,8 +24,8 @@ pub struct RpcOptions {
     pub interval: usize,
     /// R: the newest tokens, whose queries score the past and which always stay.
     pub window: usize,
-    /// c: one entry in so many is kept of each elapsed interval. Divides `interval`.
-    pub ratio: usize,
+    /// How much is kept. The paper's c is [`Budget::Ratio`].
+    pub budget: Budget,
     /// One kept set per layer or per KV head.
     pub aggregation: Aggregation,
     /// How neighbouring scores are pooled.
@@ -39,7 +39,7 @@ impl Default for RpcOptions {
         Self {
             interval: 4096,
             window: 32,
-            ratio: 4,
+            budget: Budget::Ratio(4),
             aggregation: Aggregation::Layer,
             pooling: Pooling::Average,
             kernel: 7,
@@ -64,7 +64,7 @@ impl Rpc {
     pub fn new(options: RpcOptions) -> Result<Self, OptionError> {
         check_kernel(options.kernel)?;
         Ok(Self {
-            schedule: Schedule::new(options.interval, options.window, options.ratio)?,
+            schedule: Schedule::new(options.interval, options.window, options.budget)?,
             aggregation: options.aggregation,
             pooling: options.pooling,
             kernel: options.kernel,
@@ -76,7 +76,7 @@ impl Rpc {
         RpcOptions {
             interval: self.schedule.interval(),
             window: self.schedule.window(),
-            ratio: self.schedule.ratio(),
+            budget: self.schedule.budget(),
             aggregation: self.aggregation,
             pooling: self.pooling,
             kernel: self.kernel,

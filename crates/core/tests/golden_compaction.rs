@@ -1,6 +1,8 @@
 //! One compression each, as the published code did it: scores, kept sets, and what is left of K and V.
 
-use reasoning_rpc_core::{Aggregation, LayerView, PlanMemory, Policy, Pooling, Rpc, RpcOptions, reference};
+use reasoning_rpc_core::{
+    Aggregation, Budget, LayerView, PlanMemory, Policy, Pooling, Rpc, RpcOptions, reference,
+};
 use reasoning_rpc_test_support::{Tensors, golden};
 use serde_json::Value;
 
@@ -19,7 +21,7 @@ impl Case {
         Rpc::new(RpcOptions {
             interval: self.number("P"),
             window: self.number("R"),
-            ratio: self.number("c"),
+            budget: Budget::Ratio(self.number("c")),
             aggregation: match self.fields["aggregation"].as_str().unwrap() {
                 "all" => Aggregation::Layer,
                 _ => Aggregation::KvHead,

@@ -2,15 +2,19 @@
 
 use proptest::prelude::*;
 use reasoning_rpc_core::{
-    Aggregation, CacheShape, LayerPlan, LayerView, PlanError, PlanMemory, Policy, Pooling, Rpc, RpcOptions,
-    Schedule,
+    Aggregation, Budget, CacheShape, LayerPlan, LayerView, PlanError, PlanMemory, Policy, Pooling, Rpc,
+    RpcOptions, Schedule,
 };
 use reasoning_rpc_test_support::{Random, property};
 
 fn schedules() -> impl Strategy<Value = Schedule> {
-    (2usize..40, 1usize..9).prop_flat_map(|(kept, ratio)| {
+    (2usize..40, 1usize..9, any::<bool>(), 1usize..400).prop_flat_map(|(kept, ratio, fixed, entries)| {
         let interval = kept * ratio;
-        (1..interval).prop_map(move |window| Schedule::new(interval, window, ratio).unwrap())
+        let budget = match fixed {
+            true => Budget::Entries(entries),
+            false => Budget::Ratio(ratio),
+        };
+        (1..interval).prop_map(move |window| Schedule::new(interval, window, budget).unwrap())
     })
 }
 
@@ -23,15 +27,23 @@ fn the_peak_is_what_a_walk_sees() {
             len += 1;
             peak = peak.max(len);
             if g == schedule.due_at(done) {
-                let before = done * schedule.kept_per_interval() + schedule.window() + schedule.interval();
-                prop_assert_eq!(len, before);
+                prop_assert_eq!((g - schedule.window()) % schedule.interval(), 0);
                 prop_assert_eq!(len - schedule.window(), schedule.candidates(done));
+                prop_assert!(schedule.kept(done) <= schedule.candidates(done));
+                let kept = match schedule.budget() {
+                    Budget::Ratio(ratio) => (g - schedule.window()) / ratio,
+                    Budget::Entries(entries) => entries,
+                };
+                prop_assert_eq!(kept, schedule.kept(done));
                 done += 1;
-                len = done * schedule.kept_per_interval() + schedule.window();
+                len = kept + schedule.window();
             }
         }
         prop_assert_eq!(done, schedule.compressions(generated));
         prop_assert_eq!(peak, schedule.peak_generated(generated));
+        if let Budget::Entries(entries) = schedule.budget() {
+            prop_assert!(peak <= entries + schedule.window() + schedule.interval());
+        }
         Ok(())
     });
 }
@@ -53,7 +65,7 @@ fn plans_are_valid() {
             let policy = Rpc::new(RpcOptions {
                 interval: schedule.interval(),
                 window: schedule.window(),
-                ratio: schedule.ratio(),
+                budget: schedule.budget(),
                 aggregation: if per_head {
                     Aggregation::KvHead
                 } else {
@@ -173,7 +185,7 @@ fn scores_that_are_no_numbers_are_refused() {
     let policy = Rpc::new(RpcOptions {
         interval: 4,
         window: 1,
-        ratio: 2,
+        budget: Budget::Ratio(2),
         ..RpcOptions::default()
     })
     .unwrap();

@@ -68,11 +68,11 @@ pub(crate) struct EngineShared {
     pub(crate) model: Model,
     pub(crate) slots: Slots,
     default_sampling: SamplingOptions,
-    pool: Arc<BlockPool>,
-    shape: CacheShape,
+    pub(crate) pool: Arc<BlockPool>,
+    pub(crate) shape: CacheShape,
     cache_type: CacheType,
     simd: Simd,
-    prefill_chunk: usize,
+    pub(crate) prefill_chunk: usize,
     /// One graph run at a time: a session has one driver.
     pub(crate) driver: Mutex<Driver>,
     workspaces: Mutex<Vec<Workspace>>,
@@ -296,20 +296,41 @@ impl EngineShared {
     }
 
     pub(crate) fn step(self: &Arc<Self>, sequences: &mut [&mut Sequence]) -> Result<()> {
+        self.advance(sequences, |_| self.prefill_chunk)
+            .inspect_err(|error| poison_on_bug(sequences, error))?;
+        // One that fails must not keep the others from their compressions.
+        let mut result = Ok(());
+        for sequence in &mut *sequences {
+            if let Err(error) = sequence.compress_if_due() {
+                result = Err(error);
+            }
+        }
+        result
+    }
+
+    /// A step without what follows it: runs the graph and counts what it wrote. Row `index` takes at most
+    /// `limit(index)` tokens. Compressions that became due are the caller's to run before these sequences
+    /// advance again. If it fails, nothing has advanced, and sequences that still have their caches are as
+    /// they were.
+    pub(crate) fn advance(
+        self: &Arc<Self>,
+        sequences: &mut [&mut Sequence],
+        limit: impl Fn(usize) -> usize,
+    ) -> Result<()> {
         if sequences.is_empty() {
             return Err(Error::InvalidArgument(
                 "step: expected a sequence, found none".into(),
             ));
         }
         let mut chunks = Vec::with_capacity(sequences.len());
-        for sequence in &mut *sequences {
+        for (index, sequence) in sequences.iter_mut().enumerate() {
             sequence.check_alive()?;
             if !Arc::ptr_eq(&sequence.shared, self) {
                 return Err(Error::InvalidArgument(
                     "step: expected sequences of this engine, found one of another".into(),
                 ));
             }
-            let chunk = sequence.next_chunk(self.prefill_chunk);
+            let chunk = sequence.next_chunk(limit(index));
             if chunk.tokens.is_empty() {
                 return Err(Error::InvalidArgument(
                     "step: expected tokens to run, found a sequence with none: append text, sample or accept first".into(),
@@ -321,30 +342,16 @@ impl EngineShared {
         }
 
         let start = Instant::now();
-        self.run(sequences, &chunks)
-            .inspect_err(|error| poison_on_bug(sequences, error))
-            .inspect_err(|error| {
-                self.counters.failed();
-                log::error!("a step failed: {error}");
-            })?;
+        self.run(sequences, &chunks).inspect_err(|error| {
+            self.counters.failed();
+            log::error!("a step failed: {error}");
+        })?;
         let time = start.elapsed();
         self.counters.stepped(&chunks, time);
         for (sequence, chunk) in sequences.iter_mut().zip(&chunks) {
             sequence.commit(chunk, time)?;
         }
-        // One that fails must not keep the others from their compressions.
-        let mut result = Ok(());
-        for sequence in &mut *sequences {
-            let compressed = catch_unwind(AssertUnwindSafe(|| sequence.compress_if_due()))
-                .unwrap_or_else(|payload| Err(Error::Internal(panic_text(&*payload))));
-            if let Err(error) = compressed {
-                log::error!("a compression failed, and poisoned its sequence: {error}");
-                // Layers may differ in length now.
-                sequence.poisoned = true;
-                result = Err(error);
-            }
-        }
-        result
+        Ok(())
     }
 
     /// Runs the graph; logits go to the sequences whose last chunk this was.

@@ -39,6 +39,8 @@ pub enum Error {
     State(String),
     /// A file cannot be read or written.
     File(String),
+    /// There is no room for more at this time.
+    Busy(String),
     /// The sequence was left unusable by an earlier internal error.
     Poisoned,
     /// A bug of ours: a panic was caught.
@@ -63,6 +65,7 @@ impl fmt::Display for Error {
             ),
             Self::State(text) => write!(f, "saved sequence: {text}"),
             Self::File(text) => write!(f, "file: {text}"),
+            Self::Busy(text) => write!(f, "busy: {text}"),
             Self::Poisoned => {
                 f.write_str("the sequence was left unusable by an earlier internal error; free it")
             }

@@ -137,6 +137,13 @@ impl Answer {
     /// # Errors
     /// As [`Sequence::generate`].
     pub fn begin(sequence: &mut Sequence, options: &GenerateOptions) -> Result<Self> {
+        let answer = Self::prepare(sequence, options)?;
+        sequence.reserve(answer.new_tokens(sequence))?;
+        Ok(answer)
+    }
+
+    /// As [`begin`](Self::begin), but the promise is still to be made: of [`new_tokens`](Self::new_tokens).
+    pub(crate) fn prepare(sequence: &Sequence, options: &GenerateOptions) -> Result<Self> {
         sequence.check_alive()?;
         if sequence.tokens().is_empty() {
             return Err(Error::InvalidArgument(
@@ -151,13 +158,10 @@ impl Answer {
             .ok()
             .map(|_| TextStream::with_special(options.ignore_eos));
         let stops = StopStrings::new(&options.stop)?;
-        let room = sequence.room();
-        // Without a limit of its own the answer ends with the context.
-        let limit = options.max_tokens.unwrap_or(usize::MAX);
-        sequence.reserve(limit.min(room).max(1))?;
         Ok(Self {
             prefill: sequence.pending_given(),
-            limit,
+            // Without a limit of its own the answer ends with the context.
+            limit: options.max_tokens.unwrap_or(usize::MAX),
             generated: 0,
             ignore_eos: options.ignore_eos,
             stream,
@@ -168,14 +172,29 @@ impl Answer {
         })
     }
 
+    /// The tokens that an answer which has not begun may take.
+    pub(crate) fn new_tokens(&self, sequence: &Sequence) -> usize {
+        self.limit.min(sequence.room()).max(1)
+    }
+
     /// The next event; `None` after [`Event::End`].
     ///
     /// # Errors
     /// What [`Engine::step`](crate::Engine::step) or the sampler reports; the answer cannot go on.
     pub fn next_event(&mut self, sequence: &mut Sequence) -> Result<Option<Event<'_>>> {
-        if self.ended {
-            return Ok(None);
+        while self.needs_step(sequence) {
+            let before = sequence.pending_given();
+            let shared = std::sync::Arc::clone(&sequence.shared);
+            shared.step(&mut [&mut *sequence])?;
+            if let Some(event) = self.prefilled(sequence, before) {
+                return Ok(Some(event));
+            }
         }
+        self.ready_event(sequence)
+    }
+
+    /// Whether a step has to run before the next event.
+    pub(crate) fn needs_step(&mut self, sequence: &Sequence) -> bool {
         if self.reason.is_none() {
             if self.generated == self.limit {
                 self.reason = Some(StopReason::Length);
@@ -183,20 +202,23 @@ impl Answer {
                 // Before the step: the last token of a context is never run.
                 self.reason = Some(StopReason::Context);
             }
-            while self.reason.is_none() && sequence.logits().is_none() {
-                let before = sequence.pending_given();
-                let shared = std::sync::Arc::clone(&sequence.shared);
-                shared.step(&mut [&mut *sequence])?;
-                let left = sequence.pending_given();
-                if left < before {
-                    return Ok(Some(Event::Prefill {
-                        done: self.prefill - left,
-                        total: self.prefill,
-                    }));
-                }
-            }
         }
+        self.reason.is_none() && sequence.logits().is_none()
+    }
+
+    /// The event of a step before which `before` given tokens were pending.
+    pub(crate) fn prefilled(&self, sequence: &Sequence, before: usize) -> Option<Event<'static>> {
+        let left = sequence.pending_given();
+        (left < before).then(|| Event::Prefill {
+            done: self.prefill - left,
+            total: self.prefill,
+        })
+    }
+
+    /// The next event, if it needs no step.
+    pub(crate) fn ready_event(&mut self, sequence: &mut Sequence) -> Result<Option<Event<'_>>> {
         match self.reason {
+            _ if self.ended => Ok(None),
             Some(reason) => self.end(reason).map(Some),
             None => self.next_token(sequence).map(Some),
         }

@@ -34,6 +34,7 @@ pub mod model;
 mod runner;
 pub mod runtime;
 pub mod sampling;
+pub mod scheduler;
 mod sequence;
 mod state;
 #[cfg(test)]

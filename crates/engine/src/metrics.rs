@@ -136,20 +136,25 @@ impl Metrics {
                 self.budget_peak_bytes.to_string(),
             ),
         ];
-        let mut text = String::new();
-        for (name, kind, help, value) in rows {
-            // Writing to a String cannot fail.
-            let _ = writeln!(
-                text,
-                "# HELP reasoning_rpc_{name} {help}\n# TYPE reasoning_rpc_{name} {kind}\nreasoning_rpc_{name} {value}"
-            );
-        }
-        text
+        prometheus(&rows)
     }
 }
 
+/// Name, type, help and value of figures in the text format of Prometheus, version 0.0.4.
+pub(crate) fn prometheus(rows: &[(&str, &str, &str, String)]) -> String {
+    let mut text = String::new();
+    for (name, kind, help, value) in rows {
+        // Writing to a String cannot fail.
+        let _ = writeln!(
+            text,
+            "# HELP reasoning_rpc_{name} {help}\n# TYPE reasoning_rpc_{name} {kind}\nreasoning_rpc_{name} {value}"
+        );
+    }
+    text
+}
+
 /// The shortest text that reads back as the same float64.
-fn seconds(time: Duration) -> String {
+pub(crate) fn seconds(time: Duration) -> String {
     format!("{:?}", time.as_secs_f64())
 }
 

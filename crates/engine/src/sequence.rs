@@ -5,6 +5,7 @@ mod branch;
 pub(crate) use branch::DrawLog;
 
 use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use reasoning_rpc_core::{Policy, Trigger};
 use crate::cache::SequenceCache;
 use crate::compress::{CompressionRecord, Moment};
 use crate::engine::EngineShared;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, panic_text};
 use crate::sampling::{Sampler, SamplingOptions};
 use crate::text::{Message, encode_chat, encode_raw};
 
@@ -263,15 +264,19 @@ impl Sequence {
     /// [`Error::Budget`] if the budget cannot hold it beside what other sequences were promised.
     pub fn reserve(&mut self, new_tokens: usize) -> Result<()> {
         self.check_alive()?;
-        let entries = if new_tokens == 0 && self.pending() == 0 {
-            0
-        } else {
-            let given: usize = self.given.iter().map(Range::len).sum();
-            let generated = self.tokens.len() - given + new_tokens.saturating_sub(1);
-            given + self.policy.peak_generated(generated)
-        };
+        let entries = self.peak_entries(new_tokens);
         let reserved = self.cache_mut()?.reserve(entries);
         reserved.inspect_err(|error| log::warn!("an answer was refused: {error}"))
+    }
+
+    /// The most entries of a KV head until `new_tokens` more tokens are generated.
+    pub(crate) fn peak_entries(&self, new_tokens: usize) -> usize {
+        if new_tokens == 0 && self.pending() == 0 {
+            return 0;
+        }
+        let given: usize = self.given.iter().map(Range::len).sum();
+        let generated = self.tokens.len() - given + new_tokens.saturating_sub(1);
+        given + self.policy.peak_generated(generated)
     }
 
     fn push(&mut self, ids: &[u32]) {
@@ -356,11 +361,26 @@ impl Sequence {
         }
     }
 
-    /// Compresses the cache if that is due.
+    /// Whether a compression is to run before the next step.
+    pub(crate) fn is_due(&self) -> bool {
+        self.due_at() == Some(self.generated_written)
+    }
+
+    /// Compresses the cache if that is due. A failure, a panic included, poisons the sequence: its layers
+    /// may differ in length then.
     pub(crate) fn compress_if_due(&mut self) -> Result<()> {
-        if self.due_at() != Some(self.generated_written) {
+        if !self.is_due() {
             return Ok(());
         }
+        catch_unwind(AssertUnwindSafe(|| self.compress()))
+            .unwrap_or_else(|payload| Err(Error::Internal(panic_text(&*payload))))
+            .inspect_err(|error| {
+                log::error!("a compression failed, and poisoned its sequence: {error}");
+                self.poisoned = true;
+            })
+    }
+
+    fn compress(&mut self) -> Result<()> {
         let Trigger::Interval(schedule) = self.policy.spec().trigger else {
             return Ok(());
         };

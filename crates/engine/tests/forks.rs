@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use half::f16;
-use reasoning_rpc_core::{Aggregation, Policy, Rpc, RpcOptions};
+use reasoning_rpc_core::{Aggregation, Budget, Policy, Rpc, RpcOptions};
 use reasoning_rpc_engine::sampling::SamplingOptions;
 use reasoning_rpc_engine::{CacheType, Engine, EngineOptions, Sequence, SequenceOptions};
 use reasoning_rpc_test_support::{Random, model, seed};
@@ -14,7 +14,7 @@ fn begin(engine: &Engine, prompt: &[u32], sampling: SamplingOptions) -> Sequence
     let options = RpcOptions {
         interval: 32,
         window: 8,
-        ratio: 4,
+        budget: Budget::Ratio(4),
         aggregation: Aggregation::KvHead,
         ..RpcOptions::default()
     };

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use reasoning_rpc_core::{Aggregation, NoCompression, Policy, Pooling, Rpc, RpcOptions};
+use reasoning_rpc_core::{Aggregation, Budget, NoCompression, Policy, Pooling, Rpc, RpcOptions};
 use reasoning_rpc_engine::sampling::SamplingOptions;
 use reasoning_rpc_engine::{CacheType, Engine, EngineOptions, SequenceOptions};
 use reasoning_rpc_test_support::{Tensors, golden, integers, json, model};
@@ -21,7 +21,7 @@ fn rpc_of(expected: &Value) -> Arc<dyn Policy> {
     let options = RpcOptions {
         interval: number("P"),
         window: number("R"),
-        ratio: number("c"),
+        budget: Budget::Ratio(number("c")),
         aggregation: match expected["aggregation"].as_str().unwrap() {
             "all" => Aggregation::Layer,
             "group" => Aggregation::KvHead,

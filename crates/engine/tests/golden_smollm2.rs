@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 use reasoning_rpc_core::{
-    Aggregation, LayerPlan, LayerView, NoCompression, PlanError, PlanMemory, Policy, Rpc, RpcOptions, Spec,
+    Aggregation, Budget, LayerPlan, LayerView, NoCompression, PlanError, PlanMemory, Policy, Rpc, RpcOptions,
+    Spec,
 };
 use reasoning_rpc_engine::sampling::SamplingOptions;
 use reasoning_rpc_engine::{CacheType, Engine, EngineOptions, Sequence, SequenceOptions};
@@ -35,7 +36,7 @@ impl Watched {
         let rpc = Rpc::new(RpcOptions {
             interval: number("P"),
             window: number("R"),
-            ratio: number("c"),
+            budget: Budget::Ratio(number("c")),
             aggregation: if file["aggregation"] == "all" {
                 Aggregation::Layer
             } else {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use reasoning_rpc_core::{Aggregation, NoCompression, Policy, Rpc, RpcOptions};
+use reasoning_rpc_core::{Aggregation, Budget, NoCompression, Policy, Rpc, RpcOptions};
 use reasoning_rpc_engine::sampling::SamplingOptions;
 use reasoning_rpc_engine::{CacheType, Engine, EngineOptions, Error, Sequence, SequenceOptions};
 use reasoning_rpc_test_support::{Random, model, seed};
@@ -22,7 +22,7 @@ fn rpc(aggregation: Aggregation) -> Arc<dyn Policy> {
     let options = RpcOptions {
         interval: 24,
         window: 5,
-        ratio: 4,
+        budget: Budget::Ratio(4),
         aggregation,
         ..RpcOptions::default()
     };
@@ -82,6 +82,15 @@ fn a_restored_sequence_goes_on_as_the_original() {
             Arc::new(NoCompression) as _,
             rpc(Aggregation::Layer),
             rpc(Aggregation::KvHead),
+            Arc::new(
+                Rpc::new(RpcOptions {
+                    interval: 24,
+                    window: 5,
+                    budget: Budget::Entries(30),
+                    ..RpcOptions::default()
+                })
+                .unwrap(),
+            ),
         ];
         for policy in policies {
             let text = prompt(&mut random, 40);

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use reasoning_rpc_core::{Aggregation, NoCompression, Policy, Rpc, RpcOptions};
+use reasoning_rpc_core::{Aggregation, Budget, NoCompression, Policy, Rpc, RpcOptions};
 use reasoning_rpc_engine::sampling::SamplingOptions;
 use reasoning_rpc_engine::{
     CacheType, Engine, EngineOptions, Error, Event, GenerateOptions, Sequence, SequenceOptions, StopReason,
@@ -13,7 +13,7 @@ fn rpc(interval: usize, window: usize, ratio: usize, aggregation: Aggregation) -
     let options = RpcOptions {
         interval,
         window,
-        ratio,
+        budget: Budget::Ratio(ratio),
         aggregation,
         ..RpcOptions::default()
     };

@@ -22,7 +22,8 @@ pub(crate) struct Account {
 }
 
 impl Account {
-    fn promise(&self) -> usize {
+    /// Blocks promised and not taken yet.
+    pub(crate) fn promise(&self) -> usize {
         self.reserved.saturating_sub(self.held)
     }
 
@@ -113,6 +114,19 @@ impl Ledger {
     /// Blocks promised and not used yet: to accounts, and as copies.
     pub(crate) fn promised(&self) -> usize {
         self.promised + self.copies
+    }
+
+    /// Those promised to accounts.
+    pub(crate) fn promised_to_accounts(&self) -> usize {
+        self.promised
+    }
+
+    /// Whether [`reserve`](Self::reserve) would succeed.
+    pub(crate) fn fits(&self, account: &Account, blocks: usize, claims: &[BlockId]) -> bool {
+        let more = blocks
+            .saturating_sub(account.held)
+            .saturating_sub(account.promise());
+        more + self.cost_of(claims) <= self.available()
     }
 
     /// Whether more than one holds a block.
@@ -254,8 +268,13 @@ impl Ledger {
         claims.iter().map(cost).sum()
     }
 
+    /// Blocks that are free and promised to nobody.
+    fn available(&self) -> usize {
+        self.size - self.used - self.promised - self.copies
+    }
+
     fn check_available(&mut self, blocks: usize) -> Result<()> {
-        let available = self.size - self.used - self.promised - self.copies;
+        let available = self.available();
         if blocks > available {
             self.refusals += 1;
             return Err(Error::Budget {

@@ -14,6 +14,7 @@ mod pool;
 #[cfg(all(test, feature = "shuttle"))]
 mod shuttle;
 
+use std::collections::HashSet;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
@@ -23,7 +24,7 @@ use reasoning_rpc_cpu::{self as cpu, Element, KvPages, KvPagesMut, Layout, Posit
 
 pub use branch::CacheView;
 pub(crate) use ledger::{Account, BlockId};
-pub(crate) use pool::{BlockPool, Held, Hold};
+pub(crate) use pool::{BlockPool, Held, Hold, Watcher};
 
 use crate::error::{Error, Result};
 
@@ -243,10 +244,32 @@ impl SequenceCache {
             _ => self.tails(Held::Reader),
         };
         let ids = self.ids(&claims);
+        let before = self.account.promise();
         self.pool
             .reserve(&mut self.account, self.shape.blocks(entries), &ids)?;
         self.hold(&claims, Held::Writer);
+        if self.account.promise() < before {
+            self.pool.tell_watchers();
+        }
         Ok(())
+    }
+
+    /// Whether [`reserve`](Self::reserve) would succeed now.
+    pub(crate) fn fits(&self, entries: usize) -> bool {
+        let claims = self.ids(&self.tails(Held::Reader));
+        self.pool.fits(&self.account, self.shape.blocks(entries), &claims)
+    }
+
+    /// Whether these caches hold and are promised all that anyone holds or is promised of their pool: then
+    /// nothing comes back that they do not give back.
+    pub(crate) fn hold_everything<'a>(caches: impl Iterator<Item = &'a Self>) -> bool {
+        let (mut blocks, mut promised, mut pool) = (HashSet::new(), 0, None);
+        for cache in caches {
+            blocks.extend(cache.heads.iter().flat_map(|head| &head.blocks).copied());
+            promised += cache.account.promise();
+            pool = Some(&cache.pool);
+        }
+        pool.is_some_and(|pool| pool.is_all_there_is(&blocks, promised))
     }
 
     /// Makes room for `tokens` more entries in every KV head. Takes nothing if that does not fit.
@@ -528,7 +551,10 @@ impl SequenceCache {
             head.values.truncate(needed);
             head.positions.truncate(needed);
         }
-        self.pool.let_go(&mut self.account, &freed);
+        if !freed.is_empty() {
+            self.pool.let_go(&mut self.account, &freed);
+            self.pool.tell_watchers();
+        }
     }
 }
 
@@ -541,6 +567,7 @@ impl Drop for SequenceCache {
             let held: Vec<_> = head.blocks.iter().copied().zip(holds).collect();
             self.pool.let_go(&mut self.account, &held);
         }
+        self.pool.tell_watchers();
     }
 }
 

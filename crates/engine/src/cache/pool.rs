@@ -2,9 +2,10 @@
 
 #![allow(unsafe_code)] // mmap
 
+use std::collections::HashSet;
 use std::ptr::{self, NonNull};
-use std::sync::PoisonError;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{PoisonError, Weak};
 
 #[cfg(feature = "shuttle")]
 use ::shuttle::sync::{Mutex, MutexGuard};
@@ -33,7 +34,11 @@ pub(crate) struct BlockPool {
     block_bytes: usize,
     blocks: usize,
     ledger: Mutex<Ledger>,
+    watchers: std::sync::Mutex<Vec<Weak<Watcher>>>,
 }
+
+/// Told after blocks or promises were given back. It holds no lock of the pool's and must take none.
+pub(crate) type Watcher = dyn Fn() + Send + Sync;
 
 /// How a sequence holds a block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -111,7 +116,23 @@ impl BlockPool {
             block_bytes,
             blocks,
             ledger: Mutex::new(Ledger::new(blocks, block_bytes)),
+            watchers: std::sync::Mutex::default(),
         })
+    }
+
+    /// Tells `watcher`, for as long as it lives, when something was given back.
+    pub(crate) fn watch(&self, watcher: Weak<Watcher>) {
+        let mut watchers = self.watchers.lock().unwrap_or_else(PoisonError::into_inner);
+        watchers.retain(|watcher| watcher.strong_count() > 0);
+        watchers.push(watcher);
+    }
+
+    /// For caches that have given something back.
+    pub(crate) fn tell_watchers(&self) {
+        let watchers = self.watchers.lock().unwrap_or_else(PoisonError::into_inner);
+        for watcher in watchers.iter().filter_map(Weak::upgrade) {
+            watcher();
+        }
     }
 
     /// Bytes that all blocks together have.
@@ -134,6 +155,18 @@ impl BlockPool {
     #[cfg(all(test, feature = "shuttle"))]
     pub(crate) fn is_shared(&self, id: BlockId) -> bool {
         self.lock().is_shared(id)
+    }
+
+    /// [`Ledger::fits`].
+    pub(crate) fn fits(&self, account: &Account, blocks: usize, claims: &[BlockId]) -> bool {
+        self.lock().fits(account, blocks, claims)
+    }
+
+    /// Whether the holders of `blocks`, to whom so many more are promised, hold and are promised all that
+    /// anyone is.
+    pub(crate) fn is_all_there_is(&self, blocks: &HashSet<BlockId>, promised: usize) -> bool {
+        let ledger = self.lock();
+        (ledger.used(), ledger.promised_to_accounts()) == (blocks.len(), promised)
     }
 
     /// [`Ledger::reserve`].

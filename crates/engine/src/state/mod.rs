@@ -26,7 +26,7 @@ use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use reasoning_rpc_core::{Aggregation, NoCompression, Policy, Pooling, Rpc, RpcOptions};
+use reasoning_rpc_core::{Aggregation, Budget, NoCompression, Policy, Pooling, Rpc, RpcOptions};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -39,7 +39,7 @@ use crate::sampling::SamplingOptions;
 use crate::sequence::Sequence;
 
 const MAGIC: [u8; 8] = *b"RRPCSEQ\0";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const HASH_BYTES: usize = 32;
 const LONGEST_HEADER: usize = 1 << 14;
 
@@ -78,7 +78,9 @@ struct ModelName {
 struct RpcHeader {
     interval: u64,
     window: u64,
-    ratio: u64,
+    /// One of the two.
+    ratio: Option<u64>,
+    entries: Option<u64>,
     per_kv_head: bool,
     max_pooling: bool,
     kernel: u64,
@@ -125,10 +127,15 @@ fn rpc_header(policy: &dyn Policy) -> Result<Option<RpcHeader>> {
         )));
     };
     let options: RpcOptions = rpc.options();
+    let (ratio, entries) = match options.budget {
+        Budget::Ratio(ratio) => (Some(ratio as u64), None),
+        Budget::Entries(entries) => (None, Some(entries as u64)),
+    };
     Ok(Some(RpcHeader {
         interval: options.interval as u64,
         window: options.window as u64,
-        ratio: options.ratio as u64,
+        ratio,
+        entries,
         per_kv_head: options.aggregation == Aggregation::KvHead,
         max_pooling: options.pooling == Pooling::Max,
         kernel: options.kernel as u64,

@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use reasoning_rpc_core::{Aggregation, NoCompression, Policy, Pooling, Rpc, RpcOptions, Schedule};
+use reasoning_rpc_core::{Aggregation, Budget, NoCompression, Policy, Pooling, Rpc, RpcOptions, Schedule};
 use sha2::{Digest, Sha256};
 
 use super::{HASH_BYTES, Header, LONGEST_HEADER, MAGIC, ModelName, VERSION, cache_name};
@@ -107,15 +107,12 @@ pub(crate) fn restore(shared: &Arc<EngineShared>, bytes: &[u8]) -> Result<Sequen
     let given_written = given_of(written);
     let generated = written - given_written;
     let done = schedule.map_or(0, |schedule| schedule.compressions(generated));
-    let (recent, len) = match schedule {
-        Some(schedule) => {
-            let recent = done * schedule.interval();
-            (
-                recent,
-                given_written + done * schedule.kept_per_interval() + generated - recent,
-            )
+    let (recent, len) = match (schedule, done.checked_sub(1)) {
+        (Some(schedule), Some(last)) => {
+            let recent = schedule.due_at(last) - schedule.window();
+            (recent, given_written + schedule.kept(last) + generated - recent)
         }
-        None => (0, written),
+        _ => (0, written),
     };
 
     // Refuses nothing that was not refused above, but for a lack of budget.
@@ -266,7 +263,11 @@ fn policy(header: &Header) -> Result<Chosen> {
     let rpc = Rpc::new(RpcOptions {
         interval: rpc.interval as usize,
         window: rpc.window as usize,
-        ratio: rpc.ratio as usize,
+        budget: match (rpc.ratio, rpc.entries) {
+            (Some(ratio), None) => Budget::Ratio(ratio as usize),
+            (None, Some(entries)) => Budget::Entries(entries as usize),
+            _ => return refuse("header", "a ratio or entries", "both or none"),
+        },
         aggregation: if rpc.per_kv_head {
             Aggregation::KvHead
         } else {

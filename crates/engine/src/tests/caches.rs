@@ -3,7 +3,7 @@
 use reasoning_rpc_core::Aggregation;
 use reasoning_rpc_test_support::{Random, seed};
 
-use super::{none, prompt, rpc, run_pending, start, tiny, write};
+use super::{fixed, none, prompt, prompt_up_to, rpc, run_pending, start, tiny, write};
 use crate::Sequence;
 
 /// Keys, values and positions of every layer and KV head, as bits.
@@ -163,6 +163,43 @@ fn a_second_turn_is_protected_and_only_generated_entries_go() {
             }
         }
     }
+}
+
+#[test]
+fn an_ample_budget_changes_nothing() {
+    let mut random = Random::new(seed());
+    let engine = tiny(|_| {});
+    let text = prompt(&mut random, 9);
+    let mut full = start(&engine, none(), &text);
+    let mut kept = start(&engine, fixed(24, 6, 119), &text);
+    assert_eq!(write(&engine, &mut full, 120), write(&engine, &mut kept, 120));
+    assert_eq!(kept.stats().compressions, 0);
+}
+
+#[test]
+fn a_fixed_number_of_entries_is_never_exceeded() {
+    let mut random = Random::new(seed());
+    let engine = tiny(|_| {});
+    let text = prompt_up_to(&mut random, 40);
+    let kept = 1 + random.below(60);
+    let mut sequence = start(&engine, fixed(24, 6, kept), &text);
+    sequence.reserve(200).unwrap();
+    let mut most = 0;
+    for _ in 0..200 {
+        run_pending(&engine, &mut sequence);
+        most = most.max(contents(&sequence)[0].2.len());
+        sequence.sample().unwrap();
+    }
+    for record in sequence.compressions() {
+        assert_eq!(record.len_after, text.len() + kept + 6);
+        assert!(record.len_before > record.len_after && record.len_before <= text.len() + kept + 6 + 24);
+        most = most.max(record.len_before);
+    }
+    assert_eq!(most, text.len() + kept + 6 + 24);
+    assert_eq!(
+        sequence.stats().cache_peak_bytes,
+        engine.cache_shape().bytes(most)
+    );
 }
 
 #[test]

@@ -5,11 +5,13 @@
 mod caches;
 mod forks;
 mod rewinds;
+#[cfg(not(feature = "shuttle"))]
+mod scheduler;
 mod steps;
 
 use std::sync::Arc;
 
-use reasoning_rpc_core::{Aggregation, NoCompression, Policy, Rpc, RpcOptions};
+use reasoning_rpc_core::{Aggregation, Budget, NoCompression, Policy, Rpc, RpcOptions};
 use reasoning_rpc_test_support::{Random, model};
 
 use crate::sampling::SamplingOptions;
@@ -30,8 +32,19 @@ fn rpc(interval: usize, window: usize, ratio: usize, aggregation: Aggregation) -
     let options = RpcOptions {
         interval,
         window,
-        ratio,
+        budget: Budget::Ratio(ratio),
         aggregation,
+        ..RpcOptions::default()
+    };
+    Arc::new(Rpc::new(options).unwrap())
+}
+
+/// rpc that keeps `entries`.
+fn fixed(interval: usize, window: usize, entries: usize) -> Arc<dyn Policy> {
+    let options = RpcOptions {
+        interval,
+        window,
+        budget: Budget::Entries(entries),
         ..RpcOptions::default()
     };
     Arc::new(Rpc::new(options).unwrap())
