@@ -23,7 +23,6 @@ from typing import Any
 
 from . import machine, models, report, settings
 from .driver import Failed, Setting, Workers
-from .schedule import Schedule
 
 ROOT = Path(__file__).resolve().parents[3]
 SECTIONS = ("decode", "prefill", "batch", "rpc", "smollm2")
@@ -136,7 +135,7 @@ class Bench:
             self.say("held at 2,048 entries")
             ours = settings.OURS_HELD
             if ours.label in workers.workers:
-                schedule = Schedule(**{k: ours.settings[k] for k in ("interval", "window", "ratio")})
+                schedule = settings.schedule(ours)
                 generated = schedule.due_at(schedule.compressions(settings.HELD_GENERATED))
                 held[ours.label]["compaction"] = self.compaction(
                     workers, ours, name, 1, settings.HELD_GIVEN, generated
@@ -228,7 +227,7 @@ class Bench:
         shape = models.PROPORTIONAL
         models.make(shape, self.folder, ("ours",))
         name = shape.name
-        schedule = Schedule(**{k: settings.RPC[k] for k in ("interval", "window", "ratio")})
+        schedule = settings.schedule(settings.OURS_RPC)
         samples = schedule.samples(GENERATED, SAMPLES)
         weights = self.weight_bytes(name)["ours"]
         entry = shape.entry_bytes(settings.OURS.element_bytes)

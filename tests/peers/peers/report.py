@@ -21,7 +21,7 @@ SETTINGS: dict[str, Setting] = {
 def write(result: dict[str, Any], folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     commit = result["machine"]["commit"].split()[0]
-    stem = folder / f"{time.strftime('%Y-%m-%d', time.gmtime())}-{commit}"
+    stem = folder / f"{time.strftime('%Y-%m-%d-%H%M', time.gmtime())}-{commit}"
     stem.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
     plotted = "decode" in result
     if plotted:

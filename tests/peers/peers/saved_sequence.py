@@ -11,7 +11,9 @@ import struct
 
 import numpy as np
 
-MAGIC, VERSION = b"RRPCSEQ\0", 1
+from .schedule import Schedule
+
+MAGIC, VERSION = b"RRPCSEQ\0", 2
 ELEMENT_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 
 
@@ -52,15 +54,17 @@ class SavedSequence:
         positions = np.arange(length, dtype="<u4")
         rpc = self.header["rpc"]
         if rpc is not None:
-            interval, kept = rpc["interval"], rpc["interval"] // rpc["ratio"]
-            done = max(0, generated - rpc["window"]) // interval
-            # Any of the older generated tokens stay: each one in `ratio`.
-            recent = given + done * interval
-            old = np.arange(given, recent, rpc["ratio"], dtype="<u4")
-            positions = np.concatenate([positions[:given], old, positions[recent:]])
+            schedule = Schedule(**{name: rpc[name] for name in ("interval", "window", "ratio", "entries")})
+            done = schedule.compressions(generated)
+            if done > 0:
+                # Of the older generated tokens any may stay.
+                recent = given + schedule.due_at(done - 1) - schedule.window
+                old = np.linspace(given, recent, schedule.kept(done - 1), endpoint=False).astype("<u4")
+                positions = np.concatenate([positions[:given], old, positions[recent:]])
             for index in range(done):
-                after = given + (index + 1) * kept + rpc["window"]
-                log += [after + interval - kept, after] * self.layers
+                at = schedule.due_at(index)
+                before = schedule.held(at - 1) + 1
+                log += [given + before, given + schedule.held(at)] * self.layers
         header = dict(self.header, tokens=length, written=length)
         text = json.dumps(header, separators=(",", ":")).encode()
         hashed = hashlib.sha256()

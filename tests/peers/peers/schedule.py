@@ -1,6 +1,7 @@
 """Reasoning path compression by the numbers: how many entries there are when, and what bytes predict.
 
-Every P generated tokens, once R more are written, one in c of the older ones stays (arXiv 2505.13866).
+When n times P and R more tokens are generated, the entries of all but the newest R are candidates. Either n * P / c of them
+stay (arXiv 2505.13866), or a fixed number.
 """
 
 from __future__ import annotations
@@ -12,18 +13,27 @@ from dataclasses import dataclass
 class Schedule:
     interval: int  # P
     window: int  # R
-    ratio: int  # c
+    ratio: int | None = None  # c, or
+    entries: int | None = None  # so many
+
+    @property
+    def first(self) -> int:
+        """Intervals that have elapsed at the first compression."""
+        return 1 if self.entries is None else self.entries // self.interval + 1
 
     def due_at(self, done: int) -> int:
-        return (done + 1) * self.interval + self.window
+        return (self.first + done) * self.interval + self.window
+
+    def kept(self, done: int) -> int:
+        return self.entries or (done + 1) * (self.interval // self.ratio)
 
     def compressions(self, generated: int) -> int:
-        return max(0, generated - self.window) // self.interval
+        return max(0, max(0, generated - self.window) // self.interval - self.first + 1)
 
-    def entries(self, generated: int) -> int:
+    def held(self, generated: int) -> int:
         """Generated entries in the cache once `generated` tokens are written."""
         done = self.compressions(generated)
-        return done * (self.interval // self.ratio) + generated - done * self.interval
+        return generated if done == 0 else self.kept(done - 1) + self.window + generated - self.due_at(done - 1)
 
     def samples(self, generated: int, count: int) -> list[int]:
         """The middles of `count` equal parts of an answer, each moved to the nearest middle between two compressions:
@@ -36,4 +46,4 @@ class Schedule:
         """Bytes that an answer of `generated` tokens reads without compression over those that it reads with it."""
         tokens = range(generated)
         full = sum(weights + rows * entry * (given + token) for token in tokens)
-        return full / sum(weights + rows * entry * (given + self.entries(token)) for token in tokens)
+        return full / sum(weights + rows * entry * (given + self.held(token)) for token in tokens)

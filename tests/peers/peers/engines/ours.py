@@ -30,7 +30,7 @@ SEED_TOKENS = 256
 
 
 class Engine(Base):
-    """Settings: cache (one of DTYPES), policy, interval, window, ratio, generated (what a filled row pretends to be)."""
+    """Settings: cache (one of DTYPES), policy (one of POLICIES), interval, window, ratio, entries (in place of it)."""
 
     def __init__(
         self,
@@ -41,6 +41,7 @@ class Engine(Base):
         interval: int = 1024,
         window: int = 32,
         ratio: int = 4,
+        entries: int = 0,
     ) -> None:
         os.environ.setdefault("RRPC_ONNXRUNTIME", str(ROOT / "third_party/onnxruntime/libonnxruntime.so"))
         self.library = rrpc.Library()
@@ -60,7 +61,8 @@ class Engine(Base):
             raise
         self.engine_info = rrpc.EngineInfo()
         self.library.engine_get_info(self.engine, byref(self.engine_info))
-        self.settings = {"policy": policy, "interval": interval, "window": window, "ratio": ratio}
+        self.settings = {"policy": POLICIES[policy], "interval": interval, "window": window, "ratio": ratio}
+        self.settings |= {"budget_entries": entries}
         self.rows: list[c_void_p] = []
         self.array: Any = None
         self.seed: bytes | None = None
@@ -68,9 +70,8 @@ class Engine(Base):
     def create(self) -> c_void_p:
         options = rrpc.SequenceOptions()
         self.library.sequence_options_init(self.engine, byref(options), ctypes.sizeof(options))
-        options.policy = POLICIES[self.settings["policy"]]
-        options.interval, options.window = self.settings["interval"], self.settings["window"]
-        options.ratio = self.settings["ratio"]
+        for name, value in self.settings.items():
+            setattr(options, name, value)
         options.temperature, options.repetition_penalty = 0.0, 1.0
         sequence = c_void_p()
         self.library.sequence_create(self.engine, byref(options), byref(sequence))
