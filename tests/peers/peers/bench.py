@@ -9,6 +9,7 @@ batch    all cores, 1 and 4 rows: tokens/s and resident memory at long caches, w
 rpc      one core: RPC against our own full cache over 32,768 generated tokens, where weights, head and cache keep the
          proportion of 28 layers; beside it what the bytes read predict
 smollm2  one core: the real SmolLM2-135M, which llama.cpp reads as it is
+whole    not unless asked for, some 45 minutes: that answer of 32,768 tokens in full, both ways
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from .driver import Failed, Setting, Workers
 
 ROOT = Path(__file__).resolve().parents[3]
 SECTIONS = ("decode", "prefill", "batch", "rpc", "smollm2")
-GENERATED, GIVEN, SAMPLES = 32768, 256, 9
+GENERATED, GIVEN = 32768, 256
 
 
 class Bench:
@@ -87,22 +88,27 @@ class Bench:
             return None
         return reply
 
-    def sweep(self, name: str, group: list[Setting], lengths: list[int], rows: int, workers: Workers) -> dict[str, Any]:
-        """{label: {length: {"seconds": [one per round], "memory": bytes}}}"""
+    def sweep(
+        self,
+        name: str,
+        group: list[Setting],
+        lengths: list[int],
+        rows: int,
+        workers: Workers,
+        most_rounds: int = 9,
+    ) -> dict[str, Any]:
+        """{label: {length: {"seconds": [one per round], "memory": bytes}}}; a length is that of the text."""
         table: dict[str, Any] = {}
-        for turn in range(self.rounds):
+        rounds = min(self.rounds, most_rounds)
+        for turn in range(rounds):
             self.read_memory(workers.threads)
             for length in lengths:
                 for setting in group:
-                    more = {}
-                    tokens = length
-                    if setting.settings.get("policy") == "rpc":
-                        # The caller's length is that of the text.
-                        more = {"given": GIVEN}
-                    reply = self.visit(workers, setting, name, rows, tokens, **more)
+                    more = {"given": GIVEN} if setting.compresses else {}
+                    reply = self.visit(workers, setting, name, rows, length, **more)
                     if reply is not None:
                         self.record(table, setting, length, reply)
-                self.say(f"{name}: round {turn + 1}/{self.rounds}, {rows} x {length}")
+                self.say(f"{name}: round {turn + 1}/{rounds}, {rows} x {length}")
         return table
 
     @staticmethod
@@ -119,12 +125,12 @@ class Bench:
     def decode(self) -> None:
         models.make(models.MAIN, self.folder)
         name = models.MAIN.name
-        lengths = [256, 4096, 16384, 32768]
+        lengths = [256, 32768] if self.quick else [256, 4096, 16384, 32768]
         with Workers(self.one, 1) as workers:
             table = self.sweep(name, self.chosen(settings.DECODE), lengths, 1, workers)
             held: dict[str, Any] = {}
             for _ in range(self.rounds):
-                for setting in self.chosen(settings.HELD_AT_2048):
+                for setting in self.chosen(settings.HELD_AT_2048[: 2 if self.quick else None]):
                     length, more = 30000, {}
                     if setting.ours:
                         length = settings.HELD_GIVEN + settings.HELD_GENERATED
@@ -213,22 +219,37 @@ class Bench:
     def batch(self) -> None:
         models.make(models.MAIN, self.folder)
         name = models.MAIN.name
-        lengths = [8192, 32768] if self.quick else [8192, 16384, 32768]
-        rows_table: dict[str, Any] = {}
-        rounds, self.rounds = self.rounds, min(self.rounds, 2)
+        lengths = [32768] if self.quick else [8192, 16384, 32768]
+        tables: dict[str, Any] = {}
         for rows in (1, 4):
             with Workers(self.all, self.threads) as workers:
-                rows_table[str(rows)] = self.sweep(name, self.chosen(settings.BATCH), lengths, rows, workers)
+                table = self.sweep(name, self.chosen(settings.BATCH), lengths, rows, workers, most_rounds=2)
+                rpc = settings.OURS_RPC
+                schedule = settings.schedule(rpc)
+                for length in lengths if rpc.label in table else []:
+                    due = schedule.due_at(schedule.compressions(length - GIVEN))
+                    table[rpc.label][str(length)]["compaction"] = self.compaction(workers, rpc, name, rows, GIVEN, due)
+                tables[str(rows)] = table
                 self.finish(workers)
-        self.rounds = rounds
-        self.result["batch"] = {"shape": name, "lengths": lengths, "rows": rows_table, "threads": self.threads}
+        short: dict[str, Any] = {}
+        with Workers(self.all, self.threads) as workers:
+            for rows in (1, 8):
+                short[str(rows)] = self.sweep(name, self.chosen(settings.BATCH[:1] + settings.BATCH[2:]), [256], rows, workers)
+            self.finish(workers)
+        self.result["batch"] = {
+            "shape": name,
+            "lengths": lengths,
+            "rows": tables,
+            "short": short,
+            "threads": self.threads,
+        }
 
     def rpc(self) -> None:
         shape = models.PROPORTIONAL
         models.make(shape, self.folder, ("ours",))
         name = shape.name
         schedule = settings.schedule(settings.OURS_RPC)
-        samples = schedule.samples(GENERATED, SAMPLES)
+        samples = schedule.samples(GENERATED, 3 if self.quick else 9)
         weights = self.weight_bytes(name)["ours"]
         entry = shape.entry_bytes(settings.OURS.element_bytes)
         out: dict[str, Any] = {"shape": name, "samples": samples, "given": GIVEN, "generated": GENERATED, "rows": {}}
@@ -239,10 +260,8 @@ class Bench:
                     self.read_memory(1)
                     for generated in samples:
                         for setting in (settings.OURS, settings.OURS_RPC):
-                            length, more = GIVEN + generated, {}
-                            if setting is settings.OURS_RPC:
-                                more = {"given": GIVEN}
-                            reply = self.visit(workers, setting, name, rows, length, **more)
+                            more = {"given": GIVEN} if setting.compresses else {}
+                            reply = self.visit(workers, setting, name, rows, GIVEN + generated, **more)
                             if reply is None:
                                 raise SystemExit(workers.failures[setting.label])
                             self.record(table, setting, generated, reply)
@@ -260,11 +279,45 @@ class Bench:
     def smollm2(self) -> None:
         gguf = Path(os.environ.get("RRPC_SMOLLM2_GGUF", ROOT / "models/SmolLM2-135M-Instruct.Q4_1.gguf"))
         models.make_smollm2(gguf, self.folder)
-        lengths = [256, 4096, 7936]
+        lengths = [256, 7936] if self.quick else [256, 4096, 7936]
         with Workers(self.one, 1) as workers:
             table = self.sweep(models.SMOLLM2, self.chosen(settings.SMOLLM2), lengths, 1, workers)
             self.finish(workers)
         self.result["smollm2"] = {"lengths": lengths, "full": table}
+
+    def whole(self) -> None:
+        """The answer that `rpc` samples, token for token, both ways in turns of one interval."""
+        shape = models.PROPORTIONAL
+        models.make(shape, self.folder, ("ours",))
+        interval = settings.RPC["interval"]
+        group = (settings.OURS, settings.OURS_RPC)
+        seconds: dict[str, list[float]] = {setting.label: [] for setting in group}
+        stats: dict[str, Any] = {}
+        with Workers(self.one, 1) as workers:
+            for setting in group:
+                worker = workers.get(setting, self.model(shape.name, setting))
+                worker.ask("fill", rows=1, length=GIVEN)
+            for turn in range(GENERATED // interval):
+                self.read_memory(1)
+                for setting in group:
+                    worker = workers.workers[setting.label]
+                    seconds[setting.label].append(sum(worker.ask("decode", steps=interval, warmup=0)["seconds"]))
+                    stats[setting.label] = worker.ask("stats")
+                self.say(f"whole: {(turn + 1) * interval} tokens")
+            self.finish(workers)
+        schedule = settings.schedule(settings.OURS_RPC)
+        weights = self.weight_bytes(shape.name)["ours"]
+        entry = shape.entry_bytes(settings.OURS.element_bytes)
+        self.result["whole"] = {
+            "shape": shape.name,
+            "given": GIVEN,
+            "generated": GENERATED,
+            "seconds": seconds,
+            "stats": stats,
+            "predicted": schedule.predicted_ratio(GENERATED, GIVEN, weights, entry, 1),
+            # Keys, values and a position of 4 bytes for each KV head of each layer, in whole blocks.
+            "peak_bytes": blocks(GIVEN + schedule.peak(GENERATED)) * (entry + 4 * shape.layers * shape.kv_heads),
+        }
 
     def run(self, sections: list[str]) -> None:
         machine.build_bandwidth()
@@ -275,6 +328,11 @@ class Bench:
         for threads in {1, self.threads}:
             self.read_memory(threads)
         self.result["minutes"] = (time.time() - self.started) / 60
+
+
+def blocks(entries: int, block: int = 64) -> int:
+    """Entries of the whole blocks that hold so many."""
+    return -(-entries // block) * block
 
 
 def agreements(answers: dict[str, Any]) -> dict[str, float]:
@@ -300,7 +358,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one round, without the long prompts: some 5 minutes")
     parser.add_argument("--rounds", type=int, help="default 3, or 1 if quick")
-    parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS))
+    parser.add_argument("--sections", nargs="+", choices=[*SECTIONS, "whole"], default=list(SECTIONS))
     parser.add_argument("--engines", nargs="+", default=[], help="settings whose label contains one of these")
     parser.add_argument("--models", type=Path, default=ROOT / "models/peers", help="where the models are made")
     parser.add_argument("--out", type=Path, default=ROOT / "target/peers", help="folder of the report")

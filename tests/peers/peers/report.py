@@ -29,7 +29,7 @@ def write(result: dict[str, Any], folder: Path) -> Path:
     parts = [heading(result)]
     if plotted:
         parts.append(f"![ms per token against cache length]({stem.name}.svg)")
-    for section in (decode, prefill, batch, rpc, smollm2):
+    for section in (decode, prefill, batch, rpc, whole, smollm2):
         if section.__name__ in result:
             parts.append(section(result))
     if result["failures"]:
@@ -58,7 +58,7 @@ def heading(result: dict[str, Any]) -> str:
     versions: dict[str, str] = {}
     for label, info in result["versions"].items():
         setting = SETTINGS[label]
-        versions[setting.engine] = " ".join(str(value) for value in info.values())
+        versions[setting.engine] = info["version"] + (f" ({info['simd']})" if "simd" in info else "")
     facts["versions"] = "; ".join(f"{engine}: {text}" for engine, text in versions.items())
     return "# Measurements against other engines\n\n" + table(["", ""], [[name, text] for name, text in facts.items()])
 
@@ -169,11 +169,20 @@ def batch(result: dict[str, Any]) -> str:
                     if cell is None:
                         line.append("–")
                     elif what == "tokens/s":
-                        line.append(f"{int(rows) / seconds_of(cell):.1f}")
+                        compactions = cell.get("compaction", 0) * int(rows) / settings.RPC["interval"]
+                        line.append(f"{int(rows) / (seconds_of(cell) + compactions):.1f}")
                     else:
                         line.append(f"{cell['memory'] / (1 << 20):.0f}")
             lines.append(line)
         text.append(table(head, lines))
+    short = section["short"]
+    lines = []
+    for label in short["1"]:
+        one, eight = (short[rows].get(label, {}).get("256") for rows in ("1", "8"))
+        if one and eight:
+            ratio = 8 * seconds_of(one) / seconds_of(eight)
+            lines.append([label, f"{1 / seconds_of(one):.1f}", f"{8 / seconds_of(eight):.1f}", f"{ratio:.2f}"])
+    text.append(table(["tokens/s at 256 entries", "1 row", "8 rows", "ratio"], lines))
     return "\n\n".join(text)
 
 
@@ -215,6 +224,29 @@ def rpc(result: dict[str, Any]) -> str:
             f"that bytes keep the proportion of 28 layers. One core; {section['generated']} generated tokens behind "
             f"{section['given']} given ones, by the middle rule over {len(section['samples'])} lengths.",
             table(head, lines),
+        ]
+    )
+
+
+def whole(result: dict[str, Any]) -> str:
+    section = result["whole"]
+    full, compressed = (
+        sum(section["seconds"][setting.label]) / section["generated"] for setting in (settings.OURS, settings.OURS_RPC)
+    )
+    stats = section["stats"][settings.OURS_RPC.label]
+    ratio = full / compressed
+    share = stats["compaction_seconds"] / (compressed * section["generated"])
+    lines = [
+        ["ms/token, full", f"{full * 1e3:.2f}"],
+        ["ms/token, RPC", f"{compressed * 1e3:.2f}, compressions {share:.2%} of it"],
+        ["ratio", f"{ratio:.3f}, predicted by bytes {section['predicted']:.3f}: {ratio / section['predicted']:.1%}"],
+        ["peak bytes of the cache", f"{stats['cache_peak_bytes']:.0f}, by the formula {section['peak_bytes']:.0f}"],
+    ]
+    return "\n\n".join(
+        [
+            f"## The whole answer\n\n{section['shape']}, one core: {section['generated']} tokens behind "
+            f"{section['given']} given ones, each of them run, in turns of {settings.RPC['interval']}.",
+            table(["", ""], lines),
         ]
     )
 

@@ -35,6 +35,10 @@ class Schedule:
         done = self.compressions(generated)
         return generated if done == 0 else self.kept(done - 1) + self.window + generated - self.due_at(done - 1)
 
+    def peak(self, generated: int) -> int:
+        """The most generated entries up to there, each compression's moment before it included."""
+        return max(self.held(token - 1) + 1 for token in range(1, generated + 1))
+
     def samples(self, generated: int, count: int) -> list[int]:
         """The middles of `count` equal parts of an answer, each moved to the nearest middle between two compressions:
         what a cache that grows and shrinks holds on average there."""
