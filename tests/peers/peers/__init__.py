@@ -1,0 +1,1 @@
+"""One interleaved benchmark of the engine against llama.cpp, OpenVINO, OpenVINO GenAI and ONNX Runtime."""
