@@ -1,6 +1,7 @@
 # make demo    a real model writes 800 tokens through the C library, its cache compressed on the way
 # make test    every test
 # make build   target/release/{reasoning-rpc,libreasoning_rpc.so}, .venv/bin/reasoning-rpc-export
+# make bench   this library beside llama.cpp, OpenVINO and ONNX Runtime on this machine; BENCH="--quick" for some 5 minutes
 # make install PREFIX=/usr/local, make uninstall PREFIX=/usr/local
 
 PYTHON ?= python3
@@ -18,7 +19,7 @@ export RRPC_ONNXRUNTIME ?= $(CURDIR)/third_party/onnxruntime/libonnxruntime.so
 export ORT_DISABLE_TELEMETRY ?= 1
 export RRPC_SMOLLM2_GGUF ?= $(CURDIR)/$(GGUF)
 
-.PHONY: build demo test lint install uninstall test-models test-rust test-shuttle test-export test-abi test-cpp test-go \
+.PHONY: build demo test bench lint install uninstall test-models test-rust test-shuttle test-export test-abi test-cpp test-go \
 	test-cli test-service test-packaging rust runtime clean
 
 build: rust runtime $(VENV)/installed
@@ -124,6 +125,14 @@ test-service: build test-models third_party/debian/packages
 # The library from outside: installed, found in each way, the programs of README.md.
 test-packaging: build test-models
 	PYTHON=$(CURDIR)/$(VENV)/bin/python tests/packaging/run
+
+# The engines that the benchmark compares with, pinned; llama.cpp is built, which takes some 10 minutes.
+tests/peers/.venv/installed: tests/peers/requirements.lock tests/peers/requirements-build.lock
+	tests/peers/install $(PYTHON)
+
+# Some 40 minutes on two cores that nothing else uses; the report goes to target/peers.
+bench: build $(GGUF) tests/peers/.venv/installed
+	PYTHONPATH=tests/peers tests/peers/.venv/bin/python -m peers.bench $(BENCH)
 
 install: build
 	scripts/install $(PREFIX)
