@@ -4,8 +4,8 @@
 //! a line's name (`f16 D=64`). A cache of many layers, several times the last-level cache, in blocks of 64 entries (keys, then values,
 //! then scales) that are handed out to the KV heads in turn. Some layers are read plainly, the next ones by attention, and so on in
 //! turn, so that both see the same machine; with two threads, each has its part of both. Printed are medians: GB/s of keys, values and
-//! scales, the share of the plain reading, GFLOP/s (two per query head and element), and the best that attention reaches on one small
-//! cache that stays in the second-level cache, where arithmetic is the limit.
+//! scales, the same of the plain reading, and of attention over one small cache that stays in the second-level cache, where arithmetic
+//! is the limit, also in turn; GFLOP/s are two per query head and element.
 #![allow(clippy::print_stdout, clippy::unwrap_used)] // a program that prints a table
 #![allow(unsafe_code)] // raw pages and the plain reading loop
 
@@ -287,10 +287,7 @@ fn decode<E: Number>(simd: Simd, case: &Case, len: usize, threads: usize, filter
     }
     let small_len = (SMALL / (2 * case.head_dim * E::SIZE)).min(len);
     let small = Pool::<E>::new(&Case { kv_heads: 1, ..*case }, small_len, 1);
-    let mut worker = Worker::new(case);
-    let cached = (0..2000)
-        .map(|_| seconds(|| worker.attend(simd, case, &small, 0)))
-        .fold(f64::MAX, f64::min);
+    let small = &small;
 
     let pool = &Pool::<E>::new(case, len, WORKING_SET);
     // Heads of a chunk: whole layers, because a layer's blocks alternate between its heads, and of each thread as many.
@@ -300,10 +297,10 @@ fn decode<E: Number>(simd: Simd, case: &Case, len: usize, threads: usize, filter
     let bytes = heads * pool.head_bytes();
     let barrier = &Barrier::new(threads);
     // Each thread does its part of every chunk; all begin together, and a chunk takes as long as the slowest.
-    let times: Vec<Vec<f64>> = std::thread::scope(|scope| {
+    let (times, cached): (Vec<Vec<f64>>, Vec<Vec<f64>>) = std::thread::scope(|scope| {
         let work = |thread: usize| {
             let mut worker = Worker::new(case);
-            let mut times = Vec::new();
+            let (mut times, mut cached) = (Vec::new(), Vec::new());
             for chunk in (0..REPETITIONS * chunks).map(|i| i % (chunks / 2 * 2)) {
                 barrier.wait();
                 times.push(if chunk % 2 == 0 {
@@ -318,8 +315,14 @@ fn decode<E: Number>(simd: Simd, case: &Case, len: usize, threads: usize, filter
                     let first = chunk * heads + thread * part;
                     seconds(|| (first..first + part).for_each(|head| worker.attend(simd, case, pool, head)))
                 });
+                if chunk % 2 == 1 {
+                    barrier.wait();
+                    let rounds = bytes / threads / small.head_bytes();
+                    let time = seconds(|| (0..rounds).for_each(|_| worker.attend(simd, case, small, 0)));
+                    cached.push(time / rounds as f64);
+                }
             }
-            times
+            (times, cached)
         };
         let workers: Vec<_> = (0..threads)
             .map(|thread| scope.spawn(move || work(thread)))
@@ -336,15 +339,17 @@ fn decode<E: Number>(simd: Simd, case: &Case, len: usize, threads: usize, filter
     }
     let gigabytes = bytes as f64 / 1e9;
     let (read, attend) = (median(reads), median(attends));
+    let slowest = |index: usize| cached.iter().map(|times| times[index]).fold(0.0, f64::max);
+    let cached = median((0..cached[0].len()).map(slowest).collect()) / threads as f64;
+    let arithmetic = small.head_bytes() as f64 / 1e9 / cached;
     println!(
-        "{name:46} {:5.1} GB/s of {:5.1}: {:3.0}%, {:5.1} GFLOP/s, {:7.1} us per head; in cache, one thread, {:5.1} GB/s, {:5.1} GFLOP/s",
+        "{name:46} {:5.1} GB/s; reading alone {:5.1}: {:3.0}%; arithmetic alone {arithmetic:5.1}: {:3.0}%, {:5.1} GFLOP/s; {:7.1} us per head",
         gigabytes / attend,
         gigabytes / read,
         100.0 * read / attend,
+        100.0 * gigabytes / attend / arithmetic,
         gigabytes / attend * flops_per_byte::<E>(case),
         1e6 * attend / heads as f64 * threads as f64,
-        small.head_bytes() as f64 / 1e9 / cached,
-        small.head_bytes() as f64 / 1e9 / cached * flops_per_byte::<E>(case),
     );
 }
 
