@@ -283,8 +283,9 @@ typedef struct rrpc_engine_options {
     /** Threads of a step, 1 to 1024. Default RRPC_THREADS_ONE_PER_CORE. */
     uint32_t threads;
     /**
-     * Element type of the cache: RRPC_DTYPE_DEFAULT, RRPC_DTYPE_F32 or RRPC_DTYPE_F16. Default
-     * RRPC_DTYPE_DEFAULT.
+     * Element type of the cache: RRPC_DTYPE_DEFAULT, RRPC_DTYPE_F32, RRPC_DTYPE_F16, RRPC_DTYPE_BF16 or
+     * RRPC_DTYPE_I8 (a byte for each element and a float for each key and each value, its scale). A
+     * model of the portable flavour takes RRPC_DTYPE_F32 only. Default RRPC_DTYPE_DEFAULT.
      */
     uint32_t cache_dtype;
     /** Entries (tokens) of one block of the cache, a multiple of 16 up to 65536. Default 64. */
@@ -333,7 +334,7 @@ typedef struct rrpc_engine_info {
     uint32_t hidden;
     /** RRPC_FLAVOUR_CACHED or RRPC_FLAVOUR_PORTABLE. */
     uint32_t flavour;
-    /** Element type of the cache, RRPC_DTYPE_F32 or RRPC_DTYPE_F16. */
+    /** Element type of the cache, RRPC_DTYPE_F32, RRPC_DTYPE_F16, RRPC_DTYPE_BF16 or RRPC_DTYPE_I8. */
     uint32_t cache_dtype;
     /** Entries of one block of the cache. */
     uint32_t block_entries;
@@ -1209,7 +1210,7 @@ typedef struct rrpc_cache_view {
     uint64_t block_count;
     /** Entries. */
     uint64_t length;
-    /** Bytes from one block to the next, of keys, values and positions alike. */
+    /** Bytes from one block to the next, of keys, values, positions and scales alike. */
     uint64_t block_stride;
     /** Bytes from one key (value) of a block to the next. */
     uint64_t entry_stride;
@@ -1220,10 +1221,18 @@ typedef struct rrpc_cache_view {
     uint32_t block_entries;
     /** Elements of a key, and of a value. */
     uint32_t head_dim;
-    /** Their type: RRPC_DTYPE_F32 or RRPC_DTYPE_F16. */
+    /** Their type: RRPC_DTYPE_F32, RRPC_DTYPE_F16, RRPC_DTYPE_BF16 or RRPC_DTYPE_I8. */
     uint32_t dtype;
     /** 0. */
     uint32_t reserved;
+    /**
+     * For RRPC_DTYPE_I8, what the elements of a key are multiplied with: a float at
+     * (const char *)key_scales + b * block_stride + p * 4 bytes. NULL for the other types, and if there
+     * is no entry.
+     */
+    const float *key_scales;
+    /** The same for values. */
+    const float *value_scales;
 } rrpc_cache_view;
 
 /**
@@ -1704,12 +1713,12 @@ rrpc_error *rrpc_detokenize(const rrpc_engine *engine,
 /** The host's memory: tensors, workspaces and everything else lie in main memory. */
 #define RRPC_DEVICE_CPU 0
 
-/** bfloat16, 2 bytes. Keys, values and queries of a compressor; not an engine's cache. */
+/** bfloat16, 2 bytes: the range of binary32, 8 bits of precision. */
 #define RRPC_DTYPE_BF16 3
 
 /**
  * Signed bytes with one float scale for each entry and KV head: number = byte * scale. Keys and values
- * of a compressor.
+ * only. An engine's cache rounds each key and each value to 1/127 of its largest magnitude.
  */
 #define RRPC_DTYPE_I8 4
 

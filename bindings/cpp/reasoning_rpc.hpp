@@ -239,8 +239,16 @@ struct cache_view : rrpc_cache_view {
     {
         return *static_cast<const std::uint32_t *>(at(positions, entry, sizeof(std::uint32_t)));
     }
+    /** What its key's elements are multiplied with: 1 but for RRPC_DTYPE_I8. */
+    float key_scale(std::uint64_t entry) const noexcept { return scale(key_scales, entry); }
+    /** The same of its value. */
+    float value_scale(std::uint64_t entry) const noexcept { return scale(value_scales, entry); }
 
 private:
+    float scale(const float *scales, std::uint64_t entry) const noexcept
+    {
+        return scales == nullptr ? 1.0F : *static_cast<const float *>(at(scales, entry, sizeof(float)));
+    }
     const void *at(const void *base, std::uint64_t entry, std::uint64_t stride) const noexcept
     {
         return static_cast<const char *>(base) + block_table[entry / block_entries] * block_stride +

@@ -45,13 +45,14 @@ func (s *Sequence) Rewind(tokens int) error {
 type CacheEntries struct {
 	// Positions [entries] in the text, counted from 0, ascending: dropped ones are missing.
 	Positions []uint32
-	// Keys [entries][HeadDim], rotated; the cache's elements as float32, which loses nothing.
+	// Keys [entries][HeadDim], rotated; the cache's elements as float32, which loses nothing (of DTypeI8,
+	// their products with their scales).
 	Keys []float32
 	// Values [entries][HeadDim].
 	Values []float32
 	// HeadDim is how many elements a head has.
 	HeadDim int
-	// DType of the elements in the cache: DTypeF32 or DTypeF16.
+	// DType of the elements in the cache.
 	DType DType
 }
 
@@ -87,20 +88,35 @@ func copyView(view *C.rrpc_cache_view) CacheEntries {
 		start := uintptr(table[block]) * uintptr(view.block_stride)
 		offset := start + uintptr(inBlock)*uintptr(view.entry_stride)
 		found.Positions[entry] = *(*uint32)(unsafe.Add(unsafe.Pointer(view.positions), start+uintptr(inBlock)*4))
-		widen(found.Keys[entry*headDim:][:headDim], unsafe.Add(view.keys, offset), found.DType)
-		widen(found.Values[entry*headDim:][:headDim], unsafe.Add(view.values, offset), found.DType)
+		keyScale, valueScale := float32(1), float32(1)
+		if found.DType == DTypeI8 {
+			scale := start + uintptr(inBlock)*4
+			keyScale = *(*float32)(unsafe.Add(unsafe.Pointer(view.key_scales), scale))
+			valueScale = *(*float32)(unsafe.Add(unsafe.Pointer(view.value_scales), scale))
+		}
+		widen(found.Keys[entry*headDim:][:headDim], unsafe.Add(view.keys, offset), found.DType, keyScale)
+		widen(found.Values[entry*headDim:][:headDim], unsafe.Add(view.values, offset), found.DType, valueScale)
 	}
 	return found
 }
 
-// widen copies elements as float32.
-func widen(out []float32, from unsafe.Pointer, dtype DType) {
-	if dtype == DTypeF32 {
+// widen copies elements as float32; scale is that of DTypeI8.
+func widen(out []float32, from unsafe.Pointer, dtype DType, scale float32) {
+	switch dtype {
+	case DTypeF32:
 		copy(out, unsafe.Slice((*float32)(from), len(out)))
-		return
-	}
-	for i, bits := range unsafe.Slice((*uint16)(from), len(out)) {
-		out[i] = half(bits)
+	case DTypeF16:
+		for i, bits := range unsafe.Slice((*uint16)(from), len(out)) {
+			out[i] = half(bits)
+		}
+	case DTypeBF16:
+		for i, bits := range unsafe.Slice((*uint16)(from), len(out)) {
+			out[i] = math.Float32frombits(uint32(bits) << 16)
+		}
+	case DTypeI8:
+		for i, x := range unsafe.Slice((*int8)(from), len(out)) {
+			out[i] = float32(x) * scale
+		}
 	}
 }
 

@@ -110,7 +110,8 @@ func TestRewind(t *testing.T) {
 // The cache, entry for entry: positions are those of the log, and what a fork shares is the same.
 func TestCacheEntries(t *testing.T) {
 	expected := readGolden(t)
-	for _, dtype := range []DType{DTypeF32, DTypeF16} {
+	var exact CacheEntries
+	for _, dtype := range []DType{DTypeF32, DTypeF16, DTypeBF16, DTypeI8} {
 		engine := openEngine(t, func(o *EngineOptions) { o.CacheDType = dtype })
 		info, err := engine.Info()
 		must(t, err)
@@ -119,6 +120,14 @@ func TestCacheEntries(t *testing.T) {
 		if must(t, err); len(empty.Positions) != 0 || empty.HeadDim != info.HeadDim {
 			t.Errorf("%+v", empty)
 		}
+		must(t, Step(s))
+		given, err := s.CacheEntries(0, 1)
+		must(t, err)
+		if dtype == DTypeF32 {
+			exact = given
+		}
+		nearRows(t, dtype, exact.Keys, given.Keys, info.HeadDim)
+		nearRows(t, dtype, exact.Values, given.Values, info.HeadDim)
 		written := len(expected.Prompt) + len(generate(t, s, 60)) - 1 // the last one is not run
 		fork, err := s.Fork()
 		must(t, err)
@@ -156,6 +165,29 @@ func TestCacheEntries(t *testing.T) {
 		for _, wrong := range [][2]int{{info.Layers, 0}, {0, info.KVHeads}, {-1, 0}, {0, -1}, {1 << 32, 0}} {
 			_, err := s.CacheEntries(wrong[0], wrong[1])
 			mustBe(t, err, ErrInvalidArgument)
+		}
+	}
+}
+
+// Keys and values of the first layer are those of float32 but for half a step of their type.
+func nearRows(t *testing.T, dtype DType, exact, found []float32, headDim int) {
+	t.Helper()
+	if len(found) != len(exact) || len(found) == 0 {
+		t.Fatalf("%d and %d elements", len(exact), len(found))
+	}
+	for row := 0; row < len(exact); row += headDim {
+		largest := 0.0
+		for _, x := range exact[row : row+headDim] {
+			largest = max(largest, math.Abs(float64(x)))
+		}
+		for i, x := range exact[row : row+headDim] {
+			size := math.Abs(float64(x))
+			halfStep := map[DType]float64{
+				DTypeF16: size/(1<<11) + 0x1p-25, DTypeBF16: size / (1 << 8), DTypeI8: largest / 254 * 1.00001,
+			}[dtype]
+			if y := found[row+i]; math.Abs(float64(y)-float64(x)) > halfStep {
+				t.Fatalf("%v: expected %v, found %v", dtype, x, y)
+			}
 		}
 	}
 }

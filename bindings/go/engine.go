@@ -18,9 +18,9 @@ const (
 	DTypeF32 DType = C.RRPC_DTYPE_F32
 	// DTypeF16 is IEEE 754 binary16, 2 bytes.
 	DTypeF16 DType = C.RRPC_DTYPE_F16
-	// DTypeBF16 is bfloat16, the upper half of a binary32. For a [Compressor] only.
+	// DTypeBF16 is bfloat16, the upper half of a binary32.
 	DTypeBF16 DType = C.RRPC_DTYPE_BF16
-	// DTypeI8 is int8 with a float32 scale for each entry and KV head. For a [Compressor] only.
+	// DTypeI8 is int8 with a float32 scale for each key and each value of a KV head.
 	DTypeI8 DType = C.RRPC_DTYPE_I8
 )
 
@@ -107,7 +107,7 @@ type EngineInfo struct {
 	Hidden int
 	// Flavour of the graph.
 	Flavour Flavour
-	// CacheDType is DTypeF32 or DTypeF16.
+	// CacheDType is DTypeF32, DTypeF16, DTypeBF16 or DTypeI8.
 	CacheDType DType
 	// BlockEntries of one block of the cache.
 	BlockEntries int

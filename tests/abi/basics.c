@@ -58,7 +58,7 @@ static void engine_options_are_checked(void)
     } while (0)
     REFUSED(threads, 0, "options.threads: expected 1 to 1024");
     REFUSED(threads, 1025, "found 1025");
-    REFUSED(cache_dtype, 3, "options.cache_dtype: expected one of 0, 1, 2, found 3");
+    REFUSED(cache_dtype, 5, "options.cache_dtype: expected one of 0, 1, 2, 3, 4, found 5");
     REFUSED(block_entries, 0, "found 0");
     REFUSED(block_entries, 24, "found 24");
     REFUSED(prefill_chunk, 0, "found 0");

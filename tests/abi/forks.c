@@ -264,6 +264,72 @@ static void the_view_shows_what_the_stock_operators_compute(void)
     }
 }
 
+static float number_at(const void *from, uint32_t dtype, uint32_t i)
+{
+    if (dtype == RRPC_DTYPE_I8) return ((const int8_t *)from)[i];
+    if (dtype == RRPC_DTYPE_F32) return ((const float *)from)[i];
+    uint32_t bits = (uint32_t)((const uint16_t *)from)[i] << 16; /* bfloat16 */
+    float number;
+    memcpy(&number, &bits, sizeof number);
+    return number;
+}
+
+/* The keys and values of the first layer are those of fp32 but for half a step: of 8 bits of precision, or
+   1/127 of a row's largest. */
+static void the_view_of_other_types_shows_the_same_rounded(void)
+{
+    static const uint32_t types[] = {RRPC_DTYPE_F32, RRPC_DTYPE_BF16, RRPC_DTYPE_I8};
+    static const uint64_t bytes[] = {2 * 4 * HEAD_DIM + 4, 2 * 2 * HEAD_DIM + 4, 2 * (HEAD_DIM + 4) + 4};
+    rrpc_sequence *sequences[3];
+    rrpc_engine *engines[3];
+    for (int i = 0; i < 3; ++i) {
+        rrpc_engine_options options;
+        NEED(rrpc_engine_options_init(&options, sizeof options));
+        options.cache_dtype = types[i];
+        options.block_entries = BLOCK;
+        NEED(rrpc_engine_open(MODEL, &options, &engines[i]));
+        rrpc_engine_info info = {.struct_size = sizeof info};
+        OK(rrpc_engine_get_info(engines[i], &info));
+        CHECK(info.cache_dtype == types[i] && info.token_bytes == LAYERS * KV_HEADS * bytes[i]);
+        sequences[i] = prompted(engines[i]);
+        rrpc_cache_view empty = view_of(sequences[i], 0, 0);
+        CHECK(empty.key_scales == NULL && empty.value_scales == NULL);
+        run_pending(sequences[i]);
+    }
+    for (int i = 1; i < 3; ++i) {
+        rrpc_cache_view exact = view_of(sequences[0], 0, 1), rounded = view_of(sequences[i], 0, 1);
+        CHECK(exact.key_scales == NULL && exact.value_scales == NULL && rounded.dtype == types[i]);
+        CHECK((rounded.key_scales != NULL) == (types[i] == RRPC_DTYPE_I8)
+              && (rounded.value_scales != NULL) == (types[i] == RRPC_DTYPE_I8));
+        CHECK(rounded.length == PROMPT_LENGTH && rounded.block_stride == BLOCK * bytes[i]);
+        for (uint64_t entry = 0; entry < rounded.length; ++entry)
+            for (int value = 0; value < 2; ++value) {
+                const void *from = value ? value_of(&exact, entry) : key_of(&exact, entry);
+                const void *to = value ? value_of(&rounded, entry) : key_of(&rounded, entry);
+                float scale = 1, largest = 0;
+                if (types[i] == RRPC_DTYPE_I8) {
+                    const float *scales = value ? rounded.value_scales : rounded.key_scales;
+                    memcpy(&scale, entry_of(&rounded, scales, entry, sizeof scale), sizeof scale);
+                }
+                for (uint32_t d = 0; d < HEAD_DIM; ++d) {
+                    float x = number_at(from, RRPC_DTYPE_F32, d);
+                    largest = x > largest ? x : -x > largest ? -x : largest;
+                }
+                for (uint32_t d = 0; d < HEAD_DIM; ++d) {
+                    float x = number_at(from, RRPC_DTYPE_F32, d), y = number_at(to, types[i], d) * scale;
+                    float size = x < 0 ? -x : x, apart = x < y ? y - x : x - y;
+                    float half_step = types[i] == RRPC_DTYPE_I8 ? largest / 254 : size / 256;
+                    /* The bound is itself float32. */
+                    CHECK(apart <= half_step * 1.00001f);
+                }
+            }
+    }
+    for (int i = 0; i < 3; ++i) {
+        rrpc_sequence_free(sequences[i]);
+        rrpc_engine_free(engines[i]);
+    }
+}
+
 static void a_rewind_replays(void)
 {
     rrpc_engine *engine = open_engine(MODEL);
@@ -381,6 +447,7 @@ int main(void)
     RUN(forks_with_seeds_of_their_own_write_answers_of_their_own);
     RUN(shared_blocks_have_one_number_until_they_are_written);
     RUN(the_view_shows_what_the_stock_operators_compute);
+    RUN(the_view_of_other_types_shows_the_same_rounded);
     RUN(a_rewind_replays);
     RUN(a_fork_that_cannot_be_promised_is_refused);
     RUN(what_cannot_be_is_refused);

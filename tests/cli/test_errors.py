@@ -59,7 +59,7 @@ def test_commands(arguments, expected):
         (["--budget", "3 bananas"], ["--budget: expected bytes", '"3 bananas"']),
         (["--output", "xml"], ["--output: expected text or json", '"xml"']),
         (["--policy", "h2"], ["--policy: expected none or rpc or snapkv", '"h2"']),
-        (["--cache-dtype", "int8"], ["--cache-dtype: expected fp32 or fp16", '"int8"']),
+        (["--cache-dtype", "int4"], ["--cache-dtype: expected fp32 or fp16 or bf16 or int8", '"int4"']),
         (["--aggregation", "head"], ["--aggregation: expected layer or kv_head", '"head"']),
         (["--pooling", "min"], ["--pooling: expected avg or max", '"min"']),
         (["--kernel", "4"], ["kernel: expected an odd width", "found 4"]),

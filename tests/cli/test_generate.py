@@ -168,17 +168,20 @@ def test_the_context_ends_an_answer(flavour):
         ("cached", "fp16", 7, 298, 32, 8, 1),  # nothing is ever dropped
         ("cached", "fp16", 300, 900, 64, 63, 64),
         ("portable", "fp32", 300, 900, 48, 8, 8),
+        ("cached", "bf16", 7, 297, 32, 8, 4),
+        ("cached", "int8", 7, 297, 32, 8, 4),
+        ("cached", "int8", 20, 4000, 1024, 32, 4),
     ],
 )
 def test_the_peak_is_what_inspect_says(flavour, dtype, prompt, tokens, interval, window, ratio):
     model = find_model(f"golden/llama_p48_c8-{flavour}")
     shape = ["--interval", interval, "--window", window, "--ratio", ratio, "--cache-dtype", dtype]
     found = inspect(model, "--prompt-tokens", prompt, "--max-tokens", tokens, *shape)
-    size = 4 if dtype == "fp32" else 2
-    # 3 layers, 2 KV heads of 16; keys, values and a position of 4 bytes.
+    # 3 layers, 2 KV heads of 16; keys, values, with int8 a scale of 4 bytes for each, and a position of 4 bytes.
+    vector = {"fp32": 4 * 16, "fp16": 2 * 16, "bf16": 2 * 16, "int8": 16 + 4}[dtype]
     assert found["cache"]["dtype"] == dtype
-    assert found["cache"]["kv_bytes_per_token"] == 6 * 2 * 16 * size
-    assert found["cache"]["bytes_per_token"] == 6 * (2 * 16 * size + 4)
+    assert found["cache"]["kv_bytes_per_token"] == 6 * 2 * vector
+    assert found["cache"]["bytes_per_token"] == 6 * (2 * vector + 4)
     assert found["cache"]["block_entries"] == 64
     assert found["cache"]["growth_bytes"] == 6 * found["cache"]["block_bytes"]
 
@@ -188,10 +191,10 @@ def test_the_peak_is_what_inspect_says(flavour, dtype, prompt, tokens, interval,
         peak, compressions = walk_peak(prompt, tokens, *steps)
         planned = found["answer"][name]
         assert planned["entries"] == peak
-        assert planned["bytes"] == 6 * blocks(peak) * 64 * (2 * 16 * size + 4)
+        assert planned["bytes"] == 6 * blocks(peak) * 64 * (2 * vector + 4)
         stats = generate(model, "--policy", policy, *common)["stats"]
         assert stats["cache_peak_bytes"] == planned["bytes"]
-        uncompressed = 6 * blocks(prompt + tokens - 1) * 64 * (2 * 16 * size + 4)
+        uncompressed = 6 * blocks(prompt + tokens - 1) * 64 * (2 * vector + 4)
         assert stats["cache_uncompressed_bytes"] == uncompressed
         assert stats["compressions"] == compressions
         if policy == "rpc":

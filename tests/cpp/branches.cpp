@@ -3,6 +3,8 @@
 
 #include "golden.hpp"
 
+#include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 
@@ -87,6 +89,26 @@ int main()
                            static_cast<const float *>(one.value(entry))[i] == static_cast<const float *>(two.value(entry))[i];
             CHECK(same);
         }
+    // The first layer's keys in a cache of int8 are these but for half a step, 1/254 of a row's largest.
+    opening.cache_dtype = RRPC_DTYPE_I8;
+    const auto narrow = rrpc::engine::try_open(std::getenv("CPP_MODEL"), opening);
+    if (!CHECK(narrow.has_value())) return 1;
+    auto rounded = rrpc::sequence::try_create(*narrow, options);
+    if (!CHECK(rounded.has_value())) return 1;
+    CHECK(rounded->try_append_tokens(golden::prompt).has_value());
+    while (rounded->pending() > 0)
+        if (!CHECK(rounded->try_step().has_value())) return 1;
+    const rrpc::cache_view exact = original.cache(0, 0), quantized = rounded->cache(0, 0);
+    CHECK(quantized.dtype == RRPC_DTYPE_I8 && quantized.length == given && exact.key_scale(0) == 1);
+    for (std::uint64_t entry = 0; entry < given; ++entry) {
+        const float *key = static_cast<const float *>(exact.key(entry));
+        const std::int8_t *bytes = static_cast<const std::int8_t *>(quantized.key(entry));
+        CHECK(quantized.value_scale(entry) > 0);
+        float largest = 0;
+        for (std::uint32_t i = 0; i < exact.head_dim; ++i) largest = std::max(largest, std::abs(key[i]));
+        for (std::uint32_t i = 0; i < exact.head_dim; ++i)
+            CHECK(std::abs(float(bytes[i]) * quantized.key_scale(entry) - key[i]) <= largest / 254 * 1.00001F);
+    }
     const rrpc::sequence &seen = original;
     static_assert(std::is_same_v<decltype(seen.cache(0, 0)), rrpc::cache_view>);
 

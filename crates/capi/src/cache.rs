@@ -3,10 +3,8 @@
 use std::ffi::c_void;
 use std::ptr;
 
-use reasoning_rpc_engine::CacheType;
-
 use crate::args;
-use crate::engine::{RRPC_DTYPE_F16, RRPC_DTYPE_F32};
+use crate::engine::dtype_of;
 use crate::error::rrpc_error;
 use crate::guard::guard;
 use crate::sequence::{adopt, rrpc_sequence, shared, with};
@@ -37,7 +35,7 @@ pub struct rrpc_cache_view {
     pub block_count: u64,
     /// Entries.
     pub length: u64,
-    /// Bytes from one block to the next, of keys, values and positions alike.
+    /// Bytes from one block to the next, of keys, values, positions and scales alike.
     pub block_stride: u64,
     /// Bytes from one key (value) of a block to the next.
     pub entry_stride: u64,
@@ -46,10 +44,16 @@ pub struct rrpc_cache_view {
     pub block_entries: u32,
     /// Elements of a key, and of a value.
     pub head_dim: u32,
-    /// Their type: RRPC_DTYPE_F32 or RRPC_DTYPE_F16.
+    /// Their type: RRPC_DTYPE_F32, RRPC_DTYPE_F16, RRPC_DTYPE_BF16 or RRPC_DTYPE_I8.
     pub dtype: u32,
     /// 0.
     pub reserved: u32,
+    /// For RRPC_DTYPE_I8, what the elements of a key are multiplied with: a float at
+    /// (const char *)key_scales + b * block_stride + p * 4 bytes. NULL for the other types, and if there
+    /// is no entry.
+    pub key_scales: *const f32,
+    /// The same for values.
+    pub value_scales: *const f32,
 }
 
 sized!(rrpc_cache_view {
@@ -66,6 +70,8 @@ sized!(rrpc_cache_view {
     head_dim,
     dtype,
     reserved,
+    key_scales,
+    value_scales,
 });
 
 /// Makes a second sequence that goes on exactly as `sequence` would: the same text, options, cache,
@@ -177,11 +183,10 @@ pub unsafe extern "C" fn rrpc_sequence_cache_view(
                 entry_stride: found.entry_stride as u64,
                 block_entries: found.block_entries as u32,
                 head_dim: found.head_dim as u32,
-                dtype: match found.cache_type {
-                    CacheType::F32 => RRPC_DTYPE_F32,
-                    CacheType::F16 => RRPC_DTYPE_F16,
-                },
+                dtype: dtype_of(found.cache_type),
                 reserved: 0,
+                key_scales: found.key_scales,
+                value_scales: found.value_scales,
             };
             // SAFETY: the caller's promise.
             unsafe { sized::write("view", view, &value) }

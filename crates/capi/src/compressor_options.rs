@@ -21,10 +21,10 @@ use crate::sized::{self, sized};
 /// The host's memory: tensors, workspaces and everything else lie in main memory.
 pub const RRPC_DEVICE_CPU: u32 = 0;
 
-/// bfloat16, 2 bytes. Keys, values and queries of a compressor; not an engine's cache.
+/// bfloat16, 2 bytes: the range of binary32, 8 bits of precision.
 pub const RRPC_DTYPE_BF16: u32 = 3;
 /// Signed bytes with one float scale for each entry and KV head: number = byte * scale. Keys and values
-/// of a compressor.
+/// only. An engine's cache rounds each key and each value to 1/127 of its largest magnitude.
 pub const RRPC_DTYPE_I8: u32 = 4;
 
 /// A compressor asks the callback of its options what to keep, when RRPC_POLICY_RPC would choose.

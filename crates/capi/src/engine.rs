@@ -7,6 +7,7 @@ use reasoning_rpc_engine::model::Flavour;
 use reasoning_rpc_engine::{CacheType, Engine, EngineOptions, Simd};
 
 use crate::args::{self, choice, flag};
+use crate::compressor_options::{RRPC_DTYPE_BF16, RRPC_DTYPE_I8};
 use crate::error::{Failure, rrpc_error};
 use crate::fork;
 use crate::guard::{guard, guard_free};
@@ -52,8 +53,9 @@ pub struct rrpc_engine_options {
     pub budget_bytes: u64,
     /// Threads of a step, 1 to 1024. Default RRPC_THREADS_ONE_PER_CORE.
     pub threads: u32,
-    /// Element type of the cache: RRPC_DTYPE_DEFAULT, RRPC_DTYPE_F32 or RRPC_DTYPE_F16. Default
-    /// RRPC_DTYPE_DEFAULT.
+    /// Element type of the cache: RRPC_DTYPE_DEFAULT, RRPC_DTYPE_F32, RRPC_DTYPE_F16, RRPC_DTYPE_BF16 or
+    /// RRPC_DTYPE_I8 (a byte for each element and a float for each key and each value, its scale). A
+    /// model of the portable flavour takes RRPC_DTYPE_F32 only. Default RRPC_DTYPE_DEFAULT.
     pub cache_dtype: u32,
     /// Entries (tokens) of one block of the cache, a multiple of 16 up to 65536. Default 64.
     pub block_entries: u32,
@@ -111,7 +113,7 @@ pub struct rrpc_engine_info {
     pub hidden: u32,
     /// RRPC_FLAVOUR_CACHED or RRPC_FLAVOUR_PORTABLE.
     pub flavour: u32,
-    /// Element type of the cache, RRPC_DTYPE_F32 or RRPC_DTYPE_F16.
+    /// Element type of the cache, RRPC_DTYPE_F32, RRPC_DTYPE_F16, RRPC_DTYPE_BF16 or RRPC_DTYPE_I8.
     pub cache_dtype: u32,
     /// Entries of one block of the cache.
     pub block_entries: u32,
@@ -255,6 +257,8 @@ unsafe fn convert(
                 (RRPC_DTYPE_DEFAULT, None),
                 (RRPC_DTYPE_F32, Some(CacheType::F32)),
                 (RRPC_DTYPE_F16, Some(CacheType::F16)),
+                (RRPC_DTYPE_BF16, Some(CacheType::Bf16)),
+                (RRPC_DTYPE_I8, Some(CacheType::I8)),
             ],
         )?,
         budget: (options.budget_bytes != RRPC_BUDGET_DEFAULT).then_some(options.budget_bytes as usize),
@@ -263,6 +267,16 @@ unsafe fn convert(
         verify_weights: flag("options.verify_weights", options.verify_weights)?,
         ..defaults
     })
+}
+
+/// The code of a cache's element type.
+pub(crate) fn dtype_of(cache_type: CacheType) -> u32 {
+    match cache_type {
+        CacheType::F32 => RRPC_DTYPE_F32,
+        CacheType::F16 => RRPC_DTYPE_F16,
+        CacheType::Bf16 => RRPC_DTYPE_BF16,
+        CacheType::I8 => RRPC_DTYPE_I8,
+    }
 }
 
 /// Frees an engine. Its sequences stay usable; the model is unloaded when the last of them is freed.
@@ -320,10 +334,7 @@ pub unsafe extern "C" fn rrpc_engine_get_info(
                 Flavour::Cached => RRPC_FLAVOUR_CACHED,
                 Flavour::Portable => RRPC_FLAVOUR_PORTABLE,
             },
-            cache_dtype: match shape.element_bytes {
-                2 => RRPC_DTYPE_F16,
-                _ => RRPC_DTYPE_F32,
-            },
+            cache_dtype: dtype_of(engine.cache_type()),
             block_entries: shape.block_entries as u32,
             has_tokenizer: model.tokenizer().is_ok().into(),
             has_chat_template: model.template().is_ok().into(),

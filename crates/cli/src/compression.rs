@@ -35,7 +35,7 @@ const BYTES: Opt = option(
 const CACHE_DTYPE: Opt = option(
     "cache-dtype",
     "TYPE",
-    "fp32 or fp16 [fp16; fp32 for a model of the portable flavour,\nwhich takes no other]",
+    "fp32, fp16, bf16 or int8 [fp16; fp32 for a model of the portable\nflavour, which takes no other]",
 );
 
 /// For commands that compress.
@@ -150,9 +150,10 @@ impl Choice {
 
 /// The element type of the cache, if one was named.
 pub fn cache_type(given: &Given) -> anyhow::Result<Option<CacheType>> {
+    let types = [CacheType::F32, CacheType::F16, CacheType::Bf16, CacheType::I8];
     given.choice(
         "cache-dtype",
-        &[("fp32", CacheType::F32), ("fp16", CacheType::F16)],
+        &types.map(|cache_type| (cache_type.name(), cache_type)),
     )
 }
 
@@ -161,14 +162,6 @@ pub fn default_cache_type(flavour: Flavour) -> CacheType {
     match flavour {
         Flavour::Cached => CacheType::default(),
         Flavour::Portable => CacheType::F32,
-    }
-}
-
-/// The name that options and outputs use.
-pub fn cache_type_name(cache_type: CacheType) -> &'static str {
-    match cache_type {
-        CacheType::F32 => "fp32",
-        CacheType::F16 => "fp16",
     }
 }
 

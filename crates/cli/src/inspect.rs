@@ -10,7 +10,7 @@ use reasoning_rpc_engine::{CacheType, EngineOptions};
 use serde::Serialize;
 
 use crate::args::{Command, Given, Group, option, usage};
-use crate::compression::{self, cache_type_name};
+use crate::compression;
 use crate::output::{self, human};
 
 const PROMPT_TOKENS: usize = 128;
@@ -128,8 +128,11 @@ fn run(given: &Given) -> anyhow::Result<ExitCode> {
     let manifest = model.manifest();
     let d = &manifest.dimensions;
     let cache_type = match (manifest.flavour, cache_type) {
-        (Flavour::Portable, Some(CacheType::F16)) => {
-            anyhow::bail!("--cache-dtype: expected fp32 for a model of the portable flavour, found fp16")
+        (Flavour::Portable, Some(other)) if other != CacheType::F32 => {
+            anyhow::bail!(
+                "--cache-dtype: expected fp32 for a model of the portable flavour, found {}",
+                other.name()
+            )
         }
         (flavour, chosen) => chosen.unwrap_or_else(|| compression::default_cache_type(flavour)),
     };
@@ -138,6 +141,7 @@ fn run(given: &Given) -> anyhow::Result<ExitCode> {
         kv_heads: d.num_kv_heads,
         head_dim: d.head_dim,
         element_bytes: cache_type.bytes(),
+        scale_bytes: cache_type.scale_bytes(),
         block_entries,
     };
     let sampling = SamplingOptions::from_generation(&manifest.generation)?;
@@ -168,8 +172,8 @@ fn run(given: &Given) -> anyhow::Result<ExitCode> {
             repetition_penalty: sampling.repetition_penalty,
         },
         cache: Cache {
-            dtype: cache_type_name(cache_type),
-            kv_bytes_per_token: shape.layers * shape.kv_heads * 2 * shape.head_dim * shape.element_bytes,
+            dtype: cache_type.name(),
+            kv_bytes_per_token: shape.layers * shape.kv_heads * 2 * shape.vector_bytes(),
             bytes_per_token: shape.token_bytes(),
             block_entries,
             block_bytes: shape.block_bytes(),

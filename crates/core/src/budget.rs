@@ -3,7 +3,8 @@
 /// The dimensions of one sequence's KV cache and of the blocks that it is made of.
 ///
 /// A block holds, for one layer and one KV head, a fixed number of entries: K and V of `head_dim`
-/// elements each and the entry's original position in the text (`u32`).
+/// elements each, a scale of each if the element type has them, and the entry's original position in
+/// the text (`u32`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CacheShape {
     /// Decoder layers.
@@ -12,16 +13,23 @@ pub struct CacheShape {
     pub kv_heads: usize,
     /// Elements of one key or value.
     pub head_dim: usize,
-    /// Bytes of one element: 4 for fp32, 2 for fp16.
+    /// Bytes of one element: 4 for fp32, 2 for fp16 and bf16, 1 for int8.
     pub element_bytes: usize,
+    /// Bytes of the scale that comes with one key, and with one value: 4 for int8, 0 for the others.
+    pub scale_bytes: usize,
     /// Entries of one block.
     pub block_entries: usize,
 }
 
 impl CacheShape {
+    /// Bytes of one key or value, its scale included.
+    pub fn vector_bytes(&self) -> usize {
+        self.head_dim * self.element_bytes + self.scale_bytes
+    }
+
     /// Bytes of one entry of one KV head: K, V and the original position.
     pub fn entry_bytes(&self) -> usize {
-        2 * self.head_dim * self.element_bytes + size_of::<u32>()
+        2 * self.vector_bytes() + size_of::<u32>()
     }
 
     /// Bytes of one block.

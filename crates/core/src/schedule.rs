@@ -200,6 +200,7 @@ mod tests {
             kv_heads: 3,
             head_dim: 8,
             element_bytes: 2,
+            scale_bytes: 0,
             block_entries: 16,
         };
         let within = |bytes| Budget::within(bytes, &shape, 32, 8);

@@ -109,6 +109,7 @@ fn bytes_are_rounded_up_to_blocks() {
                 kv_heads: heads,
                 head_dim: 64,
                 element_bytes: 2,
+                scale_bytes: 0,
                 block_entries: block,
             };
             let blocks = shape.bytes(entries) / shape.block_bytes() / (3 * heads);

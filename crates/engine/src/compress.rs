@@ -2,9 +2,9 @@
 
 use std::ops::Range;
 
-use half::f16;
+use half::{bf16, f16};
 use reasoning_rpc_core::{LayerPlan, LayerView, Merge, PlanMemory, Policy, ScoreRule};
-use reasoning_rpc_cpu::{self as cpu, Element, Scratch, Simd};
+use reasoning_rpc_cpu::{self as cpu, Scratch, Simd, Stored};
 
 use crate::cache::{CacheType, SequenceCache};
 use crate::error::{Error, Result};
@@ -79,10 +79,12 @@ pub(crate) fn compress(
     match cache.element() {
         CacheType::F32 => compress_typed::<f32>(simd, cache, moment, workspace, log),
         CacheType::F16 => compress_typed::<f16>(simd, cache, moment, workspace, log),
+        CacheType::Bf16 => compress_typed::<bf16>(simd, cache, moment, workspace, log),
+        CacheType::I8 => compress_typed::<i8>(simd, cache, moment, workspace, log),
     }
 }
 
-fn compress_typed<E: Element>(
+fn compress_typed<E: Stored>(
     simd: Simd,
     cache: &mut SequenceCache,
     moment: &Moment<'_>,
@@ -192,7 +194,7 @@ fn find_candidates(cache: &SequenceCache, layer: usize, moment: &Moment<'_>, wor
     }
 }
 
-fn score_layer<E: Element>(
+fn score_layer<E: Stored>(
     simd: Simd,
     cache: &SequenceCache,
     layer: usize,
@@ -287,7 +289,7 @@ fn rotate_on(simd: Simd, queries: &mut [f32], head_dim: usize, cos: &[f32], sin:
 }
 
 /// What else the policy sees of the candidates.
-fn show_entries<E: Element>(
+fn show_entries<E: Stored>(
     cache: &SequenceCache,
     layer: usize,
     moment: &Moment<'_>,
@@ -319,7 +321,7 @@ fn show_entries<E: Element>(
 /// The entries that others are merged into, ascending, and what they become, key and value: before anything
 /// moves. `own` are the KV head's among the candidates of the layer.
 #[allow(clippy::too_many_arguments)] // one head of one plan, and two buffers
-fn merged_rows<E: Element>(
+fn merged_rows<E: Stored>(
     cache: &SequenceCache,
     layer: usize,
     kv_head: usize,
@@ -373,7 +375,7 @@ fn all_of(ranges: &[Range<usize>]) -> impl Iterator<Item = usize> {
     ranges.iter().flat_map(Range::clone)
 }
 
-fn apply<E: Element>(
+fn apply<E: Stored>(
     simd: Simd,
     cache: &mut SequenceCache,
     layer: usize,

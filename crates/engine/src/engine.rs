@@ -101,7 +101,8 @@ impl Engine {
             (Flavour::Portable, None | Some(CacheType::F32)) => CacheType::F32,
             (Flavour::Portable, Some(other)) => {
                 return Err(Error::InvalidArgument(format!(
-                    "cache type: expected fp32 for a graph of the portable flavour, found {other:?}"
+                    "cache type: expected fp32 for a graph of the portable flavour, found {}",
+                    other.name()
                 )));
             }
         };
@@ -122,6 +123,7 @@ impl Engine {
             kv_heads: d.num_kv_heads,
             head_dim: d.head_dim,
             element_bytes: cache_type.bytes(),
+            scale_bytes: cache_type.scale_bytes(),
             block_entries: entries,
         };
         let budget = options.budget.unwrap_or_else(|| shape.bytes(d.max_positions));
@@ -178,6 +180,11 @@ impl Engine {
     /// The dimensions of its caches.
     pub fn cache_shape(&self) -> &CacheShape {
         &self.shared.shape
+    }
+
+    /// The element type of its caches.
+    pub fn cache_type(&self) -> CacheType {
+        self.shared.cache_type
     }
 
     /// The instruction set that its loops use.

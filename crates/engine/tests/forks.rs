@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use half::f16;
+use half::{bf16, f16};
 use reasoning_rpc_core::{Aggregation, Budget, Policy, Rpc, RpcOptions};
 use reasoning_rpc_engine::sampling::SamplingOptions;
 use reasoning_rpc_engine::{CacheType, Engine, EngineOptions, Sequence, SequenceOptions};
@@ -84,41 +84,77 @@ fn best_of_four_is_four_answers() {
     assert_eq!(engine.budget().1, 0);
 }
 
-/// Keys and values of the first layer do not depend on the cache: in fp16 they are those of fp32, rounded.
-#[test]
-fn a_view_of_fp16_is_the_view_of_fp32_rounded() {
-    let mut random = Random::new(seed());
-    let prompt = prompt_of(&mut random, 100, 96);
-    let read = |cache: CacheType| -> Vec<u16> {
-        let options = EngineOptions {
-            cache_type: Some(cache),
-            block_entries: 16,
-            ..EngineOptions::new(model("golden/llama_p48_c8-cached"))
-        };
-        let engine = Engine::open(&options).unwrap();
-        let sequence = begin(&engine, &prompt, SamplingOptions::GREEDY);
-        let mut all = Vec::new();
-        for kv_head in 0..engine.cache_shape().kv_heads {
-            let view = sequence.cache_view(0, kv_head).unwrap();
-            assert_eq!((view.len, view.block_entries, view.cache_type), (100, 16, cache));
-            assert_eq!(view.blocks.len(), 7);
-            for (entry, base) in (0..view.len).flat_map(|entry| [(entry, view.keys), (entry, view.values)]) {
-                let block = view.blocks[entry / 16] as usize * view.block_stride;
-                // SAFETY: a valid entry of `head_dim` elements, while the sequence is borrowed.
+/// A key or value as it lies in the cache, and its scale, if it has one.
+type Row = (Vec<u8>, Option<f32>);
+
+/// The keys and values of the first layer.
+fn first_layer(cache: CacheType, prompt: &[u32]) -> Vec<Row> {
+    let options = EngineOptions {
+        cache_type: Some(cache),
+        block_entries: 16,
+        ..EngineOptions::new(model("golden/llama_p48_c8-cached"))
+    };
+    let engine = Engine::open(&options).unwrap();
+    let sequence = begin(&engine, prompt, SamplingOptions::GREEDY);
+    let mut all = Vec::new();
+    for kv_head in 0..engine.cache_shape().kv_heads {
+        let view = sequence.cache_view(0, kv_head).unwrap();
+        assert_eq!((view.len, view.block_entries, view.cache_type), (100, 16, cache));
+        assert_eq!(view.blocks.len(), 7);
+        for entry in 0..view.len {
+            let block = view.blocks[entry / 16] as usize * view.block_stride;
+            for (base, scales) in [(view.keys, view.key_scales), (view.values, view.value_scales)] {
+                assert_eq!(scales.is_null(), cache != CacheType::I8);
+                // SAFETY: a valid entry of `head_dim` elements, while the sequence is borrowed; so is its scale.
                 unsafe {
                     let at = base.add(block + entry % 16 * view.entry_stride);
-                    all.extend((0..view.head_dim).map(|i| match cache {
-                        CacheType::F32 => f16::from_f32(at.cast::<f32>().add(i).read()).to_bits(),
-                        CacheType::F16 => at.cast::<u16>().add(i).read(),
-                    }));
-                    let position = view.positions.byte_add(block).add(entry % 16);
-                    assert_eq!(position.read(), entry as u32);
+                    let bytes = std::slice::from_raw_parts(at, view.head_dim * cache.bytes());
+                    let scale = (!scales.is_null()).then(|| scales.byte_add(block).add(entry % 16).read());
+                    all.push((bytes.to_vec(), scale));
                 }
             }
+            // SAFETY: as above.
+            let position = unsafe { view.positions.byte_add(block).add(entry % 16).read() };
+            assert_eq!(position, entry as u32);
         }
-        all
-    };
-    let (half, single) = (read(CacheType::F16), read(CacheType::F32));
-    assert!(half.iter().any(|&bits| bits != 0));
-    assert_eq!(half, single);
+    }
+    all
+}
+
+/// Keys and values of the first layer do not depend on the cache: in other types they are those of fp32,
+/// rounded.
+#[test]
+fn a_view_of_any_type_is_the_view_of_fp32_rounded() {
+    let mut random = Random::new(seed());
+    let prompt = prompt_of(&mut random, 100, 96);
+    let exact: Vec<Vec<f32>> = first_layer(CacheType::F32, &prompt)
+        .iter()
+        .map(|(bytes, _)| {
+            bytes
+                .as_chunks::<4>()
+                .0
+                .iter()
+                .map(|&x| f32::from_le_bytes(x))
+                .collect()
+        })
+        .collect();
+    assert!(exact.iter().flatten().any(|&x| x != 0.0));
+    for cache in [CacheType::F16, CacheType::Bf16, CacheType::I8] {
+        for (row, found) in exact.iter().zip(first_layer(cache, &prompt)) {
+            let step = row.iter().fold(0.0f32, |most, x| most.max(x.abs())) / 127.0;
+            let expected: Vec<u8> = match cache {
+                CacheType::F16 => row.iter().flat_map(|&x| f16::from_f32(x).to_le_bytes()).collect(),
+                CacheType::Bf16 => row
+                    .iter()
+                    .flat_map(|&x| bf16::from_f32(x).to_le_bytes())
+                    .collect(),
+                _ => row
+                    .iter()
+                    .map(|&x| (x / step).round_ties_even() as i8 as u8)
+                    .collect(),
+            };
+            let scale = (cache == CacheType::I8).then_some(step);
+            assert_eq!(found, (expected, scale), "{cache:?}");
+        }
+    }
 }

@@ -75,6 +75,8 @@ fn a_restored_sequence_goes_on_as_the_original() {
     for (name, cache) in [
         ("golden/qwen2_p32-cached", CacheType::F32),
         ("golden/qwen2_p32-cached", CacheType::F16),
+        ("golden/qwen2_p32-cached", CacheType::Bf16),
+        ("golden/qwen2_p32-cached", CacheType::I8),
         ("golden/qwen2_p32-portable", CacheType::F32),
     ] {
         let (first, second) = (engine(name, cache, 16), engine(name, cache, 48));
@@ -136,24 +138,58 @@ fn rehashed(mut bytes: Vec<u8>) -> Vec<u8> {
     bytes
 }
 
+/// Numbers that no step writes are refused where they lie last: in the positions' neighbours.
+#[test]
+fn scales_that_no_step_writes_are_refused() {
+    let mut random = Random::new(seed());
+    let engine = engine("golden/qwen2_p32-cached", CacheType::I8, 16);
+    let mut original = start(&engine, Arc::new(NoCompression), &prompt(&mut random, 9));
+    write(&engine, &mut original, 1);
+    let bytes = save(&original);
+    // The last KV head's last scale of a value: before 9 positions and the hash.
+    let scale = bytes.len() - 32 - 9 * 4 - 4;
+    let element = scale - (2 * 9 - 1) * 4 - 1;
+    let with = |at: usize, new: &[u8]| {
+        let mut changed = bytes.clone();
+        changed[at..at + new.len()].copy_from_slice(new);
+        engine.restore(&rehashed(changed))
+    };
+    for wrong in [f32::NAN, f32::INFINITY, -1.0] {
+        let error = with(scale, &wrong.to_le_bytes()).err().unwrap();
+        assert!(
+            matches!(&error, Error::State(text) if text.contains("keys and values")),
+            "{error}"
+        );
+    }
+    assert!(with(element, &[0x80]).is_err());
+    assert!(with(element, &[0x81]).is_ok());
+    assert!(with(scale, &2.5f32.to_le_bytes()).is_ok());
+}
+
 /// Whatever is accepted saves to bytes that are accepted again and goes on for some tokens.
 #[test]
 fn damaged_bytes_are_refused_or_another_valid_sequence() {
     let mut random = Random::new(seed());
-    let engine = engine("golden/qwen2_p32-cached", CacheType::F16, 16);
+    for cache in [CacheType::F16, CacheType::Bf16, CacheType::I8] {
+        damage(&mut random, cache);
+    }
+}
+
+fn damage(random: &mut Random, cache: CacheType) {
+    let engine = engine("golden/qwen2_p32-cached", cache, 16);
     let mut originals = Vec::new();
     for (policy, count) in [
         (Arc::new(NoCompression) as _, 3),
         (rpc(Aggregation::Layer), 60),
         (rpc(Aggregation::KvHead), 40),
     ] {
-        let text = prompt(&mut random, 6);
+        let text = prompt(random, 6);
         let mut original = start(&engine, policy, &text);
         write(&engine, &mut original, count);
         originals.push(save(&original));
     }
     let mut accepted = 0;
-    for round in 0..20_000 {
+    for round in 0..8_000 {
         let mut bytes = originals[round % originals.len()].clone();
         let header = 16 + u32::from_le_bytes(bytes[12..16].try_into().unwrap()) as usize;
         // Half of the changes where sizes and options are.
@@ -218,6 +254,7 @@ fn what_does_not_fit_is_told() {
     let bytes = save(&original);
     let refused = |engine: &Engine| engine.restore(&bytes).err().unwrap().to_string();
     assert!(refused(&engine(name, CacheType::F32, 16)).contains("cache type: expected fp32, found fp16"));
+    assert!(refused(&engine(name, CacheType::Bf16, 16)).contains("cache type: expected bf16, found fp16"));
     assert!(
         refused(&engine("golden/llama_p48_c8-cached", CacheType::F16, 16)).contains("model: expected llama")
     );

@@ -136,9 +136,11 @@ fn mixed_batch(name: &str, vocab: usize, cache: CacheType) {
 fn a_batch_gives_each_sequence_what_it_gets_alone() {
     mixed_batch("golden/qwen2_p32-cached", 96, CacheType::F32);
     mixed_batch("golden/llama_p48_c8-cached", 96, CacheType::F16);
+    mixed_batch("golden/llama_p48_c8-cached", 96, CacheType::Bf16);
+    mixed_batch("golden/qwen2_p32-cached", 96, CacheType::I8);
     mixed_batch("golden/qwen2_p32-portable", 96, CacheType::F32);
     mixed_batch("smollm2-int4", 49152, CacheType::F16);
-    mixed_batch("smollm2-int8", 49152, CacheType::F16);
+    mixed_batch("smollm2-int8", 49152, CacheType::I8);
 }
 
 #[test]

@@ -14,7 +14,8 @@ import numpy as np
 from .schedule import Schedule
 
 MAGIC, VERSION = b"RRPCSEQ\0", 2
-ELEMENT_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
+# Of an element, and of the scale of a key or value.
+ELEMENT_BYTES = {"fp32": (4, 0), "fp16": (2, 0), "bf16": (2, 0), "int8": (1, 4)}
 
 
 class SavedSequence:
@@ -36,27 +37,35 @@ class SavedSequence:
         self.seeds = words[tokens + 2 : tokens + 2 + 3 * seeds]
         at = tokens + 2 + 3 * seeds
         self.logits = words[at : at + vocab]
-        policy = self.header["policy"]
-        self.policy = None if policy["name"] == "none" else policy
-        window = 0 if self.policy is None else policy["window"] * heads * head_dim * layers
-        # The ring of a sequence that has generated nothing is empty; numbers of any size do.
+        at += vocab
+        # The ring of a sequence that has generated nothing is empty; numbers of any size do. Nor have its queries been
+        # rotated: a layer has 0 frequencies.
+        compressed = self.header["policy"]["name"] == "rpc"
+        window = self.header["policy"]["window"] * heads * head_dim * layers if compressed else 0
         self.window = np.full(window, 0.01, "<f4")
-        # One word per layer: nothing says yet how the queries are rotated.
         self.frequencies = np.zeros(layers, "<u4")
-        at += vocab + window + layers
-        self.width = head_dim * ELEMENT_BYTES[self.header["cache"]]
+        at += window + layers
+        if words[at - layers : at].any():
+            raise ValueError("expected no frequencies, found some")
+        element, scale = ELEMENT_BYTES[self.header["cache"]]
+        # Keys, values, their scales if they have any; positions are left out.
+        self.widths = [width for width in (head_dim * element, head_dim * element, scale, scale) if width > 0]
         entries = np.frombuffer(blob, np.uint8, len(blob) - 32 - start - 4 * at, start + 4 * at)
-        entries = entries.reshape(layers * kv_heads, tokens * (2 * self.width + 4))
-        planes = entries[:, : 2 * tokens * self.width]
-        self.planes = planes.reshape(layers * kv_heads, 2, tokens, self.width)
+        entries = entries.reshape(layers * kv_heads, tokens * (sum(self.widths) + 4))
+        self.planes = []
+        for head in entries:
+            ends = np.cumsum([tokens * width for width in self.widths])
+            planes = zip(np.split(head, ends), self.widths)
+            self.planes.append([plane.reshape(tokens, width) for plane, width in planes])
 
     def stretched(self, length: int, given: int) -> bytes:
         """A text of `length` tokens, the first `given` of them given, the others generated and compressed so far."""
         generated = length - given
         log: list[int] = []
         positions = np.arange(length, dtype="<u4")
-        if self.policy is not None:
-            schedule = Schedule(**{name: self.policy[name] for name in ("interval", "window", "ratio", "entries")})
+        rpc = self.header["policy"]
+        if rpc["name"] == "rpc":
+            schedule = Schedule(**{name: rpc[name] for name in ("interval", "window", "ratio", "entries")})
             done = schedule.compressions(generated)
             if done > 0:
                 # Of the older generated tokens any may stay.

@@ -17,11 +17,15 @@ pub struct CacheView<'a> {
     pub values: *const u8,
     /// The positions in the text of block 0's entries, 4 bytes apart. Those of a KV head ascend.
     pub positions: *const u32,
+    /// The scales of block 0's keys, 4 bytes apart. Null if nothing is held or the type has no scales.
+    pub key_scales: *const f32,
+    /// Those of its values.
+    pub value_scales: *const f32,
     /// The blocks of the valid entries, in order.
     pub blocks: &'a [u32],
     /// Valid entries.
     pub len: usize,
-    /// Bytes from one block to the next, of keys, values and positions alike.
+    /// Bytes from one block to the next, of keys, values, positions and scales alike.
     pub block_stride: usize,
     /// Bytes from one key (value) of a block to the next.
     pub entry_stride: usize,
@@ -133,6 +137,8 @@ impl SequenceCache {
             keys: std::ptr::null(),
             values: std::ptr::null(),
             positions: std::ptr::null(),
+            key_scales: std::ptr::null(),
+            value_scales: std::ptr::null(),
             blocks: &[],
             len: head.len,
             block_stride: self.shape.block_bytes(),
@@ -145,10 +151,14 @@ impl SequenceCache {
             Storage::Blocks => {
                 view.blocks = &head.blocks[..self.shape.blocks_per_head(head.len)];
                 if !view.blocks.is_empty() {
-                    let (keys, values, positions) = self.addresses(0);
-                    view.keys = keys.as_ptr();
-                    view.values = values.as_ptr();
-                    view.positions = positions.as_ptr();
+                    let parts = self.addresses(0);
+                    view.keys = parts.keys.as_ptr();
+                    view.values = parts.values.as_ptr();
+                    view.positions = parts.positions.as_ptr();
+                    if let Some([keys, values]) = parts.scales {
+                        view.key_scales = keys.as_ptr();
+                        view.value_scales = values.as_ptr();
+                    }
                 }
             }
             Storage::Contiguous { capacity, .. } => {
@@ -199,12 +209,15 @@ impl SequenceCache {
     /// Makes a block that this cache is a writer of its alone, by a copy if another holds it.
     pub(super) fn own(&mut self, head: usize, place: usize) {
         let block = self.pool.own(self.heads[head].blocks[place]);
-        let (keys, values, positions) = self.addresses(block);
+        let parts = self.addresses(block);
         let head = &mut self.heads[head];
         head.blocks[place] = block;
-        head.keys[place] = keys;
-        head.values[place] = values;
-        head.positions[place] = positions;
+        head.keys[place] = parts.keys;
+        head.values[place] = parts.values;
+        for (table, page) in head.scales.iter_mut().zip(parts.scales.into_iter().flatten()) {
+            table[place] = page;
+        }
+        head.positions[place] = parts.positions;
         head.holds[place].set(Held::Alone);
     }
 

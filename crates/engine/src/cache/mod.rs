@@ -18,9 +18,8 @@ use std::collections::HashSet;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use half::f16;
 use reasoning_rpc_core::CacheShape;
-use reasoning_rpc_cpu::{self as cpu, Element, KvPages, KvPagesMut, Layout, PositionPagesMut, Simd};
+use reasoning_rpc_cpu::{self as cpu, KvPages, KvPagesMut, Layout, PositionPagesMut, Scales, Simd, Stored};
 
 pub use branch::CacheView;
 pub(crate) use ledger::{Account, BlockId};
@@ -36,14 +35,37 @@ pub enum CacheType {
     /// 2 bytes, rounded to nearest even.
     #[default]
     F16,
+    /// 2 bytes, rounded to nearest even: the range of fp32, 8 bits of precision.
+    Bf16,
+    /// 1 byte, and a float32 scale for each key and each value: its largest magnitude / 127.
+    I8,
 }
 
 impl CacheType {
     /// Bytes of one element.
     pub fn bytes(self) -> usize {
         match self {
-            Self::F32 => size_of::<f32>(),
-            Self::F16 => size_of::<f16>(),
+            Self::F32 => 4,
+            Self::F16 | Self::Bf16 => 2,
+            Self::I8 => 1,
+        }
+    }
+
+    /// Bytes of the scale of one key, or of one value; 0 without scales.
+    pub fn scale_bytes(self) -> usize {
+        match self {
+            Self::I8 => size_of::<f32>(),
+            _ => 0,
+        }
+    }
+
+    /// The name that errors, options and saved sequences use.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "fp32",
+            Self::F16 => "fp16",
+            Self::Bf16 => "bf16",
+            Self::I8 => "int8",
         }
     }
 }
@@ -52,6 +74,8 @@ impl CacheType {
 pub(crate) struct HeadCache {
     keys: Vec<NonNull<u8>>,
     values: Vec<NonNull<u8>>,
+    /// Of the keys and of the values; empty if the element type has no scales.
+    scales: [Vec<NonNull<f32>>; 2],
     positions: Vec<NonNull<u32>>,
     blocks: Vec<BlockId>,
     /// How each block is held.
@@ -65,6 +89,7 @@ impl HeadCache {
     const EMPTY: Self = Self {
         keys: Vec::new(),
         values: Vec::new(),
+        scales: [Vec::new(), Vec::new()],
         positions: Vec::new(),
         blocks: Vec::new(),
         holds: Vec::new(),
@@ -81,6 +106,15 @@ impl HeadCache {
     pub(crate) fn history(&self) -> &[f32] {
         &self.history
     }
+}
+
+/// Where the parts of one block begin.
+struct BlockParts {
+    keys: NonNull<u8>,
+    values: NonNull<u8>,
+    /// Of the keys and of the values.
+    scales: Option<[NonNull<f32>; 2]>,
+    positions: NonNull<u32>,
 }
 
 enum Storage {
@@ -356,27 +390,36 @@ impl SequenceCache {
 
     /// Puts a block behind a head's last one.
     fn push_block(&mut self, head: usize, block: BlockId, held: Held) {
-        let (keys, values, positions) = self.addresses(block);
+        let parts = self.addresses(block);
         let head = &mut self.heads[head];
         head.blocks.push(block);
         head.holds.push(Hold::new(held));
-        head.keys.push(keys);
-        head.values.push(values);
-        head.positions.push(positions);
+        head.keys.push(parts.keys);
+        head.values.push(parts.values);
+        for (table, page) in head.scales.iter_mut().zip(parts.scales.into_iter().flatten()) {
+            table.push(page);
+        }
+        head.positions.push(parts.positions);
     }
 
-    /// Where a block's keys, values and positions begin.
-    fn addresses(&self, block: BlockId) -> (NonNull<u8>, NonNull<u8>, NonNull<u32>) {
-        let plane = self.plane();
+    /// Where the parts of a block begin.
+    fn addresses(&self, block: BlockId) -> BlockParts {
+        let entries = self.shape.block_entries;
+        let plane = entries * self.shape.head_dim * self.element.bytes();
+        let scales = entries * self.element.scale_bytes();
         let keys = self.pool.address(block);
-        // SAFETY: a block has a plane of keys, one of values and the positions, in this order
-        // (CacheShape::block_bytes), so both offsets lie inside it.
-        unsafe { (keys, keys.add(plane), keys.add(2 * plane).cast()) }
-    }
-
-    /// Bytes of a block's keys, and of its values.
-    fn plane(&self) -> usize {
-        self.shape.block_entries * self.shape.head_dim * self.element.bytes()
+        // SAFETY: a block has a plane of keys, one of values, the keys' scales and the values' if there are
+        // any, and the positions, in this order (CacheShape::block_bytes), so all offsets lie inside it.
+        // Blocks are aligned to cache lines and have a multiple of 16 entries, so each part is, too.
+        unsafe {
+            BlockParts {
+                keys,
+                values: keys.add(plane),
+                scales: (scales > 0)
+                    .then(|| [keys.add(2 * plane).cast(), keys.add(2 * plane + scales).cast()]),
+                positions: keys.add(2 * (plane + scales)).cast(),
+            }
+        }
     }
 
     /// A contiguous buffer moves when it grows, so it at least doubles; what was reserved is taken
@@ -447,22 +490,23 @@ impl SequenceCache {
     ///
     /// # Safety
     /// The first `len` entries are written, and nothing writes them while the view lives.
-    pub(crate) unsafe fn pages<E: Element>(
+    pub(crate) unsafe fn pages<E: Stored>(
         &self,
         layer: usize,
         kv_head: usize,
         len: usize,
     ) -> Result<KvPages<'_, E>> {
-        debug_assert_eq!(size_of::<E>(), self.element.bytes());
+        debug_assert_eq!(E::NAME, self.element_name());
         let head = self.head(layer, kv_head);
+        let (keys, values) = (typed(&head.keys), typed(&head.values));
         // SAFETY: every page has room for page_entries() entries of head_dim elements of this type
         // and lives as long as `self` holds it; the rest is the caller's promise.
-        let pages = unsafe { KvPages::new(typed(&head.keys), typed(&head.values), self.layout(), len) };
+        let pages = unsafe { KvPages::with_scales(keys, values, self.scales(head), self.layout(), len) };
         Ok(pages?)
     }
 
     /// The valid entries of a KV head, to read.
-    pub(crate) fn valid_pages<E: Element>(&self, layer: usize, kv_head: usize) -> Result<KvPages<'_, E>> {
+    pub(crate) fn valid_pages<E: Stored>(&self, layer: usize, kv_head: usize) -> Result<KvPages<'_, E>> {
         // SAFETY: entries below `len` were committed; they are written through `pages_mut` only,
         // whose callers promise that nothing reads them meanwhile.
         unsafe { self.pages(layer, kv_head, self.head(layer, kv_head).len) }
@@ -474,17 +518,37 @@ impl SequenceCache {
     /// # Safety
     /// Nothing else reads or writes this KV head's pages of this cache while the view lives, and what is
     /// written lies in blocks that are its own: `grow` sees to it for new entries, `own_entries` for old.
-    pub(crate) unsafe fn pages_mut<E: Element>(
+    pub(crate) unsafe fn pages_mut<E: Stored>(
         &self,
         layer: usize,
         kv_head: usize,
     ) -> Result<KvPagesMut<'_, E>> {
-        debug_assert_eq!(size_of::<E>(), self.element.bytes());
+        debug_assert_eq!(E::NAME, self.element_name());
         let head = self.head(layer, kv_head);
+        let (keys, values) = (typed(&head.keys), typed(&head.values));
         // SAFETY: as in `pages`; no page occurs twice in a cache.
         let pages =
-            unsafe { KvPagesMut::new(typed(&head.keys), typed(&head.values), self.layout(), head.len) };
+            unsafe { KvPagesMut::with_scales(keys, values, self.scales(head), self.layout(), head.len) };
         Ok(pages?)
+    }
+
+    fn scales<'a>(&self, head: &'a HeadCache) -> Option<Scales<'a>> {
+        (self.element.scale_bytes() > 0).then_some(Scales {
+            keys: &head.scales[0],
+            values: &head.scales[1],
+            key_stride: 1,
+            value_stride: 1,
+        })
+    }
+
+    /// The element type as the CPU's loops call it.
+    fn element_name(&self) -> &'static str {
+        match self.element {
+            CacheType::F32 => f32::NAME,
+            CacheType::F16 => half::f16::NAME,
+            CacheType::Bf16 => half::bf16::NAME,
+            CacheType::I8 => i8::NAME,
+        }
     }
 
     /// The original position of an entry.
@@ -506,19 +570,27 @@ impl SequenceCache {
     #[cfg(test)]
     pub(crate) fn entry_f32(&self, layer: usize, kv_head: usize, entry: usize) -> (Vec<f32>, Vec<f32>) {
         let head = self.head(layer, kv_head);
-        assert!(entry < head.len && self.element == CacheType::F32);
-        let (page, at) = (
-            entry / self.page_entries(),
-            entry % self.page_entries() * self.shape.head_dim,
-        );
-        let read = |pages: &[NonNull<u8>]| {
-            let page = pages[page].cast::<f32>();
-            // SAFETY: the entry is valid, so its page has been written there.
-            (0..self.shape.head_dim)
-                .map(|i| unsafe { page.add(at + i).read() })
+        assert!(entry < head.len);
+        let (page, entry) = (entry / self.page_entries(), entry % self.page_entries());
+        let read = |pages: &[NonNull<u8>], scales: &[NonNull<f32>]| {
+            let numbers = entry * self.shape.head_dim..(entry + 1) * self.shape.head_dim;
+            let at = pages[page];
+            // SAFETY: the entry is valid, so its page has been written there, and its scale, if there is one.
+            numbers
+                .map(|i| unsafe {
+                    match self.element {
+                        CacheType::F32 => at.cast::<f32>().add(i).read(),
+                        CacheType::F16 => at.cast::<half::f16>().add(i).read().to_f32(),
+                        CacheType::Bf16 => at.cast::<half::bf16>().add(i).read().to_f32(),
+                        CacheType::I8 => {
+                            f32::from(at.cast::<i8>().add(i).read()) * scales[page].add(entry).read()
+                        }
+                    }
+                })
                 .collect()
         };
-        (read(&head.keys), read(&head.values))
+        let [keys, values] = &head.scales;
+        (read(&head.keys, keys), read(&head.values, values))
     }
 
     /// Entries of a KV head whose original position is below `position`. Entries are in the order
@@ -554,7 +626,7 @@ impl SequenceCache {
 
     /// Moves the entries `kept` (ascending; each at or behind its destination) of a KV head to
     /// `first` and what follows, keys, values and positions, and drops the rest from `first` on.
-    pub(crate) fn compact<E: Element>(
+    pub(crate) fn compact<E: Stored>(
         &mut self,
         simd: Simd,
         layer: usize,
@@ -595,7 +667,7 @@ impl SequenceCache {
 
     /// Writes keys and values anew: a row of `2 * head_dim` numbers, key then value, to each of `entries`,
     /// which ascend and are of candidates of a compression.
-    pub(crate) fn rewrite<E: Element>(
+    pub(crate) fn rewrite<E: Stored>(
         &mut self,
         layer: usize,
         kv_head: usize,
@@ -622,6 +694,7 @@ impl SequenceCache {
             freed.extend(head.blocks.drain(needed..).zip(holds));
             head.keys.truncate(needed);
             head.values.truncate(needed);
+            head.scales.iter_mut().for_each(|table| table.truncate(needed));
             head.positions.truncate(needed);
         }
         if !freed.is_empty() {
@@ -644,8 +717,8 @@ impl Drop for SequenceCache {
     }
 }
 
-fn typed<E>(pages: &[NonNull<u8>]) -> &[NonNull<E>] {
-    // SAFETY: NonNull<u8> and NonNull<E> have the same layout for sized E.
+fn typed<A, E>(pages: &[NonNull<A>]) -> &[NonNull<E>] {
+    // SAFETY: NonNull of one sized type and of another have the same layout.
     unsafe { std::slice::from_raw_parts(pages.as_ptr().cast(), pages.len()) }
 }
 

@@ -2,11 +2,24 @@
 
 use std::ptr::NonNull;
 
-use super::{QueryWindow, SequenceCache};
+use super::{HeadCache, QueryWindow, SequenceCache, typed};
 use crate::error::{Error, Result};
 
 // Saved sequences are little-endian, and entries are copied as they lie in memory.
 const _: () = assert!(cfg!(target_endian = "little"));
+
+/// The tables of a KV head in the order of [`SequenceCache::packed`], each with the bytes of one entry in
+/// it; `vector` is that of a key or value. The tables of scales are empty if there are none.
+fn planes(head: &HeadCache, vector: usize) -> [(&[NonNull<u8>], usize); 5] {
+    let [keys, values] = &head.scales;
+    [
+        (&head.keys, vector),
+        (&head.values, vector),
+        (typed(keys), size_of::<f32>()),
+        (typed(values), size_of::<f32>()),
+        (typed(&head.positions), size_of::<u32>()),
+    ]
+}
 
 impl SequenceCache {
     /// Valid entries of all layers and KV heads together.
@@ -14,34 +27,27 @@ impl SequenceCache {
         self.heads.iter().map(|head| head.len).sum()
     }
 
-    /// The bytes of a KV head's keys, then of its values, then of its positions, in entry order.
+    /// The bytes of a KV head's keys, then of its values, of the scales of the keys and of the values if
+    /// there are any, and of its positions, in entry order.
     pub(crate) fn packed(&self, layer: usize, kv_head: usize) -> impl Iterator<Item = &[u8]> {
         let head = self.head(layer, kv_head);
         let entry = self.shape.head_dim * self.element.bytes();
         let (len, page_entries) = (head.len, self.page_entries());
-        let pages = move |first: usize| len.saturating_sub(first * page_entries).min(page_entries);
-        let planes =
-            [(&head.keys, entry), (&head.values, entry)]
-                .into_iter()
-                .flat_map(move |(table, width)| {
-                    table.iter().enumerate().map(move |(page, &data)| {
-                        // SAFETY: the valid entries of a held page are written, and writers need `&mut self`
-                        // or promise that nothing reads.
-                        unsafe { std::slice::from_raw_parts(data.as_ptr().cast_const(), pages(page) * width) }
-                    })
-                });
-        let positions = head.positions.iter().enumerate().map(move |(page, data)| {
-            // SAFETY: as above; every valid entry has a position.
-            unsafe { std::slice::from_raw_parts(data.as_ptr().cast_const().cast::<u8>(), pages(page) * 4) }
-        });
-        planes.chain(positions)
+        planes(head, entry).into_iter().flat_map(move |(table, width)| {
+            table.iter().enumerate().map(move |(page, &data)| {
+                let entries = len.saturating_sub(page * page_entries).min(page_entries);
+                // SAFETY: the valid entries of a held page are written, their scales and positions, too;
+                // writers need `&mut self` or promise that nothing reads.
+                unsafe { std::slice::from_raw_parts(data.as_ptr().cast_const(), entries * width) }
+            })
+        })
     }
 
     /// Fills an empty cache with `len` entries in every KV head, of which `bytes` has, KV head by KV
     /// head, what [`packed`](Self::packed) gives.
     pub(crate) fn unpack(&mut self, len: usize, bytes: &[u8]) -> Result<()> {
         let entry = self.shape.head_dim * self.element.bytes();
-        if self.entries() != 0 || bytes.len() != self.heads.len() * len * (2 * entry + 4) {
+        if self.entries() != 0 || bytes.len() != self.heads.len() * len * self.shape.entry_bytes() {
             return Err(Error::Internal(format!(
                 "{} bytes of entries do not fit the cache",
                 bytes.len()
@@ -64,10 +70,11 @@ impl SequenceCache {
             rest = after;
         };
         for head in &mut self.heads {
-            fill(&head.keys, entry);
-            fill(&head.values, entry);
-            let positions: Vec<NonNull<u8>> = head.positions.iter().map(|page| page.cast()).collect();
-            fill(&positions, 4);
+            for (table, width) in planes(head, entry) {
+                if !table.is_empty() {
+                    fill(table, width);
+                }
+            }
             head.len = len;
         }
         Ok(())

@@ -11,12 +11,12 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use half::f16;
+use half::{bf16, f16};
 use ort::operator::{
     ComputeContext, Kernel, KernelContext, Operator, OperatorDomain, OperatorInput, OperatorOutput,
 };
 use ort::value::TensorElementType;
-use reasoning_rpc_cpu::{self as cpu, Element, Heads, HeadsMut, Scratch, Simd};
+use reasoning_rpc_cpu::{self as cpu, Heads, HeadsMut, Scratch, Simd, Stored};
 
 use super::linear::{QuantizedGather, QuantizedLinear};
 use super::tensors;
@@ -255,6 +255,8 @@ impl AttentionKernel {
         match step.rows.first().map(|row| row.cache.element()) {
             Some(CacheType::F32) => self.attend_rows::<f32>(context, &inputs, step, out),
             Some(CacheType::F16) => self.attend_rows::<f16>(context, &inputs, step, out),
+            Some(CacheType::Bf16) => self.attend_rows::<bf16>(context, &inputs, step, out),
+            Some(CacheType::I8) => self.attend_rows::<i8>(context, &inputs, step, out),
             None => Ok(()),
         }
     }
@@ -303,7 +305,7 @@ impl AttentionKernel {
         Ok(())
     }
 
-    fn attend_rows<E: Element>(
+    fn attend_rows<E: Stored>(
         &self,
         context: &ComputeContext,
         inputs: &Inputs<'_>,

@@ -15,7 +15,7 @@
 //! | 4 each | window queries of every layer, as the rings lie |
 //! | ... | per layer: how many frequencies they are rotated with (0 or half of head_dim, u32), the frequencies |
 //! | 4 each | per layer and KV head: the policy's float of each entry, if it keeps any |
-//! | ... | per layer and KV head: keys, values (elements of the cache type), positions (u32) |
+//! | ... | per layer and KV head: keys, values (elements of the cache type), with int8 the scales of keys and of values (f32), positions (u32) |
 //! | 32 | SHA-256 of all before |
 //!
 //! Every size follows from the header and the model, so that a blob is refused before anything is
@@ -34,7 +34,6 @@ use sha2::{Digest, Sha256};
 
 pub(crate) use restore::restore;
 
-use crate::cache::CacheType;
 use crate::engine::EngineShared;
 use crate::error::{Error, Result};
 use crate::sampling::SamplingOptions;
@@ -107,13 +106,6 @@ impl ModelName {
             weights: manifest.weights.clone(),
             digest: manifest.digest(),
         }
-    }
-}
-
-fn cache_name(element: CacheType) -> &'static str {
-    match element {
-        CacheType::F32 => "fp32",
-        CacheType::F16 => "fp16",
     }
 }
 
@@ -221,7 +213,7 @@ impl Sequence {
         let cache = self.cache.as_ref().ok_or(Error::Poisoned)?;
         Ok(Header {
             model: ModelName::of(&self.shared),
-            cache: cache_name(cache.element()).into(),
+            cache: cache.element().name().into(),
             policy: policy_header(&*self.policy)?,
             sampling: sampling_header(self.sampler.options()),
             record_kept: self.record_kept,

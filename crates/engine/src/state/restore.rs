@@ -7,7 +7,7 @@ use std::time::Duration;
 use reasoning_rpc_core::{Aggregation, Budget, Policy, PolicyKind, Pooling, RpcOptions, Schedule, Trigger};
 use sha2::{Digest, Sha256};
 
-use super::{HASH_BYTES, Header, LONGEST_HEADER, MAGIC, ModelName, PolicyHeader, VERSION, cache_name};
+use super::{HASH_BYTES, Header, LONGEST_HEADER, MAGIC, ModelName, PolicyHeader, VERSION};
 use crate::cache::{CacheType, QueryWindow};
 use crate::compress::CompressionRecord;
 use crate::engine::EngineShared;
@@ -131,8 +131,8 @@ pub(crate) fn restore(shared: &Arc<EngineShared>, bytes: &[u8]) -> Result<Sequen
         },
     )?;
     let cache = sequence.cache.as_deref_mut().ok_or(Error::Poisoned)?;
-    if header.cache != cache_name(cache.element()) {
-        return refuse("cache type", cache_name(cache.element()), &header.cache);
+    if header.cache != cache.element().name() {
+        return refuse("cache type", cache.element().name(), &header.cache);
     }
     let shape = *cache.shape();
     let kept_sets = match (header.record_kept, per_kv_head) {
@@ -178,8 +178,7 @@ pub(crate) fn restore(shared: &Arc<EngineShared>, bytes: &[u8]) -> Result<Sequen
     if !histories.iter().flatten().all(|x| x.is_finite()) {
         return refuse("history", "numbers", "infinity or NaN");
     }
-    let entry_bytes = 2 * shape.head_dim * shape.element_bytes + 4;
-    let head_bytes = len.checked_mul(entry_bytes).ok_or_else(too_large)?;
+    let head_bytes = len.checked_mul(shape.entry_bytes()).ok_or_else(too_large)?;
     let all = head_bytes
         .checked_mul(shape.layers * shape.kv_heads)
         .ok_or_else(too_large)?;
@@ -198,10 +197,9 @@ pub(crate) fn restore(shared: &Arc<EngineShared>, bytes: &[u8]) -> Result<Sequen
         (shape.kv_heads, per_kv_head),
     )?;
     let planes = 2 * shape.head_dim * shape.element_bytes * len;
-    if !entries
-        .chunks_exact(head_bytes.max(1))
-        .all(|head| are_numbers(&head[..planes], cache.element()))
-    {
+    let scales = planes + 2 * shape.scale_bytes * len;
+    let mut heads = entries.chunks_exact(head_bytes.max(1));
+    if !heads.all(|head| are_numbers(&head[..planes], cache.element()) && are_scales(&head[planes..scales])) {
         return refuse("keys and values", "numbers", "infinity or NaN");
     }
     cache.unpack(len, entries)?;
@@ -341,18 +339,30 @@ fn given_ranges(mut words: impl Iterator<Item = u32>, tokens: usize) -> Result<V
 /// Whether elements are neither infinite nor NaN, which no step writes and no score survives.
 fn are_numbers(bytes: &[u8], element: CacheType) -> bool {
     const F16_EXPONENT: u16 = 0x7c00;
+    const BF16_EXPONENT: u16 = 0x7f80;
+    let halves_below = |exponent| {
+        let mut halves = bytes.as_chunks::<2>().0.iter();
+        halves.all(|&word| u16::from_le_bytes(word) & exponent != exponent)
+    };
     match element {
         CacheType::F32 => bytes
             .as_chunks::<4>()
             .0
             .iter()
             .all(|&word| f32::from_le_bytes(word).is_finite()),
-        CacheType::F16 => bytes
-            .as_chunks::<2>()
-            .0
-            .iter()
-            .all(|&word| u16::from_le_bytes(word) & F16_EXPONENT != F16_EXPONENT),
+        CacheType::F16 => halves_below(F16_EXPONENT),
+        CacheType::Bf16 => halves_below(BF16_EXPONENT),
+        // The one pattern that no number is rounded to.
+        CacheType::I8 => bytes.iter().all(|&byte| byte as i8 != i8::MIN),
     }
+}
+
+/// Whether scales are such as a step writes: neither negative, infinite nor NaN.
+fn are_scales(bytes: &[u8]) -> bool {
+    let scales = bytes.as_chunks::<4>().0.iter();
+    scales
+        .map(|&word| f32::from_le_bytes(word))
+        .all(|scale| scale.is_finite() && scale >= 0.0)
 }
 
 fn read_log(

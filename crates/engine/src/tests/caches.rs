@@ -3,8 +3,8 @@
 use reasoning_rpc_core::Aggregation;
 use reasoning_rpc_test_support::{Random, seed};
 
-use super::{fixed, none, prompt, prompt_up_to, rpc, run_pending, start, tiny, write};
-use crate::Sequence;
+use super::{contents as bytes, fixed, none, prompt, prompt_up_to, rpc, run_pending, start, tiny, write};
+use crate::{CacheType, Sequence};
 
 /// Keys, values and positions of every layer and KV head, as bits.
 fn contents(sequence: &Sequence) -> Vec<(Vec<u32>, Vec<u32>, Vec<u32>)> {
@@ -38,7 +38,7 @@ fn a_view_shows_what_the_cache_holds() {
     for model in ["golden/qwen2_p32-cached", "golden/qwen2_p32-portable"] {
         let engine = tiny(|options| options.model = reasoning_rpc_test_support::model(model));
         let mut sequence = start(&engine, rpc(32, 8, 4, Aggregation::KvHead), &[]);
-        assert!(super::contents(&sequence).iter().all(|head| head.2.is_empty()));
+        assert!(bytes(&sequence).iter().all(|head| head.2.is_empty()));
         sequence.append_tokens(&prompt(&mut random, 27)).unwrap();
         write(&engine, &mut sequence, 60);
         let bits = |bytes: &[u8]| -> Vec<u32> {
@@ -47,7 +47,7 @@ fn a_view_shows_what_the_cache_holds() {
                 .map(|word| u32::from_ne_bytes(word.try_into().unwrap()))
                 .collect()
         };
-        let viewed: Vec<_> = super::contents(&sequence)
+        let viewed: Vec<_> = bytes(&sequence)
             .iter()
             .map(|(keys, values, positions)| (bits(keys), bits(values), positions.clone()))
             .collect();
@@ -90,8 +90,10 @@ fn prefill_in_chunks_of_any_size_gives_the_same_cache() {
 #[test]
 fn a_compression_keeps_prompt_window_and_whole_entries() {
     let mut random = Random::new(seed());
-    for aggregation in [Aggregation::Layer, Aggregation::KvHead] {
-        let engine = tiny(|_| {});
+    let types = [CacheType::F32, CacheType::F16, CacheType::Bf16, CacheType::I8];
+    let cases = [Aggregation::Layer, Aggregation::KvHead].map(|aggregation| types.map(|t| (aggregation, t)));
+    for (aggregation, cache_type) in cases.into_iter().flatten() {
+        let engine = tiny(|options| options.cache_type = Some(cache_type));
         let text = prompt(&mut random, 21);
         let mut compressed = start(&engine, rpc(32, 8, 4, aggregation), &text);
         let mut full = start(&engine, none(), &text);
@@ -104,7 +106,7 @@ fn a_compression_keeps_prompt_window_and_whole_entries() {
         run_pending(&engine, &mut full);
         assert_eq!(compressed.stats().compressions, 1);
         for ((keys, values, positions), (all_keys, all_values, _)) in
-            contents(&compressed).iter().zip(contents(&full))
+            bytes(&compressed).iter().zip(bytes(&full))
         {
             assert_eq!(positions.len(), 21 + 8 + 8);
             assert_eq!(
@@ -118,7 +120,7 @@ fn a_compression_keeps_prompt_window_and_whole_entries() {
                 "the window stays"
             );
             assert!(positions.is_sorted());
-            let size = 16;
+            let size = 16 * cache_type.bytes() + cache_type.scale_bytes();
             for (entry, &position) in positions.iter().enumerate() {
                 let from = position as usize * size;
                 assert_eq!(keys[entry * size..][..size], all_keys[from..][..size]);

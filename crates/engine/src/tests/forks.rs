@@ -121,6 +121,8 @@ fn forks_write_what_the_original_writes() {
             for (name, cache) in [
                 ("golden/qwen2_p32-cached", CacheType::F32),
                 ("golden/llama_p48_c8-cached", CacheType::F16),
+                ("golden/llama_p48_c8-cached", CacheType::Bf16),
+                ("golden/qwen2_p32-cached", CacheType::I8),
                 ("golden/qwen2_p32-portable", CacheType::F32),
             ] {
                 let engine = engine_of(name, cache, entries);

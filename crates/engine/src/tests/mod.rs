@@ -4,6 +4,7 @@
 
 mod caches;
 mod forks;
+mod operator;
 mod policies;
 mod rewinds;
 #[cfg(not(feature = "shuttle"))]
@@ -83,7 +84,8 @@ fn write(engine: &Engine, sequence: &mut Sequence, count: usize) -> Vec<u32> {
         .collect()
 }
 
-/// Keys, values and positions of every layer and KV head, byte for byte, through the view.
+/// Keys, values (each with its scale behind it, if it has one) and positions of every layer and KV head,
+/// byte for byte, through the view.
 fn contents(sequence: &Sequence) -> Vec<(Vec<u8>, Vec<u8>, Vec<u32>)> {
     let shape = *sequence.cache.as_ref().unwrap().shape();
     let mut all = Vec::new();
@@ -97,6 +99,12 @@ fn contents(sequence: &Sequence) -> Vec<(Vec<u8>, Vec<u8>, Vec<u32>)> {
             unsafe {
                 keys.extend(std::slice::from_raw_parts(view.keys.add(at), view.entry_stride));
                 values.extend(std::slice::from_raw_parts(view.values.add(at), view.entry_stride));
+                for (scales, to) in [(view.key_scales, &mut keys), (view.value_scales, &mut values)] {
+                    if !scales.is_null() {
+                        let scale = scales.byte_add(block).add(entry % view.block_entries);
+                        to.extend(scale.read().to_le_bytes());
+                    }
+                }
                 let position = view.positions.byte_add(block).add(entry % view.block_entries);
                 positions.push(position.read());
             }

@@ -16,12 +16,14 @@ use crate::{CacheType, Sequence, SequenceOptions};
 fn what_follows_a_rewind_is_what_followed() {
     let mut random = Random::new(seed());
     let (mut rewound, mut refused, mut in_window) = (0, 0, 0);
-    for round in 0..16 {
+    for round in 0..25 {
         let (name, cache) = [
             ("golden/qwen2_p32-cached", CacheType::F32),
             ("golden/llama_p48_c8-cached", CacheType::F16),
             ("golden/qwen2_p32-portable", CacheType::F32),
-        ][round % 3];
+            ("golden/llama_p48_c8-cached", CacheType::Bf16),
+            ("golden/qwen2_p32-cached", CacheType::I8),
+        ][round % 5];
         let engine = tiny(|options| {
             options.model = model(name);
             options.cache_type = Some(cache);
