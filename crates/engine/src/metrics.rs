@@ -172,7 +172,7 @@ pub(crate) struct Counters {
 }
 
 impl Counters {
-    pub(crate) fn stepped(&self, chunks: &[Chunk], time: Duration) {
+    pub(crate) fn stepped<'a>(&self, chunks: impl Iterator<Item = &'a Chunk>, time: Duration) {
         self.steps.fetch_add(1, Relaxed);
         self.step_nanos.fetch_add(time.as_nanos() as u64, Relaxed);
         for chunk in chunks {

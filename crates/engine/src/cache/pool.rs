@@ -242,7 +242,7 @@ impl BlockPool {
             let start = id as usize * self.block_bytes;
             start..start + self.block_bytes
         });
-        for next in blocks.chain([touched..end]) {
+        for next in blocks.chain(std::iter::once(touched..end)) {
             match runs.last_mut() {
                 Some(run) if run.end == next.start => run.end = next.end,
                 _ => runs.push(next),
