@@ -397,6 +397,24 @@ rrpc_error *rrpc_engine_get_info(const rrpc_engine *engine,
                                  rrpc_engine_info *info);
 
 /**
+ * Gives the memory of cache blocks that no sequence holds back to the operating system, at once: what
+ * freed sequences and compressions have left. Without it the memory stays with the engine, for the next
+ * sequence. The budget is as it was; pages come anew as blocks are used again, which costs the first
+ * writes. `bytes`, if it is not NULL, gets how many bytes were resident there.
+ *
+ * Whole pages only: what a free block shares with one in use on its first and last page stays. Of a
+ * huge page that is free in part the system takes the part back when it needs memory. A model of the
+ * portable flavour has no blocks, and gives back a cache when its sequence is freed: 0 bytes.
+ *
+ * Ownership: nothing changes hands.
+ * Threads: any. Sequences may be used meanwhile; what takes or frees blocks waits, some 0.1 ms for each
+ * MiB given back.
+ * Errors: NULL_POINTER, INVALID_HANDLE.
+ * Since: 0.1
+ */
+RRPC_NODISCARD rrpc_error *rrpc_engine_trim(rrpc_engine *engine, uint64_t *bytes);
+
+/**
  * Copies the ids of the tokens that end an answer: for programs that step sequences themselves.
  *
  * `count` gets their number. `out` may be NULL with a `capacity` of 0, to ask for the number only;

@@ -58,6 +58,8 @@ pub struct Stats {
 pub struct Sequence {
     pub(crate) shared: Arc<EngineShared>,
     pub(crate) slot: i64,
+    /// What the step under way runs of it, or the last one ran.
+    pub(crate) chunk: Chunk,
     /// Absent only while a step runs.
     pub(crate) cache: Option<Box<SequenceCache>>,
     pub(crate) logits: Vec<f32>,
@@ -105,6 +107,7 @@ impl Sequence {
         let cache = shared.new_cache(kept);
         Ok(Self {
             slot: shared.slots.open(),
+            chunk: Chunk::default(),
             cache: Some(Box::new(cache)),
             logits: Vec::new(),
             logits_ready: false,
@@ -279,7 +282,18 @@ impl Sequence {
         self.check_alive()?;
         let entries = self.peak_entries(new_tokens);
         let reserved = self.cache_mut()?.reserve(entries);
-        reserved.inspect_err(|error| log::warn!("an answer was refused: {error}"))
+        reserved.inspect_err(|error| log::warn!("an answer was refused: {error}"))?;
+        self.make_room(new_tokens);
+        Ok(())
+    }
+
+    /// Takes the memory that grows by a token now, so that the steps of an answer allocate nothing.
+    pub(crate) fn make_room(&mut self, new_tokens: usize) {
+        let new_tokens = new_tokens.min(self.room());
+        self.tokens.reserve(new_tokens);
+        if self.sampler.options().temperature > 0.0 {
+            self.draws.reserve(new_tokens);
+        }
     }
 
     /// The most entries of a KV head until `new_tokens` more tokens are generated.
@@ -351,8 +365,9 @@ impl Sequence {
         }
     }
 
-    /// Counts a chunk whose keys and values were written.
-    pub(crate) fn commit(&mut self, chunk: &Chunk, time: Duration) -> Result<()> {
+    /// Counts the chunk, whose keys and values were written.
+    pub(crate) fn commit(&mut self, time: Duration) -> Result<()> {
+        let chunk = self.chunk.clone();
         let positions = chunk.tokens.start as u32..chunk.tokens.end as u32;
         self.cache_mut()?.commit(positions);
         self.written = chunk.tokens.end;
@@ -434,6 +449,7 @@ impl Drop for Sequence {
 }
 
 /// Tokens of one step.
+#[derive(Clone, Default)]
 pub(crate) struct Chunk {
     /// Positions.
     pub tokens: Range<usize>,

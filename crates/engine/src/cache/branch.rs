@@ -57,6 +57,7 @@ impl SequenceCache {
             },
             pool: Arc::clone(&self.pool),
             account: Account::default(),
+            taken: Vec::new(),
             peak_bytes: self.peak_bytes,
             history: self.history,
         };

@@ -129,6 +129,16 @@ impl Ledger {
         more + self.cost_of(claims) <= self.available()
     }
 
+    /// The blocks that nobody holds and that somebody did, in no order.
+    pub(crate) fn free(&self) -> &[BlockId] {
+        &self.free
+    }
+
+    /// Blocks that were ever handed out: those with the lowest ids.
+    pub(crate) fn touched(&self) -> usize {
+        self.blocks.len()
+    }
+
     /// Whether more than one holds a block.
     pub(crate) fn is_shared(&self, id: BlockId) -> bool {
         self.blocks[id as usize].holders > 1

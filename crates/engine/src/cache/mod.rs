@@ -196,6 +196,8 @@ pub(crate) struct SequenceCache {
     storage: Storage,
     pool: Arc<BlockPool>,
     account: Account,
+    /// Blocks on their way from the pool to the tables; empty between calls.
+    taken: Vec<BlockId>,
     peak_bytes: usize,
     /// Whether heads have histories.
     history: bool,
@@ -275,6 +277,7 @@ impl SequenceCache {
             },
             pool,
             account: Account::default(),
+            taken: Vec::new(),
             peak_bytes: 0,
             history: kept.history,
         }
@@ -324,7 +327,32 @@ impl SequenceCache {
         if self.account.promise() < before {
             self.pool.tell_watchers();
         }
+        if let Storage::Blocks = self.storage {
+            self.make_room(entries);
+        }
         Ok(())
+    }
+
+    /// Takes the memory of tables for `entries` entries now, so that growing up to there allocates nothing.
+    fn make_room(&mut self, entries: usize) {
+        fn room<T>(table: &mut Vec<T>, len: usize) {
+            table.reserve(len.saturating_sub(table.len()));
+        }
+        let places = self.shape.blocks_per_head(entries);
+        self.taken.reserve(self.heads.len());
+        for head in &mut self.heads {
+            room(&mut head.keys, places);
+            room(&mut head.values, places);
+            room(&mut head.positions, places);
+            room(&mut head.blocks, places);
+            room(&mut head.holds, places);
+            if self.element.scale_bytes() > 0 {
+                head.scales.iter_mut().for_each(|table| room(table, places));
+            }
+            if self.history {
+                room(&mut head.history, entries);
+            }
+        }
     }
 
     /// Whether [`reserve`](Self::reserve) would succeed now.
@@ -370,17 +398,22 @@ impl SequenceCache {
         let count: usize = self.heads.iter().map(|head| missing(head, &self.shape)).sum();
         let claims = self.tails(Held::Reader);
         if count > 0 || !claims.is_empty() {
-            let mut taken = Vec::with_capacity(count);
             let ids = self.ids(&claims);
-            self.pool.take(&mut self.account, count, &ids, &mut taken)?;
-            self.hold(&claims, Held::Writer);
-            let mut taken = taken.into_iter();
-            for index in 0..self.heads.len() {
-                let count = missing(&self.heads[index], &self.shape);
-                for block in taken.by_ref().take(count) {
-                    self.push_block(index, block, Held::Alone);
+            let mut taken = std::mem::take(&mut self.taken);
+            let result = self.pool.take(&mut self.account, count, &ids, &mut taken);
+            let mut blocks = taken.drain(..);
+            if result.is_ok() {
+                self.hold(&claims, Held::Writer);
+                for index in 0..self.heads.len() {
+                    let count = missing(&self.heads[index], &self.shape);
+                    for block in blocks.by_ref().take(count) {
+                        self.push_block(index, block, Held::Alone);
+                    }
                 }
             }
+            drop(blocks);
+            self.taken = taken;
+            result?;
         }
         for (head, block) in self.tails(Held::Writer) {
             self.own(head, block);

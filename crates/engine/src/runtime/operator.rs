@@ -98,7 +98,8 @@ impl AttentionState {
             simd,
             threads,
             step: Mutex::default(),
-            scratches: Mutex::default(),
+            // One for each thread, so that no step finds too few.
+            scratches: Mutex::new((0..threads).map(|_| Scratch::new()).collect()),
             tiles: Mutex::default(),
             #[cfg(test)]
             fault: Mutex::default(),
@@ -114,6 +115,12 @@ impl AttentionState {
     /// The context of the step. A panic in a node leaves it as it was: rows are only lent.
     pub(crate) fn step(&self) -> MutexGuard<'_, StepContext> {
         self.step.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes every scratch large enough: which thread comes first to one is chance.
+    fn reserve_scratches(&self, bytes: usize) {
+        let mut scratches = self.scratches.lock().unwrap_or_else(PoisonError::into_inner);
+        scratches.iter_mut().for_each(|scratch| scratch.reserve(bytes));
     }
 
     fn with_scratch<T>(&self, work: impl FnOnce(&mut Scratch) -> T) -> T {
@@ -396,6 +403,9 @@ impl AttentionKernel {
             |row, kv_head| (range_of(row), before(row, kv_head)),
             &shape,
         );
+        let most = units.list.iter().map(|unit| unit.tokens.len()).max().unwrap_or(0);
+        let bytes = cpu::attend_scratch_bytes::<E>(most, group, head_dim);
+        self.state.reserve_scratches(bytes);
         if partial.len() < units.floats {
             partial.resize(units.floats, 0.0);
         }

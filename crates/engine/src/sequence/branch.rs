@@ -27,6 +27,11 @@ impl DrawLog {
         }
     }
 
+    /// Makes room for so many more draws.
+    pub(crate) fn reserve(&mut self, draws: usize) {
+        self.drawn.reserve(draws);
+    }
+
     /// The token at `position` took a draw.
     pub(crate) fn record(&mut self, position: usize) {
         self.drawn.push(position as u32);
@@ -91,6 +96,7 @@ impl Sequence {
         let cache = self.cache.as_deref().ok_or(Error::Poisoned)?.fork(settled)?;
         Ok(Self {
             slot: self.shared.slots.open(),
+            chunk: self.chunk.clone(),
             cache: Some(Box::new(cache)),
             logits: self.logits.clone(),
             logits_ready: self.logits_ready,
