@@ -153,6 +153,9 @@ impl Ledger {
         self.claim(claims);
         self.promised = self.promised - before + after;
         account.reserved = blocks;
+        // What is promised is handed out without an allocation.
+        let most = self.used + self.promised + self.copies;
+        self.blocks.reserve(most.saturating_sub(self.blocks.len()));
         Ok(())
     }
 
