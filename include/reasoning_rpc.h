@@ -434,7 +434,8 @@ rrpc_error *rrpc_engine_stop_tokens(const rrpc_engine *engine,
 
 /**
  * SnapKV at the steps of RPC: the attention of the newest `window` over all entries that they see, averaged
- * over 7 neighbours. This and the next five keep one set for each KV head and read `interval`, `window` and
+ * over 7 neighbours. This and the five up to
+ * RRPC_POLICY_LOOKAHEAD_MERGE keep one set for each KV head and read `interval`, `window` and
  * the budget.
  */
 #define RRPC_POLICY_SNAPKV 3
@@ -452,6 +453,17 @@ rrpc_error *rrpc_engine_stop_tokens(const rrpc_engine *engine,
 #define RRPC_POLICY_LOOKAHEAD 7
 /** The same, and what is dropped is merged into what is kept. */
 #define RRPC_POLICY_LOOKAHEAD_MERGE 8
+
+/**
+ * H2O: at every token, once the budget is reached, each KV head drops the entry that has had the least attention
+ * of all queries since it was written; the more recent half of the budget always stays. This and the next keep
+ * `budget_entries`, whatever `interval` and `window` are; with `ratio` as many as RRPC_POLICY_RPC holds at its
+ * peak. Not with models of the portable flavour. Entries in a cache's view are not in order of position then,
+ * single entries that went count as compressions, and leave no record.
+ */
+#define RRPC_POLICY_H2O 9
+/** TOVA: the same, but each layer drops the entry that the newest query gives the least attention. */
+#define RRPC_POLICY_TOVA 10
 
 /** Scores are averaged over all heads of a layer: one kept set for the layer. */
 #define RRPC_AGGREGATION_LAYER 0
@@ -1860,7 +1872,7 @@ typedef struct rrpc_compressor_options {
 
 /**
  * The policy that a name selects: "none", "rpc", "snapkv", "streaming", "random", "r-kv", "lookahead",
- * "lookahead-merge", or "callback". `name` is NUL-terminated.
+ * "lookahead-merge", "h2o", "tova", or "callback". `name` is NUL-terminated.
  *
  * Ownership: nothing changes hands.
  * Threads: any.

@@ -23,8 +23,8 @@ const (
 	// intervals so far. Given text is never dropped.
 	PolicyRPC Policy = C.RRPC_POLICY_RPC
 	// PolicySnapKV is SnapKV at the steps of RPC: the attention of the newest Window over all entries that
-	// they see, averaged over 7 neighbours. This and the next five keep one set for each KV head and read
-	// Interval, Window and the budget.
+	// they see, averaged over 7 neighbours. This and those up to PolicyLookaheadMerge keep one set for
+	// each KV head and read Interval, Window and the budget.
 	PolicySnapKV Policy = C.RRPC_POLICY_SNAPKV
 	// PolicyStreaming keeps the first 4 generated entries and the most recent ones.
 	PolicyStreaming Policy = C.RRPC_POLICY_STREAMING
@@ -38,16 +38,23 @@ const (
 	PolicyLookahead Policy = C.RRPC_POLICY_LOOKAHEAD
 	// PolicyLookaheadMerge is the same, and what is dropped is merged into what is kept.
 	PolicyLookaheadMerge Policy = C.RRPC_POLICY_LOOKAHEAD_MERGE
+	// PolicyH2O drops at every token, once the budget is reached, the entry of each KV head that has had the
+	// least attention of all queries since it was written; the more recent half of the budget always stays.
+	// This and PolicyTOVA keep BudgetEntries, whatever Interval and Window are; with Ratio as many as
+	// PolicyRPC holds at its peak. Not with models of the portable flavour.
+	PolicyH2O Policy = C.RRPC_POLICY_H2O
+	// PolicyTOVA is the same, but each layer drops the entry that the newest query gives the least attention.
+	PolicyTOVA Policy = C.RRPC_POLICY_TOVA
 )
 
 var policyNames = map[Policy]string{
 	PolicyNone: "none", PolicyRPC: "rpc", PolicyCallback: "callback", PolicySnapKV: "snapkv",
 	PolicyStreaming: "streaming", PolicyRandom: "random", PolicyRKV: "r-kv", PolicyLookahead: "lookahead",
-	PolicyLookaheadMerge: "lookahead-merge",
+	PolicyLookaheadMerge: "lookahead-merge", PolicyH2O: "h2o", PolicyTOVA: "tova",
 }
 
 // ParsePolicy is the policy that a name selects: "none", "rpc", "snapkv", "streaming", "random", "r-kv",
-// "lookahead", "lookahead-merge", or "callback".
+// "lookahead", "lookahead-merge", "h2o", "tova", or "callback".
 //
 // Errors: [ErrInvalidArgument] for another name.
 func ParsePolicy(name string) (Policy, error) {

@@ -72,7 +72,7 @@ def test_divergence_from_the_whole_cache():
 
 
 @pytest.mark.parametrize(
-    "policy", ["rpc", "snapkv", "streaming", "random", "r-kv", "lookahead", "lookahead-merge"]
+    "policy", ["rpc", "snapkv", "streaming", "random", "r-kv", "lookahead", "lookahead-merge", "h2o", "tova"]
 )
 def test_one_step_or_many(policy):
     """A text read in long steps is the text that generate writes token by token."""
@@ -87,7 +87,9 @@ def test_one_step_or_many(policy):
     # Greedy: each token is the best, so that its probability is at least 1 / 96.
     found = perplexity(model, prompt + answer["tokens"], "--prompt-tokens", 40, "--seed", 5, *options)
     assert max(found["nll"]) <= math.log(96)
-    assert found["compressions"] == answer["stats"]["compressions"] == 7
+    assert found["compressions"] == answer["stats"]["compressions"]
+    # rpc's peak is 6 * 8 + 8 + 32; what is more went one by one.
+    assert found["compressions"] == (249 - 88 + 1 if policy in ("h2o", "tova") else 7)
     assert found["cache_peak_bytes"] == answer["stats"]["cache_peak_bytes"]
     # What keeps everything is the whole cache.
     ample = perplexity(

@@ -32,7 +32,8 @@ pub const RRPC_POLICY_NONE: u32 = 0;
 pub const RRPC_POLICY_RPC: u32 = 1;
 
 /// SnapKV at the steps of RPC: the attention of the newest `window` over all entries that they see, averaged
-/// over 7 neighbours. This and the next five keep one set for each KV head and read `interval`, `window` and
+/// over 7 neighbours. This and the five up to
+/// RRPC_POLICY_LOOKAHEAD_MERGE keep one set for each KV head and read `interval`, `window` and
 /// the budget.
 pub const RRPC_POLICY_SNAPKV: u32 = 3;
 /// The first 4 generated entries and the most recent ones.
@@ -47,8 +48,17 @@ pub const RRPC_POLICY_LOOKAHEAD: u32 = 7;
 /// The same, and what is dropped is merged into what is kept.
 pub const RRPC_POLICY_LOOKAHEAD_MERGE: u32 = 8;
 
+/// H2O: at every token, once the budget is reached, each KV head drops the entry that has had the least attention
+/// of all queries since it was written; the more recent half of the budget always stays. This and the next keep
+/// `budget_entries`, whatever `interval` and `window` are; with `ratio` as many as RRPC_POLICY_RPC holds at its
+/// peak. Not with models of the portable flavour. Entries in a cache's view are not in order of position then,
+/// single entries that went count as compressions, and leave no record.
+pub const RRPC_POLICY_H2O: u32 = 9;
+/// TOVA: the same, but each layer drops the entry that the newest query gives the least attention.
+pub const RRPC_POLICY_TOVA: u32 = 10;
+
 /// Policies of the library and their constants; RRPC_POLICY_CALLBACK is 2.
-pub(crate) const POLICIES: [(u32, PolicyKind); 8] = [
+pub(crate) const POLICIES: [(u32, PolicyKind); 10] = [
     (RRPC_POLICY_NONE, PolicyKind::None),
     (RRPC_POLICY_RPC, PolicyKind::Rpc),
     (RRPC_POLICY_SNAPKV, PolicyKind::SnapKv),
@@ -57,6 +67,8 @@ pub(crate) const POLICIES: [(u32, PolicyKind); 8] = [
     (RRPC_POLICY_R_KV, PolicyKind::RKv),
     (RRPC_POLICY_LOOKAHEAD, PolicyKind::Lookahead),
     (RRPC_POLICY_LOOKAHEAD_MERGE, PolicyKind::LookaheadMerge),
+    (RRPC_POLICY_H2O, PolicyKind::H2o),
+    (RRPC_POLICY_TOVA, PolicyKind::Tova),
 ];
 
 /// c of the paper.
@@ -383,7 +395,9 @@ pub(crate) unsafe fn convert(
     }
     let policy: Arc<dyn Policy> = match choice("options.policy", given.policy, &POLICIES)? {
         PolicyKind::None => Arc::new(NoCompression),
-        kind => kind.build(rpc_options(engine, &given)?).map_err(Error::from)?,
+        kind => kind
+            .build(rpc_options(engine, kind, &given)?)
+            .map_err(Error::from)?,
     };
     Ok(SequenceOptions {
         policy,
@@ -399,14 +413,19 @@ pub(crate) unsafe fn convert(
     })
 }
 
-fn rpc_options(engine: &Engine, given: &rrpc_sequence_options) -> Result<RpcOptions, Failure> {
+fn rpc_options(
+    engine: &Engine,
+    kind: PolicyKind,
+    given: &rrpc_sequence_options,
+) -> Result<RpcOptions, Failure> {
     let size = |number: u64| usize::try_from(number).unwrap_or(usize::MAX);
     let budget = match (given.budget_entries, given.budget_bytes) {
         (0, 0) => Budget::Ratio(given.ratio as usize),
         (entries, 0) => Budget::Entries(size(entries)),
         (0, bytes) => {
             let (interval, window) = (given.interval as usize, given.window as usize);
-            Budget::within(size(bytes), engine.cache_shape(), interval, window).map_err(Error::from)?
+            kind.budget_within(size(bytes), engine.cache_shape(), interval, window)
+                .map_err(Error::from)?
         }
         (entries, bytes) => {
             return Err(Failure::argument(format!(

@@ -13,7 +13,7 @@ use crate::args::{Given, Group, Opt, Usage, option, usage};
 const POLICY: Opt = option(
     "policy",
     "NAME",
-    "what is kept [rpc]: none (everything), rpc, snapkv, streaming,\nrandom, r-kv, lookahead or lookahead-merge. All but none read the\noptions down to --bytes; rpc alone those down to --kernel",
+    "what is kept [rpc]: none (everything), rpc, snapkv, streaming,\nrandom, r-kv, lookahead, lookahead-merge, h2o or tova. All but none\nread the options down to --bytes; rpc alone those down to --kernel.\nh2o and tova drop an entry at every token: they keep --entries, or\nwith --ratio as many as rpc holds at its peak",
 );
 const INTERVAL: Opt = option("interval", "P", "a compression every P generated tokens [4096]");
 const WINDOW: Opt = option(
@@ -135,7 +135,9 @@ impl Choice {
     pub fn options(&self, shape: &CacheShape) -> anyhow::Result<RpcOptions> {
         let mut options = self.options;
         if let Some(bytes) = self.bytes {
-            options.budget = Budget::within(bytes, shape, options.interval, options.window)
+            options.budget = self
+                .kind
+                .budget_within(bytes, shape, options.interval, options.window)
                 .map_err(|error| Usage(format!("--{}", error.0)))?;
         }
         Ok(options)

@@ -35,9 +35,10 @@ mod vector;
 
 pub use append::append;
 pub use attend::{
-    ATTEND_CHUNK, ATTEND_TOKEN_TILE, attend, attend_chunks, attend_scratch_bytes, chunk_floats, merge_chunks,
+    ATTEND_CHUNK, ATTEND_TOKEN_TILE, add_attention, attend, attend_chunks, attend_chunks_recorded,
+    attend_recorded, attend_scratch_bytes, chunk_floats, merge_chunks, recorded_floats,
 };
-pub use compact::{PositionPagesMut, compact, compact_positions};
+pub use compact::{PositionPagesMut, compact, compact_positions, move_entry};
 pub use element::{Element, Stored};
 pub use error::Error;
 pub use heads::{Heads, HeadsMut};

@@ -8,6 +8,7 @@ use reasoning_rpc_cpu::{self as cpu, Element, Scratch, Simd};
 
 use crate::cache::{CacheType, SequenceCache};
 use crate::error::{Error, Result};
+use crate::evict;
 use crate::sequence::position_of_generated;
 
 /// What one compression did to one layer.
@@ -63,6 +64,7 @@ pub(crate) struct Workspace {
     rewritten: Vec<u32>,
     rows: Vec<f32>,
     scratch: Scratch,
+    pub eviction: evict::Workspace,
 }
 
 /// Compresses every layer and appends a record of each to `log`.
@@ -102,6 +104,7 @@ fn compress_typed<E: Element>(
             head_dim: shape.head_dim,
             candidates: &workspace.counts,
             scores: &workspace.scores,
+            positions: &[],
             history: &workspace.history,
             keys: &workspace.keys,
             queries: match moment.policy.spec().queries {

@@ -6,6 +6,8 @@ mod portable;
 pub(crate) use cached::CachedRunner;
 pub(crate) use portable::PortableRunner;
 
+use reasoning_rpc_core::Attention;
+
 use crate::cache::SequenceCache;
 use crate::error::Result;
 
@@ -46,6 +48,8 @@ pub(crate) struct StepRow {
     pub cache: Box<SequenceCache>,
     /// If the tokens are generated ones: how many generated tokens were written before them.
     pub first_generated: Option<usize>,
+    /// What attention its entries get to keep as their history; of at most `ATTEND_TOKEN_TILE` tokens.
+    pub attention: Option<Attention>,
 }
 
 impl Step {
