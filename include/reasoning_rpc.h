@@ -474,6 +474,13 @@ rrpc_error *rrpc_engine_stop_tokens(const rrpc_engine *engine,
 #define RRPC_POOLING_AVERAGE 0
 /** The highest of neighbouring scores counts. */
 #define RRPC_POOLING_MAX 1
+/** Scores stay as they are. Not for compressors, whose `kernel` 1 is the same. */
+#define RRPC_POOLING_NONE 2
+
+/** A query's attention is shared out among the entries that may be dropped, as published. */
+#define RRPC_SOFTMAX_CANDIDATES 0
+/** A query's attention is shared out among all entries that it sees. */
+#define RRPC_SOFTMAX_ALL 1
 
 /**
  * A text under generation: tokens, cache, compression policy and sampler. Used by one call at a time.
@@ -544,6 +551,23 @@ typedef struct rrpc_sequence_options {
      * `budget_entries`, to what fits. 0: not set, which is the default.
      */
     uint64_t budget_bytes;
+    /**
+     * One of RRPC_SOFTMAX_. This and the next three are read for RRPC_POLICY_RPC only. Default
+     * RRPC_SOFTMAX_CANDIDATES.
+     */
+    uint32_t softmax;
+    /** 1: an entry's score is multiplied by the sum of the magnitudes of its value. Default 0. */
+    uint32_t value_norms;
+    /**
+     * So much of an entry's score at the compression before is added to the new one, 0 to 1. It takes a float
+     * per entry. Default 0.
+     */
+    float history;
+    /**
+     * Weight w of the redundancy of keys, as RRPC_POLICY_R_KV has it, 0 to 1: (1 - w) times the pooled scores
+     * less w times it, both normalised to a maximum of 1. Default 0.
+     */
+    float redundancy;
 } rrpc_sequence_options;
 
 /** A text inside a struct or an array. This struct never grows. */
@@ -1208,8 +1232,9 @@ typedef struct rrpc_cache_view {
     const void *values;
     /**
      * Positions in the text, from 0 with the given text counted: a uint32_t at
-     * (const char *)positions + b * block_stride + p * 4 bytes. They ascend with e. NULL if there is no
-     * entry.
+     * (const char *)positions + b * block_stride + p * 4 bytes. They ascend with e, unless the
+     * policy is RRPC_POLICY_H2O or RRPC_POLICY_TOVA: then the last entry takes the place of one that goes.
+     * NULL if there is no entry.
      */
     const uint32_t *positions;
     /**
@@ -1280,7 +1305,8 @@ RRPC_NODISCARD rrpc_error *rrpc_sequence_set_seed(rrpc_sequence *sequence, uint6
  * counting the work done.
  *
  * What a compression dropped cannot come back, so a rewind ends no further back than one token behind
- * the last compression.
+ * the last compression. RRPC_POLICY_H2O adds up attention, which cannot be taken back either: before its first
+ * entry went, all generated tokens become pending; later, none that was written can.
  *
  * Ownership: nothing changes hands. Pointers to the sequence's logits and cache are no longer valid.
  * Threads: any; one call at a time on a sequence.

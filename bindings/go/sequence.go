@@ -91,6 +91,18 @@ const (
 	PoolingAverage Pooling = C.RRPC_POOLING_AVERAGE
 	// PoolingMax takes the highest.
 	PoolingMax Pooling = C.RRPC_POOLING_MAX
+	// PoolingNone leaves scores as they are. Not for compressors.
+	PoolingNone Pooling = C.RRPC_POOLING_NONE
+)
+
+// Softmax is what a query's attention is shared out among.
+type Softmax uint32
+
+const (
+	// SoftmaxCandidates: the entries that may be dropped, as published.
+	SoftmaxCandidates Softmax = C.RRPC_SOFTMAX_CANDIDATES
+	// SoftmaxAll: all entries that the query sees.
+	SoftmaxAll Softmax = C.RRPC_SOFTMAX_ALL
 )
 
 // SequenceOptions are the options of [Engine.NewSequence] and [Engine.PeakCacheBytes]. All policies
@@ -139,6 +151,17 @@ type SequenceOptions struct {
 	// blocks, the window and an interval of new ones included. Given text comes on top. 0: not set, which is
 	// the default.
 	BudgetBytes uint64
+	// Softmax is what a query's attention is shared out among. This and the next three are PolicyRPC's.
+	// Default SoftmaxCandidates.
+	Softmax Softmax
+	// ValueNorms multiplies an entry's score by the sum of the magnitudes of its value. Default false.
+	ValueNorms bool
+	// History: so much of an entry's score at the compression before is added to the new one, 0 to 1.
+	// Default 0.
+	History float32
+	// Redundancy is the weight w of the redundancy of keys, as PolicyRKV has it, 0 to 1: (1 - w) times the
+	// pooled scores less w times it, both normalised to a maximum of 1. Default 0.
+	Redundancy float32
 }
 
 // sequenceOptions are the defaults with the caller's changes.
@@ -164,6 +187,10 @@ func (e *Engine) sequenceOptions(options []func(*SequenceOptions)) (C.rrpc_seque
 		Seed:              uint64(o.seed),
 		BudgetEntries:     uint64(o.budget_entries),
 		BudgetBytes:       uint64(o.budget_bytes),
+		Softmax:           Softmax(o.softmax),
+		ValueNorms:        o.value_norms != 0,
+		History:           float32(o.history),
+		Redundancy:        float32(o.redundancy),
 	}
 	for _, change := range options {
 		change(&chosen)
@@ -184,6 +211,10 @@ func (e *Engine) sequenceOptions(options []func(*SequenceOptions)) (C.rrpc_seque
 	o.seed = C.uint64_t(chosen.Seed)
 	o.budget_entries = C.uint64_t(chosen.BudgetEntries)
 	o.budget_bytes = C.uint64_t(chosen.BudgetBytes)
+	o.softmax = C.uint32_t(chosen.Softmax)
+	o.value_norms = flag(chosen.ValueNorms)
+	o.history = C.float(chosen.History)
+	o.redundancy = C.float(chosen.Redundancy)
 	return o, nil
 }
 

@@ -99,6 +99,19 @@ def test_one_step_or_many(policy):
     assert ample["kl"] == [0] * 250
 
 
+def test_what_rpc_takes_beyond_the_paper():
+    """Each option is another rule, which reads the text otherwise; pooling of one score is none."""
+    model, text = find_model("golden/qwen2_p32-cached"), [i * i % 96 for i in range(240)]
+    common = ["--prompt-tokens", 40, "--interval", 32, "--window", 8, "--ratio", 4]
+    variants = [
+        [], ["--pooling", "none"], ["--softmax", "all"], ["--history", 0.5], ["--value-norms", "yes"],
+        ["--redundancy", 0.5],
+    ]  # fmt: skip
+    found = [perplexity(model, text, *common, *options)["nll"] for options in variants]
+    assert all(one != other for i, one in enumerate(found) for other in found[:i])
+    assert perplexity(model, text, *common, "--kernel", 1)["nll"] == found[1]
+
+
 def test_a_text_file(text_model, tmp_path):
     text = "a text, read as if the model had written it. " * 4
     (tmp_path / "text").write_text(text)

@@ -321,6 +321,7 @@ pub(crate) unsafe fn convert(options: *const rrpc_compressor_options) -> Result<
                 ],
             )?,
             kernel: given.kernel as usize,
+            ..RpcOptions::default()
         },
         max_merges: given.max_merges as usize,
         recorded_layers: given.recorded_layers as usize,

@@ -4,7 +4,7 @@ use std::ptr;
 use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 
 use reasoning_rpc_engine::core::{
-    Aggregation, Budget, NoCompression, Policy, PolicyKind, Pooling, RpcOptions,
+    Aggregation, Budget, NoCompression, Policy, PolicyKind, Pooling, RpcOptions, Softmax,
 };
 use reasoning_rpc_engine::sampling::SamplingOptions;
 use reasoning_rpc_engine::scheduler::{Refused, ScheduledAnswer};
@@ -83,6 +83,13 @@ pub const RRPC_AGGREGATION_KV_HEAD: u32 = 1;
 pub const RRPC_POOLING_AVERAGE: u32 = 0;
 /// The highest of neighbouring scores counts.
 pub const RRPC_POOLING_MAX: u32 = 1;
+/// Scores stay as they are. Not for compressors, whose `kernel` 1 is the same.
+pub const RRPC_POOLING_NONE: u32 = 2;
+
+/// A query's attention is shared out among the entries that may be dropped, as published.
+pub const RRPC_SOFTMAX_CANDIDATES: u32 = 0;
+/// A query's attention is shared out among all entries that it sees.
+pub const RRPC_SOFTMAX_ALL: u32 = 1;
 
 /// A text under generation: tokens, cache, compression policy and sampler. Used by one call at a time.
 /// A handle: never dereferenced, checked at every call.
@@ -141,6 +148,17 @@ pub struct rrpc_sequence_options {
     /// blocks, the window and an interval of new ones included. Given text comes on top. It sets
     /// `budget_entries`, to what fits. 0: not set, which is the default.
     pub budget_bytes: u64,
+    /// One of RRPC_SOFTMAX_. This and the next three are read for RRPC_POLICY_RPC only. Default
+    /// RRPC_SOFTMAX_CANDIDATES.
+    pub softmax: u32,
+    /// 1: an entry's score is multiplied by the sum of the magnitudes of its value. Default 0.
+    pub value_norms: u32,
+    /// So much of an entry's score at the compression before is added to the new one, 0 to 1. It takes a float
+    /// per entry. Default 0.
+    pub history: f32,
+    /// Weight w of the redundancy of keys, as RRPC_POLICY_R_KV has it, 0 to 1: (1 - w) times the pooled scores
+    /// less w times it, both normalised to a maximum of 1. Default 0.
+    pub redundancy: f32,
 }
 
 sized!(rrpc_sequence_options {
@@ -162,6 +180,10 @@ sized!(rrpc_sequence_options {
     seed,
     budget_entries,
     budget_bytes,
+    softmax,
+    value_norms,
+    history,
+    redundancy,
 });
 
 /// A text inside a struct or an array. This struct never grows.
@@ -371,6 +393,10 @@ fn defaults(engine: &Engine) -> rrpc_sequence_options {
         seed: sampling.seed,
         budget_entries: 0,
         budget_bytes: 0,
+        softmax: RRPC_SOFTMAX_CANDIDATES,
+        value_norms: 0,
+        history: rpc.history,
+        redundancy: rpc.redundancy,
     }
 }
 
@@ -451,9 +477,21 @@ fn rpc_options(
             &[
                 (RRPC_POOLING_AVERAGE, Pooling::Average),
                 (RRPC_POOLING_MAX, Pooling::Max),
+                (RRPC_POOLING_NONE, Pooling::None),
             ],
         )?,
         kernel: given.kernel as usize,
+        softmax: choice(
+            "options.softmax",
+            given.softmax,
+            &[
+                (RRPC_SOFTMAX_CANDIDATES, Softmax::Candidates),
+                (RRPC_SOFTMAX_ALL, Softmax::All),
+            ],
+        )?,
+        history: given.history,
+        value_norms: flag("options.value_norms", given.value_norms)?,
+        redundancy: given.redundancy,
     })
 }
 

@@ -54,6 +54,8 @@ pub struct Spec {
     pub per_kv_head: bool,
     /// Whether it is shown the candidates' keys.
     pub keys: bool,
+    /// Whether it is shown the sums of the magnitudes of the candidates' values.
+    pub value_norms: bool,
     /// Whether it is shown the queries that scored.
     pub queries: bool,
     /// Whether the store keeps a float for every entry between compressions, 0 at first, which the plan
@@ -136,6 +138,8 @@ pub struct LayerView<'a> {
     pub history: &'a [f32],
     /// The candidates' keys, rotated, `head_dim` elements each ([`Spec::keys`]).
     pub keys: &'a [f32],
+    /// The sum of the magnitudes of each candidate's value ([`Spec::value_norms`]).
+    pub value_norms: &'a [f32],
     /// The queries that scored, as they did, `head_dim` elements each; equally many of each KV head, one
     /// head after the other ([`Spec::queries`]).
     pub queries: &'a [f32],
@@ -170,6 +174,14 @@ impl<'a> LayerView<'a> {
     /// They are not one per candidate.
     pub fn head_positions(&self) -> Result<impl Iterator<Item = &'a [u32]> + use<'a>, PlanError> {
         self.by_head("positions", self.positions, 1)
+    }
+
+    /// The norms of each KV head's candidates' values, in order.
+    ///
+    /// # Errors
+    /// They are not one per candidate.
+    pub fn head_value_norms(&self) -> Result<impl Iterator<Item = &'a [f32]> + use<'a>, PlanError> {
+        self.by_head("value norms", self.value_norms, 1)
     }
 
     /// The keys of each KV head's candidates, in order.

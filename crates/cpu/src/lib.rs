@@ -42,7 +42,7 @@ pub use compact::{PositionPagesMut, compact, compact_positions, move_entry};
 pub use element::{Element, Stored};
 pub use error::Error;
 pub use heads::{Heads, HeadsMut};
-pub use merge::{Merge, merged_rows, read_key, write_rows};
+pub use merge::{Merge, merged_rows, read_key, read_value, write_rows};
 pub use pages::{KvPages, KvPagesMut, Layout, MAX_HEAD_DIM, Scales};
 pub use product::{
     BLOCK, BlockFormat, Linear, Norm, PANEL_ROWS, QuantizedMatrix, QuantizedTile, RowsMut, TILE_WIDTH,

@@ -17,7 +17,7 @@ pub use lookahead::Lookahead;
 pub use none::NoCompression;
 pub use r_kv::RKv;
 pub use random::Random;
-pub use rpc::{Aggregation, Rpc, RpcOptions};
+pub use rpc::{Aggregation, Rpc, RpcOptions, Softmax};
 pub use snapkv::SnapKv;
 pub use streaming::Streaming;
 pub use tova::Tova;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use reasoning_rpc_core::{
-    Aggregation, Attention, Budget, Policy, PolicyKind, Pooling, RpcOptions, Schedule, Trigger,
+    Aggregation, Attention, Budget, Policy, PolicyKind, Pooling, RpcOptions, Schedule, Softmax, Trigger,
 };
 use sha2::{Digest, Sha256};
 
@@ -321,12 +321,21 @@ fn policy(header: &PolicyHeader) -> Result<Arc<dyn Policy>> {
         } else {
             Aggregation::Layer
         },
-        pooling: if header.max_pooling {
-            Pooling::Max
-        } else {
-            Pooling::Average
+        pooling: match (header.max_pooling, header.no_pooling) {
+            (false, false) => Pooling::Average,
+            (true, false) => Pooling::Max,
+            (false, true) => Pooling::None,
+            (true, true) => return refuse("header", "one pooling", "two"),
         },
         kernel: header.kernel as usize,
+        softmax: if header.softmax_over_all {
+            Softmax::All
+        } else {
+            Softmax::Candidates
+        },
+        history: f32::from_bits(header.history),
+        value_norms: header.value_norms,
+        redundancy: f32::from_bits(header.redundancy),
     };
     kind.build(options).map_err(damaged)
 }
