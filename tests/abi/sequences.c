@@ -23,7 +23,7 @@ static void rpc_options_are_checked(void)
         FAILS(INVALID_ARGUMENT, words, rrpc_sequence_create(engine, &options, &sequence));    \
         CHECK(sequence == NULL);                                                              \
     } while (0)
-    REFUSED(policy, 99, "options.policy: expected one of 0, 1, 3, 4, 5, 6, 7, 8, 9, 10, found 99");
+    REFUSED(policy, 99, "options.policy: expected one of 0, 1, ");
     REFUSED(policy, 2, "found 2");
     REFUSED(interval, 0, "interval");
     REFUSED(interval, 4095, "multiple of the ratio 4, found 4095");

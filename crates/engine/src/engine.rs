@@ -15,7 +15,7 @@ use crate::error::{Error, Result, panic_text};
 use crate::evict;
 use crate::metrics::{Counters, Metrics};
 use crate::model::{Flavour, Model};
-use crate::runner::{CachedRunner, PortableRunner, Runner, Step, StepRow};
+use crate::runner::{CachedRunner, NodeTimes, PortableRunner, Runner, Step, StepRow};
 use crate::runtime;
 use crate::sampling::SamplingOptions;
 use crate::sequence::{Chunk, Sequence, SequenceOptions};
@@ -392,12 +392,12 @@ impl EngineShared {
         }
 
         let start = Instant::now();
-        self.run(sequences, &chunks, show).inspect_err(|error| {
+        let nodes = self.run(sequences, &chunks, show).inspect_err(|error| {
             self.counters.failed();
             log::error!("a step failed: {error}");
         })?;
         let time = start.elapsed();
-        self.counters.stepped(&chunks, time);
+        self.counters.stepped(&chunks, time, nodes);
         for (sequence, chunk) in sequences.iter_mut().zip(&chunks) {
             sequence.commit(chunk, time)?;
             sequence.evict_if_due();
@@ -411,7 +411,7 @@ impl EngineShared {
         sequences: &mut [&mut Sequence],
         chunks: &[Chunk],
         show: Option<&mut Vec<f32>>,
-    ) -> Result<()> {
+    ) -> Result<NodeTimes> {
         let mut driver = self.driver.lock().unwrap_or_else(PoisonError::into_inner);
         let Driver { runner, step } = &mut *driver;
         step.clear();
@@ -463,7 +463,7 @@ impl EngineShared {
         if let Some(show) = show {
             std::mem::swap(show, &mut step.logits);
         }
-        Ok(())
+        Ok(step.times)
     }
 }
 
