@@ -208,7 +208,7 @@ static void create_sequence(void)
     options.interval = one_in(4) ? (uint32_t)number() : 16;
     options.window = one_in(4) ? (uint32_t)number() : 4;
     options.ratio = one_in(4) ? (uint32_t)number() : 4;
-    options.policy = below(one_in(8) ? 9 : 2);
+    options.policy = below(one_in(4) ? 12 : 2);
     options.aggregation = below(one_in(8) ? 9 : 2);
     options.kernel = one_in(8) ? (uint32_t)number() : 7;
     options.record_kept = below(one_in(8) ? 9 : 2);

@@ -12,6 +12,7 @@ use reasoning_rpc_cpu::Simd;
 use crate::cache::{BlockPool, CacheType, Kept, SequenceCache};
 use crate::compress::{self, CompressionRecord, Moment, Workspace};
 use crate::error::{Error, Result, panic_text};
+use crate::evict;
 use crate::metrics::{Counters, Metrics};
 use crate::model::{Flavour, Model};
 use crate::runner::{CachedRunner, NodeTimes, PortableRunner, Runner, Step, StepRow};
@@ -312,6 +313,21 @@ impl EngineShared {
         result
     }
 
+    /// Drops what a policy that does so at every token drops now.
+    pub(crate) fn evict(&self, cache: &mut SequenceCache, moment: &Moment<'_>) -> Result<()> {
+        let lock = || self.workspaces.lock().unwrap_or_else(PoisonError::into_inner);
+        let taken = lock().pop();
+        let mut workspace = taken.unwrap_or_default();
+        let (start, before) = (Instant::now(), cache.entries());
+        let result = evict::evict(self.simd, cache, moment, &mut workspace.eviction);
+        lock().push(workspace);
+        if result.is_ok() {
+            self.counters
+                .compressed(before.saturating_sub(cache.entries()), start.elapsed());
+        }
+        result
+    }
+
     /// Figures of this engine since it was opened.
     pub(crate) fn metrics(&self) -> Metrics {
         let (created, alive) = self.slots.counts();
@@ -342,7 +358,7 @@ impl EngineShared {
         // One that fails must not keep the others from their compressions.
         let mut result = Ok(());
         for sequence in &mut *sequences {
-            if let Err(error) = sequence.compress_if_due() {
+            if let Err(error) = sequence.check_alive().and_then(|()| sequence.compress_if_due()) {
                 result = Err(error);
             }
         }
@@ -401,6 +417,7 @@ impl EngineShared {
             .stepped(sequences.iter().map(|sequence| &sequence.chunk), time, nodes);
         for sequence in sequences {
             sequence.commit(time)?;
+            sequence.evict_if_due();
         }
         Ok(())
     }
@@ -431,6 +448,7 @@ impl EngineShared {
                 slot: sequence.slot,
                 cache,
                 first_generated: sequence.chunk.first_generated,
+                attention: sequence.chunk.attention,
             });
         }
         let result = catch_unwind(AssertUnwindSafe(|| runner.run(step)))

@@ -9,7 +9,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
-use reasoning_rpc_core::{Policy, ScoreRule, Trigger};
+use reasoning_rpc_core::{Attention, Policy, Rolling, ScoreRule, Trigger};
+use reasoning_rpc_cpu::ATTEND_TOKEN_TILE;
 
 use crate::cache::{Kept, SequenceCache};
 use crate::compress::{CompressionRecord, Moment};
@@ -42,7 +43,7 @@ pub struct Stats {
     pub decode_tokens: usize,
     /// Time of the steps that did so, compactions not included.
     pub decode_time: Duration,
-    /// Compressions so far.
+    /// Compressions so far; single entries that went, where one goes at every token.
     pub compressions: usize,
     /// Time spent scoring, selecting and moving.
     pub compaction_time: Duration,
@@ -81,27 +82,31 @@ pub struct Sequence {
     pub(crate) generated_written: usize,
     /// Tokens written when the last compression ran; 0 before the first.
     pub(crate) compressed_at: usize,
+    /// Evictions wait, for a test to look at what goes.
+    #[cfg(test)]
+    pub(crate) hold_evictions: bool,
 }
 
 impl Sequence {
     pub(crate) fn new(shared: Arc<EngineShared>, options: SequenceOptions) -> Result<Self> {
         let sampler = Sampler::new(options.sampling)?;
         let spec = options.policy.spec();
-        if spec.scores == Some(ScoreRule::IntervalAhead)
+        if (spec.scores == Some(ScoreRule::IntervalAhead) || spec.attention.is_some())
             && shared.model.manifest().flavour == Flavour::Portable
         {
             return Err(Error::InvalidArgument(format!(
-                "policy {:?}: expected a model of the cached flavour, whose rotation is known here, found the \
-                 portable one",
+                "policy {:?}: expected a model of the cached flavour, whose rotation and attention are known \
+                 here, found the portable one",
                 options.policy.name()
             )));
         }
         let kept = match spec.trigger {
             // Never due in this context: nobody will ask.
             Trigger::Interval(schedule) if schedule.due_at(0) > shared.context() => Kept::default(),
+            Trigger::EveryToken(rolling) if rolling.evictions(shared.context()) == 0 => Kept::default(),
             _ => Kept {
                 window: spec.window_queries(),
-                history: spec.history,
+                history: spec.history || spec.attention.is_some(),
             },
         };
         let cache = shared.new_cache(kept);
@@ -124,6 +129,8 @@ impl Sequence {
             written: 0,
             generated_written: 0,
             compressed_at: 0,
+            #[cfg(test)]
+            hold_evictions: false,
             shared,
         })
     }
@@ -155,7 +162,8 @@ impl Sequence {
         self.shared.context() - self.tokens.len()
     }
 
-    /// What its compressions did, in order of time, then layer.
+    /// What its compressions did, in order of time, then layer. A policy that drops an entry at every token leaves
+    /// no record of each.
     pub fn compressions(&self) -> &[CompressionRecord] {
         &self.log
     }
@@ -358,10 +366,25 @@ impl Sequence {
         if generated && let Some(due) = self.due_at() {
             end = end.min(start + due.saturating_sub(self.generated_written));
         }
+        let spec = self.policy.spec();
+        let mut attention = None;
+        if self.keeps_history() && spec.attention.is_some() && (generated || self.generated_written > 0) {
+            attention = spec.attention;
+            end = end.min(start + ATTEND_TOKEN_TILE);
+            if generated && let Trigger::EveryToken(rolling) = spec.trigger {
+                let done = self.stats.compressions;
+                let is_due = |&count: &usize| rolling.evictions(self.generated_written + count) > done;
+                let due = (1..end - start).find(is_due);
+                end = due.map_or(end, |count| start + count);
+                // The newest query is asked about when something goes.
+                attention = attention.filter(|of| *of == Attention::Sum || is_due(&(end - start)));
+            }
+        }
         Chunk {
             tokens: start..end,
             first_generated: generated.then_some(self.generated_written),
             last: end == self.tokens.len(),
+            attention,
         }
     }
 
@@ -371,6 +394,10 @@ impl Sequence {
         let positions = chunk.tokens.start as u32..chunk.tokens.end as u32;
         self.cache_mut()?.commit(positions);
         self.written = chunk.tokens.end;
+        if self.stats.compressions > 0 && chunk.attention == Some(Attention::Sum) {
+            // What its queries have added to the past cannot be taken back.
+            self.compressed_at = self.written;
+        }
         if chunk.first_generated.is_some() {
             self.generated_written += chunk.tokens.len();
             self.stats.decode_tokens += chunk.tokens.len();
@@ -406,6 +433,54 @@ impl Sequence {
                 log::error!("a compression failed, and poisoned its sequence: {error}");
                 self.poisoned = true;
             })
+    }
+
+    /// Whether its cache keeps a float of the policy's for each entry.
+    pub(super) fn keeps_history(&self) -> bool {
+        self.cache.as_deref().is_some_and(SequenceCache::has_history)
+    }
+
+    /// Drops the entry that is to go behind the step that was committed, if one is. A failure, a panic included,
+    /// poisons the sequence; the step is done.
+    pub(crate) fn evict_if_due(&mut self) {
+        let Trigger::EveryToken(rolling) = self.policy.spec().trigger else {
+            return;
+        };
+        if rolling.evictions(self.generated_written) <= self.stats.compressions {
+            return;
+        }
+        #[cfg(test)]
+        if self.hold_evictions {
+            return;
+        }
+        let evicted = catch_unwind(AssertUnwindSafe(|| self.evict(&rolling)));
+        let result = evicted.unwrap_or_else(|payload| Err(Error::Internal(panic_text(&*payload))));
+        if let Err(error) = result {
+            log::error!("an eviction failed, and poisoned its sequence: {error}");
+            self.poisoned = true;
+        }
+    }
+
+    fn evict(&mut self, rolling: &Rolling) -> Result<()> {
+        let start = std::time::Instant::now();
+        let policy = Arc::clone(&self.policy);
+        let recent = self.generated_written - rolling.window(self.generated_written);
+        let moment = Moment {
+            policy: &*policy,
+            done: self.stats.compressions,
+            generated: self.generated_written,
+            given: &self.given,
+            window_start: position_of_generated(&self.given, recent),
+            num_heads: self.shared.model.manifest().dimensions.num_heads,
+            seed: self.seed,
+            record_kept: false,
+        };
+        let cache = self.cache.as_deref_mut().ok_or(Error::Poisoned)?;
+        self.shared.evict(cache, &moment)?;
+        self.stats.compressions += 1;
+        self.compressed_at = self.written;
+        self.stats.compaction_time += start.elapsed();
+        Ok(())
     }
 
     fn compress(&mut self) -> Result<()> {
@@ -457,6 +532,8 @@ pub(crate) struct Chunk {
     pub first_generated: Option<usize>,
     /// Whether nothing is left behind them, so that logits are wanted.
     pub last: bool,
+    /// What attention entries get in this step that they keep.
+    pub attention: Option<Attention>,
 }
 
 /// The text position of the generated token with `index` generated ones before it.

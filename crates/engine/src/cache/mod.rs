@@ -83,6 +83,8 @@ pub(crate) struct HeadCache {
     len: usize,
     /// A float of the policy's for each entry, if it keeps any.
     history: Vec<f32>,
+    /// What the history becomes when the step that runs is committed, if it changes it.
+    next_history: Vec<f32>,
 }
 
 impl HeadCache {
@@ -95,6 +97,7 @@ impl HeadCache {
         holds: Vec::new(),
         len: 0,
         history: Vec::new(),
+        next_history: Vec::new(),
     };
 
     /// Valid entries.
@@ -375,6 +378,8 @@ impl SequenceCache {
 
     /// Makes room for `tokens` more entries in every KV head. Takes nothing if that does not fit.
     pub(crate) fn grow(&mut self, tokens: usize) -> Result<()> {
+        // Of a step that failed.
+        self.heads.iter_mut().for_each(|head| head.next_history.clear());
         match self.storage {
             Storage::Blocks => self.grow_blocks(tokens),
             Storage::Contiguous { capacity, .. } => {
@@ -593,6 +598,26 @@ impl SequenceCache {
         unsafe { head.positions[page].add(offset).read() }
     }
 
+    /// The original positions of a KV head's entries, in their order.
+    pub(crate) fn positions(&self, layer: usize, kv_head: usize) -> impl Iterator<Item = u32> {
+        let (head, page_entries) = (self.head(layer, kv_head), self.page_entries());
+        head.positions.iter().enumerate().flat_map(move |(page, first)| {
+            let count = head.len.saturating_sub(page * page_entries).min(page_entries);
+            // SAFETY: the positions of valid entries are written, by `&mut self` alone.
+            unsafe { std::slice::from_raw_parts(first.as_ptr().cast_const(), count) }
+                .iter()
+                .copied()
+        })
+    }
+
+    /// Remembers the queries of so many tokens from now on, whatever the policy wants.
+    #[cfg(test)]
+    pub(crate) fn remember(&mut self, tokens: usize, query_width: usize) {
+        for window in &mut self.windows {
+            (window.rows, window.tokens) = (vec![0.0; tokens * query_width], tokens);
+        }
+    }
+
     /// Bytes of the whole pool that are promised and not used yet.
     #[cfg(test)]
     pub(crate) fn promised(&self) -> usize {
@@ -627,7 +652,8 @@ impl SequenceCache {
     }
 
     /// Entries of a KV head whose original position is below `position`. Entries are in the order
-    /// of their positions.
+    /// of their positions; where single ones are dropped ([`drop_entry`](Self::drop_entry)), they are not, and
+    /// nobody asks.
     pub(crate) fn entries_before(&self, layer: usize, kv_head: usize, position: u32) -> usize {
         let (mut low, mut high) = (0, self.head(layer, kv_head).len);
         while low < high {
@@ -652,6 +678,10 @@ impl SequenceCache {
                 head.len += 1;
             }
             if self.history {
+                if !head.next_history.is_empty() {
+                    std::mem::swap(&mut head.history, &mut head.next_history);
+                    head.next_history.clear();
+                }
                 head.history.resize(head.len, 0.0);
             }
         }
@@ -687,6 +717,44 @@ impl SequenceCache {
             head.history.truncate(len);
         }
         head.len = len;
+        Ok(())
+    }
+
+    /// What the history of a KV head becomes when the step that runs is committed.
+    pub(crate) fn set_next_history(&mut self, layer: usize, kv_head: usize, history: &[f32]) {
+        let next = &mut self.heads[layer * self.shape.kv_heads + kv_head].next_history;
+        next.clear();
+        next.extend_from_slice(history);
+    }
+
+    /// Drops an entry: the last one takes its place.
+    pub(crate) fn drop_entry<E: Stored>(
+        &mut self,
+        simd: Simd,
+        layer: usize,
+        kv_head: usize,
+        entry: usize,
+    ) -> Result<()> {
+        let Some(last) = self.head(layer, kv_head).len.checked_sub(1) else {
+            return Err(Error::Internal("an entry of an empty cache was dropped".into()));
+        };
+        if entry < last {
+            self.own_entries(layer, kv_head, entry..entry + 1)?;
+            // SAFETY: `self` is borrowed exclusively, and the block of what is written is its own.
+            let mut pages = unsafe { self.pages_mut::<E>(layer, kv_head) }?;
+            cpu::move_entry(simd, &mut pages, last, entry)?;
+        }
+        let (position, page_entries) = (self.position(layer, kv_head, last), self.page_entries());
+        let head = &mut self.heads[layer * self.shape.kv_heads + kv_head];
+        if entry < last {
+            let (page, offset) = (entry / page_entries, entry % page_entries);
+            // SAFETY: the entry is valid, and its block is this cache's alone.
+            unsafe { head.positions[page].add(offset).write(position) };
+        }
+        if entry < head.history.len() {
+            head.history.swap_remove(entry);
+        }
+        head.len = last;
         Ok(())
     }
 

@@ -92,6 +92,11 @@ impl SequenceCache {
         }
     }
 
+    /// Makes the policy's floats 0 again.
+    pub(crate) fn forget_history(&mut self) {
+        self.heads.iter_mut().for_each(|head| head.history.fill(0.0));
+    }
+
     /// Takes over what another cache of the same text held at most.
     pub(crate) fn raise_peak(&mut self, bytes: usize) {
         self.peak_bytes = self.peak_bytes.max(bytes);

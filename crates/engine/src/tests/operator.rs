@@ -225,6 +225,7 @@ fn run(
             slot,
             cache,
             first_generated: None,
+            attention: None,
         });
     }
     let (tokens, rows) = (positions.len() as i64, slots.len() as i64);
