@@ -8,7 +8,7 @@ use reasoning_rpc_core::{Budget, Policy, PolicyKind, Rolling, RpcOptions};
 use reasoning_rpc_test_support::{Random, seed};
 
 use super::{contents, none, prompt, prompt_up_to, run_pending, start, tiny, write};
-use crate::Sequence;
+use crate::{CacheType, Sequence};
 
 const P: usize = 24;
 const R: usize = 6;
@@ -76,9 +76,12 @@ fn least(sums: &HashMap<u32, f64>, candidates: &[u32]) -> (u32, f64) {
 /// float32 against float64: sums of a few hundred weights of at most 1.
 const NEAR: f64 = 1e-4;
 
-fn check(kind: PolicyKind) {
+/// Caches whose keys attention reads as the float32 numbers that they stand for.
+const CACHES: [CacheType; 3] = [CacheType::F32, CacheType::F16, CacheType::Bf16];
+
+fn check(kind: PolicyKind, cache: CacheType) {
     let mut random = Random::new(seed());
-    let engine = tiny(|_| {});
+    let engine = tiny(|options| options.cache_type = Some(cache));
     let budget = match random.below(2) {
         0 => Budget::Ratio(4),
         _ => Budget::Entries(2 + random.below(50)),
@@ -201,12 +204,12 @@ fn check(kind: PolicyKind) {
 
 #[test]
 fn h2o_drops_what_had_the_least_attention() {
-    check(PolicyKind::H2o);
+    CACHES.into_iter().for_each(|cache| check(PolicyKind::H2o, cache));
 }
 
 #[test]
 fn tova_drops_what_the_newest_query_does_not_look_at() {
-    check(PolicyKind::Tova);
+    CACHES.into_iter().for_each(|cache| check(PolicyKind::Tova, cache));
 }
 
 fn histories(sequence: &Sequence) -> Vec<Vec<f32>> {
