@@ -407,8 +407,7 @@ rrpc_error *rrpc_engine_get_info(const rrpc_engine *engine,
  * portable flavour has no blocks, and gives back a cache when its sequence is freed: 0 bytes.
  *
  * Ownership: nothing changes hands.
- * Threads: any. Sequences may be used meanwhile; what takes or frees blocks waits, some 0.1 ms for each
- * MiB given back.
+ * Threads: any. Sequences may be used meanwhile; what takes or frees blocks waits.
  * Errors: NULL_POINTER, INVALID_HANDLE.
  * Since: 0.1
  */

@@ -208,7 +208,7 @@ func (e *Engine) Info() (EngineInfo, error) {
 
 // Trim gives the memory of cache blocks that no sequence holds back to the operating system, at once, and
 // returns how many bytes of it were resident. Sequences may be used meanwhile; what takes or frees blocks
-// waits, some 0.1 ms for each MiB given back. A model of the portable flavour has no blocks: 0.
+// waits. A model of the portable flavour has no blocks: 0.
 func (e *Engine) Trim() (uint64, error) {
 	defer runtime.KeepAlive(e)
 	var bytes C.uint64_t

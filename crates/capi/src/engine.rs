@@ -357,8 +357,7 @@ pub unsafe extern "C" fn rrpc_engine_get_info(
 /// `bytes` is NULL or valid.
 ///
 /// Ownership: nothing changes hands.
-/// Threads: any. Sequences may be used meanwhile; what takes or frees blocks waits, some 0.1 ms for each
-/// MiB given back.
+/// Threads: any. Sequences may be used meanwhile; what takes or frees blocks waits.
 /// Errors: NULL_POINTER, INVALID_HANDLE.
 /// Since: 0.1
 #[unsafe(no_mangle)]

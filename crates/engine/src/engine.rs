@@ -202,8 +202,7 @@ impl Engine {
     /// bytes of it were resident. Whole pages only: of a block's first and last page, what neighbours in use
     /// share stays. The budget is as it was, and blocks are used again as before; their pages come anew.
     ///
-    /// From any thread. Steps go on beside it but for those that take or free blocks, which wait: some 0.1 ms
-    /// for each MiB given back. Graphs of the portable flavour keep their caches elsewhere: 0 then.
+    /// From any thread. Steps go on beside it but for those that take or free blocks, which wait. Graphs of the portable flavour keep their caches elsewhere: 0 then.
     pub fn trim(&self) -> usize {
         self.shared.pool.trim()
     }

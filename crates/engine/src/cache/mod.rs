@@ -8,67 +8,29 @@
 #![allow(unsafe_code)] // page tables are raw memory
 
 mod branch;
+mod element;
+mod entries;
 mod ledger;
 mod packed;
 mod pool;
 #[cfg(all(test, feature = "shuttle"))]
 mod shuttle;
+mod window;
 
 use std::collections::HashSet;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
 use reasoning_rpc_core::CacheShape;
-use reasoning_rpc_cpu::{self as cpu, KvPages, KvPagesMut, Layout, PositionPagesMut, Scales, Simd, Stored};
+use reasoning_rpc_cpu::{KvPages, KvPagesMut, Layout, Scales, Stored};
 
 pub use branch::CacheView;
+pub use element::CacheType;
 pub(crate) use ledger::{Account, BlockId};
 pub(crate) use pool::{BlockPool, Held, Hold, Watcher};
+pub(crate) use window::QueryWindow;
 
 use crate::error::{Error, Result};
-
-/// Element type of cached keys and values.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum CacheType {
-    /// 4 bytes.
-    F32,
-    /// 2 bytes, rounded to nearest even.
-    #[default]
-    F16,
-    /// 2 bytes, rounded to nearest even: the range of fp32, 8 bits of precision.
-    Bf16,
-    /// 1 byte, and a float32 scale for each key and each value: its largest magnitude / 127.
-    I8,
-}
-
-impl CacheType {
-    /// Bytes of one element.
-    pub fn bytes(self) -> usize {
-        match self {
-            Self::F32 => 4,
-            Self::F16 | Self::Bf16 => 2,
-            Self::I8 => 1,
-        }
-    }
-
-    /// Bytes of the scale of one key, or of one value; 0 without scales.
-    pub fn scale_bytes(self) -> usize {
-        match self {
-            Self::I8 => size_of::<f32>(),
-            _ => 0,
-        }
-    }
-
-    /// The name that errors, options and saved sequences use.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::F32 => "fp32",
-            Self::F16 => "fp16",
-            Self::Bf16 => "bf16",
-            Self::I8 => "int8",
-        }
-    }
-}
 
 /// One KV head of one layer.
 pub(crate) struct HeadCache {
@@ -135,59 +97,6 @@ struct ContiguousLayer {
     keys: Vec<f32>,
     values: Vec<f32>,
     positions: Vec<u32>,
-}
-
-/// The rotated queries of the newest generated tokens of one layer: a ring of `tokens` rows of
-/// `[num_heads][head_dim]`, where generated token g lies in row g mod `tokens`.
-#[derive(Default, Clone)]
-pub(crate) struct QueryWindow {
-    rows: Vec<f32>,
-    tokens: usize,
-    /// The frequencies that they are rotated with, `[head_dim / 2]`: as the last step had them.
-    frequencies: Vec<f32>,
-}
-
-impl QueryWindow {
-    /// Tokens whose queries are remembered.
-    pub(crate) fn tokens(&self) -> usize {
-        self.tokens
-    }
-
-    /// The frequencies of the rotation; empty if no step has recorded.
-    pub(crate) fn frequencies(&self) -> &[f32] {
-        &self.frequencies
-    }
-
-    /// Remembers the frequencies of the rotation.
-    pub(crate) fn set_frequencies(&mut self, frequencies: &[f32]) {
-        if self.tokens > 0 && self.frequencies != frequencies {
-            self.frequencies = frequencies.to_vec();
-        }
-    }
-
-    /// Records the queries of generated token `generated` (counted from 0).
-    pub(crate) fn record(&mut self, generated: usize, queries: &[f32]) {
-        if self.tokens > 0 {
-            let row = generated % self.tokens * queries.len();
-            self.rows[row..row + queries.len()].copy_from_slice(queries);
-        }
-    }
-
-    /// The query heads `heads` (of `head_dim` elements each) of the `tokens` tokens before
-    /// generated token `end`, oldest first, `[tokens][heads][head_dim]`, appended to `out`.
-    pub(crate) fn gather(
-        &self,
-        end: usize,
-        heads: std::ops::Range<usize>,
-        head_dim: usize,
-        out: &mut Vec<f32>,
-    ) {
-        let width = self.rows.len().checked_div(self.tokens).unwrap_or(0);
-        for generated in end - self.tokens..end {
-            let row = &self.rows[generated % self.tokens * width..][..width];
-            out.extend_from_slice(&row[heads.start * head_dim..heads.end * head_dim]);
-        }
-    }
 }
 
 /// The cache of one sequence.
@@ -264,11 +173,7 @@ impl SequenceCache {
                 .map(|_| HeadCache::EMPTY)
                 .collect(),
             windows: (0..shape.layers)
-                .map(|_| QueryWindow {
-                    rows: vec![0.0; kept.window * query_width],
-                    tokens: kept.window,
-                    frequencies: Vec::new(),
-                })
+                .map(|_| QueryWindow::new(kept.window, query_width))
                 .collect(),
             storage: if contiguous {
                 Storage::Contiguous {
@@ -614,7 +519,7 @@ impl SequenceCache {
     #[cfg(test)]
     pub(crate) fn remember(&mut self, tokens: usize, query_width: usize) {
         for window in &mut self.windows {
-            (window.rows, window.tokens) = (vec![0.0; tokens * query_width], tokens);
+            *window = QueryWindow::new(tokens, query_width);
         }
     }
 
@@ -665,143 +570,6 @@ impl SequenceCache {
             }
         }
         low
-    }
-
-    /// Counts entries whose keys and values a step has written behind the valid ones.
-    pub(crate) fn commit(&mut self, positions: std::ops::Range<u32>) {
-        let page_entries = self.page_entries();
-        for head in &mut self.heads {
-            for position in positions.clone() {
-                let (page, offset) = (head.len / page_entries, head.len % page_entries);
-                // SAFETY: `grow` made room for these entries before the step.
-                unsafe { head.positions[page].add(offset).write(position) };
-                head.len += 1;
-            }
-            if self.history {
-                if !head.next_history.is_empty() {
-                    std::mem::swap(&mut head.history, &mut head.next_history);
-                    head.next_history.clear();
-                }
-                head.history.resize(head.len, 0.0);
-            }
-        }
-    }
-
-    /// Moves the entries `kept` (ascending; each at or behind its destination) of a KV head to
-    /// `first` and what follows, keys, values and positions, and drops the rest from `first` on.
-    pub(crate) fn compact<E: Stored>(
-        &mut self,
-        simd: Simd,
-        layer: usize,
-        kv_head: usize,
-        first: usize,
-        kept: &[u32],
-    ) -> Result<()> {
-        let moved = (first..).zip(kept).find(|&(to, &from)| to != from as usize);
-        if let Some((to, _)) = moved {
-            self.own_entries(layer, kv_head, to..first + kept.len())?;
-        }
-        // SAFETY: `self` is borrowed exclusively, and the blocks of what moves are its own.
-        let mut pages = unsafe { self.pages_mut::<E>(layer, kv_head) }?;
-        let len = cpu::compact(simd, &mut pages, first, kept)?;
-        let page_entries = self.page_entries();
-        let head = &mut self.heads[layer * self.shape.kv_heads + kv_head];
-        // SAFETY: the positions of all valid entries are written; those that move, in blocks that only
-        // this cache has.
-        let positions = unsafe { PositionPagesMut::new(&head.positions, page_entries, head.len) };
-        cpu::compact_positions(&mut positions?, first, kept)?;
-        if self.history {
-            for (to, &from) in (first..).zip(kept) {
-                head.history[to] = head.history[from as usize];
-            }
-            head.history.truncate(len);
-        }
-        head.len = len;
-        Ok(())
-    }
-
-    /// What the history of a KV head becomes when the step that runs is committed.
-    pub(crate) fn set_next_history(&mut self, layer: usize, kv_head: usize, history: &[f32]) {
-        let next = &mut self.heads[layer * self.shape.kv_heads + kv_head].next_history;
-        next.clear();
-        next.extend_from_slice(history);
-    }
-
-    /// Drops an entry: the last one takes its place.
-    pub(crate) fn drop_entry<E: Stored>(
-        &mut self,
-        simd: Simd,
-        layer: usize,
-        kv_head: usize,
-        entry: usize,
-    ) -> Result<()> {
-        let Some(last) = self.head(layer, kv_head).len.checked_sub(1) else {
-            return Err(Error::Internal("an entry of an empty cache was dropped".into()));
-        };
-        if entry < last {
-            self.own_entries(layer, kv_head, entry..entry + 1)?;
-            // SAFETY: `self` is borrowed exclusively, and the block of what is written is its own.
-            let mut pages = unsafe { self.pages_mut::<E>(layer, kv_head) }?;
-            cpu::move_entry(simd, &mut pages, last, entry)?;
-        }
-        let (position, page_entries) = (self.position(layer, kv_head, last), self.page_entries());
-        let head = &mut self.heads[layer * self.shape.kv_heads + kv_head];
-        if entry < last {
-            let (page, offset) = (entry / page_entries, entry % page_entries);
-            // SAFETY: the entry is valid, and its block is this cache's alone.
-            unsafe { head.positions[page].add(offset).write(position) };
-        }
-        if entry < head.history.len() {
-            head.history.swap_remove(entry);
-        }
-        head.len = last;
-        Ok(())
-    }
-
-    /// Sets the policy's float of an entry.
-    pub(crate) fn set_history(&mut self, layer: usize, kv_head: usize, entry: usize, value: f32) {
-        let head = &mut self.heads[layer * self.shape.kv_heads + kv_head];
-        if let Some(place) = head.history.get_mut(entry) {
-            *place = value;
-        }
-    }
-
-    /// Writes keys and values anew: a row of `2 * head_dim` numbers, key then value, to each of `entries`,
-    /// which ascend and are of candidates of a compression.
-    pub(crate) fn rewrite<E: Stored>(
-        &mut self,
-        layer: usize,
-        kv_head: usize,
-        entries: &[u32],
-        rows: &[f32],
-    ) -> Result<()> {
-        for &entry in entries {
-            self.own_entries(layer, kv_head, entry as usize..entry as usize + 1)?;
-        }
-        // SAFETY: `self` is borrowed exclusively, and the blocks of what is written are its own.
-        let mut pages = unsafe { self.pages_mut::<E>(layer, kv_head) }?;
-        Ok(cpu::write_rows(&mut pages, entries.iter().copied(), rows)?)
-    }
-
-    /// Gives back the blocks that hold no entry any more.
-    pub(crate) fn release_empty_blocks(&mut self) {
-        if let Storage::Contiguous { .. } = self.storage {
-            return;
-        }
-        let mut freed = Vec::new();
-        for head in &mut self.heads {
-            let needed = self.shape.blocks_per_head(head.len).min(head.blocks.len());
-            let holds = head.holds.drain(needed..).map(|hold| hold.get());
-            freed.extend(head.blocks.drain(needed..).zip(holds));
-            head.keys.truncate(needed);
-            head.values.truncate(needed);
-            head.scales.iter_mut().for_each(|table| table.truncate(needed));
-            head.positions.truncate(needed);
-        }
-        if !freed.is_empty() {
-            self.pool.let_go(&mut self.account, &freed);
-            self.pool.tell_watchers();
-        }
     }
 }
 

@@ -209,7 +209,9 @@ fn h2o_drops_what_had_the_least_attention() {
 
 #[test]
 fn tova_drops_what_the_newest_query_does_not_look_at() {
-    CACHES.into_iter().for_each(|cache| check(PolicyKind::Tova, cache));
+    CACHES
+        .into_iter()
+        .for_each(|cache| check(PolicyKind::Tova, cache));
 }
 
 fn histories(sequence: &Sequence) -> Vec<Vec<f32>> {
