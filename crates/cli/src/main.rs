@@ -4,6 +4,7 @@
 //! Exit codes: 0; 1 for what went wrong while working; 2 for a command line that cannot be used;
 //! 130 for an answer that Ctrl-C ended (its output is complete).
 
+mod analyze;
 mod args;
 mod compression;
 mod eval;
@@ -17,16 +18,19 @@ mod policies;
 mod prompt;
 mod report;
 mod sampling;
+mod sweep;
 mod tokenize;
 
 use std::process::ExitCode;
 
 use args::{Command, Parsed, Usage};
 
-const COMMANDS: [&Command; 5] = [
+const COMMANDS: [&Command; 7] = [
     &generate::COMMAND,
     &perplexity::COMMAND,
     &eval::COMMAND,
+    &analyze::COMMAND,
+    &sweep::COMMAND,
     &tokenize::COMMAND,
     &inspect::COMMAND,
 ];
