@@ -1541,6 +1541,15 @@ typedef struct rrpc_metrics {
     uint64_t budget_promised_bytes;
     /** The most bytes that caches held at any moment. */
     uint64_t budget_peak_bytes;
+    /**
+     * Of step_seconds, those inside attention nodes: rotation, appending, attending. 0 in portable graphs.
+     */
+    double attention_seconds;
+    /**
+     * Of step_seconds, those inside products with quantised matrices, their norms, gates and residuals. 0
+     * where ONNX Runtime multiplies.
+     */
+    double product_seconds;
 } rrpc_metrics;
 
 /**

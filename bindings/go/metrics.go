@@ -43,6 +43,10 @@ type Metrics struct {
 	BudgetPromisedBytes uint64
 	// BudgetPeakBytes is the most that caches held at any moment.
 	BudgetPeakBytes uint64
+	// AttentionTime is the part of StepTime inside attention nodes; 0 in portable graphs.
+	AttentionTime time.Duration
+	// ProductTime is the part of StepTime inside products with quantised matrices; 0 where ONNX Runtime multiplies.
+	ProductTime time.Duration
 }
 
 // Metrics reads the figures of the engine.
@@ -68,6 +72,8 @@ func (e *Engine) Metrics() (Metrics, error) {
 		BudgetUsedBytes:     uint64(found.budget_used_bytes),
 		BudgetPromisedBytes: uint64(found.budget_promised_bytes),
 		BudgetPeakBytes:     uint64(found.budget_peak_bytes),
+		AttentionTime:       duration(found.attention_seconds),
+		ProductTime:         duration(found.product_seconds),
 	}, nil
 }
 

@@ -106,7 +106,7 @@ static void options_are_checked(void)
     REFUSED_OPTION(INVALID_ARGUMENT, "scale", options.scale = -2);
     REFUSED_OPTION(INVALID_ARGUMENT, "scale", options.scale = NAN);
     REFUSED_OPTION(INVALID_ARGUMENT, "scale", options.scale = INFINITY);
-    REFUSED_OPTION(INVALID_ARGUMENT, "policy", options.policy = 3);
+    REFUSED_OPTION(INVALID_ARGUMENT, "policy", options.policy = 99);
     REFUSED_OPTION(NULL_POINTER, "select", options.policy = RRPC_POLICY_CALLBACK);
     REFUSED_OPTION(INVALID_ARGUMENT, "interval", options.interval = 4097);
     REFUSED_OPTION(INVALID_ARGUMENT, "window", options.window = 0);

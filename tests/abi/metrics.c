@@ -32,6 +32,7 @@ static void figures_are_those_of_the_work(void)
     /* 12 of 16, then 12 of 20 candidates, in 3 layers of 2 KV heads. */
     CHECK(m.entries_dropped == (12 + 12) * 6);
     CHECK(m.step_seconds > 0 && m.compaction_seconds > 0);
+    CHECK(m.attention_seconds > 0 && m.attention_seconds + m.product_seconds < m.step_seconds);
     CHECK(m.budget_peak_bytes >= m.budget_used_bytes && m.budget_used_bytes > 0);
     size_t count = 0;
     OK(rrpc_engine_metrics_text(engine, NULL, 0, &count));
@@ -50,6 +51,8 @@ static void figures_are_those_of_the_work(void)
     SAME("failed_steps_total", failed_steps);
     SAME("step_seconds_total", step_seconds);
     SAME("compaction_seconds_total", compaction_seconds);
+    SAME("attention_seconds_total", attention_seconds);
+    SAME("product_seconds_total", product_seconds);
     SAME("budget_bytes", budget_bytes);
     SAME("budget_used_bytes", budget_used_bytes);
     SAME("budget_promised_bytes", budget_promised_bytes);

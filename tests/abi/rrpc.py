@@ -47,6 +47,16 @@ class SequenceOptions(Struct):
     )
 
 
+class Metrics(Struct):
+    _fields_ = fields(
+        (c_uint64, "sequences_alive sequences_created steps prefill_tokens decode_tokens"),
+        (c_uint64, "compressions entries_dropped budget_refusals failed_steps"),
+        (c_double, "step_seconds compaction_seconds"),
+        (c_uint64, "budget_bytes budget_used_bytes budget_promised_bytes budget_peak_bytes"),
+        (c_double, "attention_seconds product_seconds"),
+    )
+
+
 class Compression(Struct):
     _fields_ = fields((c_uint64, "at_token len_before len_after"), (c_uint32, "layer kept_sets"))
 
@@ -81,6 +91,7 @@ FALLIBLE = {
     "sequence_compression_count": [c_void_p, POINTER(c_size_t)],
     "sequence_get_compression": [c_void_p, c_size_t, POINTER(Compression)],
     "sequence_compression_kept": [c_void_p, c_size_t, c_size_t, POINTER(c_uint32), c_size_t, POINTER(c_size_t)],
+    "engine_get_metrics": [c_void_p, POINTER(Metrics)],
     "sequence_get_stats": [c_void_p, POINTER(Stats)],
 }
 

@@ -45,6 +45,11 @@ pub struct rrpc_metrics {
     pub budget_promised_bytes: u64,
     /// The most bytes that caches held at any moment.
     pub budget_peak_bytes: u64,
+    /// Of step_seconds, those inside attention nodes: rotation, appending, attending. 0 in portable graphs.
+    pub attention_seconds: f64,
+    /// Of step_seconds, those inside products with quantised matrices, their norms, gates and residuals. 0
+    /// where ONNX Runtime multiplies.
+    pub product_seconds: f64,
 }
 
 sized!(rrpc_metrics {
@@ -64,6 +69,8 @@ sized!(rrpc_metrics {
     budget_used_bytes,
     budget_promised_bytes,
     budget_peak_bytes,
+    attention_seconds,
+    product_seconds,
 });
 
 /// Reads the figures of an engine.
@@ -100,6 +107,8 @@ pub unsafe extern "C" fn rrpc_engine_get_metrics(
             budget_used_bytes: found.budget_used_bytes,
             budget_promised_bytes: found.budget_promised_bytes,
             budget_peak_bytes: found.budget_peak_bytes,
+            attention_seconds: found.attention_time.as_secs_f64(),
+            product_seconds: found.product_time.as_secs_f64(),
         };
         // SAFETY: the caller's promise.
         unsafe { sized::write("metrics", metrics, &value) }

@@ -1,24 +1,25 @@
 //! How near attention, scoring and compaction come to the speed at which this machine reads memory.
 //!
 //! `cargo run --release -p reasoning-rpc-cpu --example bandwidth [-- FILTER]`; `RRPC_SIMD` picks the instruction set, FILTER a part of
-//! a line's name (`f16 D=64`). One thread. A cache of many layers, several times the last-level cache, in blocks of 64 entries (keys,
-//! then values) that are handed out to the KV heads in turn. Some layers are read plainly, the next ones by attention, and so on in
-//! turn, so that both see the same machine. Printed are medians: GB/s of keys and values, the share of the plain reading, GFLOP/s
-//! (two per query head and element read), and what attention reaches on one small cache that stays in the second-level
-//! cache, where arithmetic is the limit.
+//! a line's name (`f16 D=64`). A cache of many layers, several times the last-level cache, in blocks of 64 entries (keys, then values,
+//! then scales) that are handed out to the KV heads in turn. Some layers are read plainly, the next ones by attention, and so on in
+//! turn, so that both see the same machine; with two threads, each has its part of both. Printed are medians: GB/s of keys, values and
+//! scales, the same of the plain reading, and of attention over one small cache that stays in the second-level cache, where arithmetic
+//! is the limit, also in turn; GFLOP/s are two per query head and element.
 #![allow(clippy::print_stdout, clippy::unwrap_used)] // a program that prints a table
 #![allow(unsafe_code)] // raw pages and the plain reading loop
 
-use half::f16;
+use half::{bf16, f16};
 use reasoning_rpc_cpu::*;
 use std::hint::black_box;
 use std::ptr::NonNull;
+use std::sync::Barrier;
 use std::time::Instant;
 
 /// Bytes that a line works on at least: several times the last-level cache.
 const WORKING_SET: usize = 256 << 20;
 /// Bytes between two looks at the clock, at least.
-const CHUNK: usize = 2 << 20;
+const CHUNK: usize = 8 << 20;
 /// Bytes of a cache for the limit of the arithmetic.
 const SMALL: usize = 128 << 10;
 const BLOCK: usize = 64;
@@ -35,75 +36,130 @@ fn main() {
     let simd = Simd::from_env().unwrap();
     let filter = std::env::args().nth(1).unwrap_or_default();
     println!("instruction set {}", simd.name());
+    let case = |head_dim, kv_heads, group| Case {
+        head_dim,
+        kv_heads,
+        group,
+    };
     let cases = [
-        Case {
-            head_dim: 64,
-            kv_heads: 3,
-            group: 3,
-        },
-        Case {
-            head_dim: 128,
-            kv_heads: 2,
-            group: 6,
-        },
-        Case {
-            head_dim: 64,
-            kv_heads: 2,
-            group: 1,
-        },
-        Case {
-            head_dim: 128,
-            kv_heads: 2,
-            group: 8,
-        },
+        case(64, 3, 3),
+        case(128, 2, 6),
+        case(64, 2, 1),
+        case(128, 2, 7),
+        case(128, 2, 8),
     ];
     for case in &cases {
-        for len in [256, 4096, 16384, 32768] {
-            decode::<f16>(simd, case, len, &filter);
-            decode::<f32>(simd, case, len, &filter);
+        for threads in [1, 2] {
+            for len in [256, 4096, 8192, 16384, 32768] {
+                decode::<f16>(simd, case, len, threads, &filter);
+                decode::<bf16>(simd, case, len, threads, &filter);
+                decode::<i8>(simd, case, len, threads, &filter);
+                decode::<f32>(simd, case, len, threads, &filter);
+            }
         }
     }
     for case in &cases[..2] {
         prefill::<f16>(simd, case, &filter);
+        prefill::<i8>(simd, case, &filter);
         rpc::<f16>(simd, case, &filter);
+        rpc::<i8>(simd, case, &filter);
     }
 }
 
-/// Addresses of a head's pages: keys, values.
-type Head<E> = (Vec<NonNull<E>>, Vec<NonNull<E>>);
+/// A number of the format, from one in -1..1.
+trait Number: Stored {
+    fn number(x: f32) -> Self;
+}
+
+impl Number for f32 {
+    fn number(x: f32) -> f32 {
+        x
+    }
+}
+
+impl Number for f16 {
+    fn number(x: f32) -> f16 {
+        <f16 as Element>::from_f32(x)
+    }
+}
+
+impl Number for bf16 {
+    fn number(x: f32) -> bf16 {
+        <bf16 as Element>::from_f32(x)
+    }
+}
+
+impl Number for i8 {
+    fn number(x: f32) -> i8 {
+        (x * 127.0) as i8
+    }
+}
+
+/// Addresses of a head's pages: keys, values, and their scales.
+struct Head<E> {
+    keys: Vec<NonNull<E>>,
+    values: Vec<NonNull<E>>,
+    scales: [Vec<NonNull<f32>>; 2],
+}
 
 /// Caches of `layers * kv_heads` heads in one allocation.
 struct Pool<E> {
-    memory: Vec<E>,
+    memory: Vec<u64>,
     heads: Vec<Head<E>>,
     layout: Layout,
     len: usize,
 }
 
-impl<E: Element> Pool<E> {
+// SAFETY: the addresses are those of `memory`, which threads read.
+unsafe impl<E> Sync for Pool<E> {}
+
+/// Bytes of an entry's scales.
+fn scale_bytes<E: Stored>() -> usize {
+    if E::SCALED { 2 * size_of::<f32>() } else { 0 }
+}
+
+impl<E: Number> Pool<E> {
     fn new(case: &Case, len: usize, working_set: usize) -> Pool<E> {
         let layout = Layout::contiguous(BLOCK, case.head_dim);
         let head_blocks = len.div_ceil(BLOCK);
-        let block = 2 * BLOCK * case.head_dim;
-        let layers = working_set.div_ceil(case.kv_heads * head_blocks * block * E::SIZE);
+        let plane = BLOCK * case.head_dim * E::SIZE;
+        let block = 2 * plane + BLOCK * scale_bytes::<E>();
+        let layers = working_set.div_ceil(case.kv_heads * head_blocks * block);
         let mut noise = Noise(1);
-        let some: Vec<E> = (0..4099).map(|_| E::from_f32(noise.next())).collect();
-        let elements = layers * case.kv_heads * head_blocks * block;
-        let mut memory: Vec<E> = Vec::with_capacity(elements);
+        let some: Vec<E> = (0..4099).map(|_| E::number(noise.next())).collect();
+        let words = layers * case.kv_heads * head_blocks * block / 8;
+        let mut memory: Vec<u64> = Vec::with_capacity(words);
         huge_pages(&mut memory);
-        memory.extend((0..elements).map(|i| some[i % some.len()]));
-        let base = NonNull::new(memory.as_mut_ptr()).unwrap();
+        memory.resize(words, 0);
+        let base: NonNull<u8> = NonNull::new(memory.as_mut_ptr()).unwrap().cast();
         let heads = (0..layers * case.kv_heads)
             .map(|h| {
                 let (layer, head) = (h / case.kv_heads, h % case.kv_heads);
-                let at = |b: usize| ((layer * head_blocks + b) * case.kv_heads + head) * block;
-                // SAFETY: within the allocation.
-                let keys = (0..head_blocks).map(|b| unsafe { base.add(at(b)) }).collect();
-                // SAFETY: as above.
-                let values = (0..head_blocks)
-                    .map(|b| unsafe { base.add(at(b) + block / 2) })
-                    .collect();
-                (keys, values)
+                let at = |b: usize, offset: usize| {
+                    let block_index = (layer * head_blocks + b) * case.kv_heads + head;
+                    // SAFETY: within the allocation.
+                    unsafe { base.add(block_index * block + offset) }
+                };
+                let pages = |offset| (0..head_blocks).map(|b| at(b, offset).cast()).collect();
+                for b in 0..head_blocks {
+                    for i in 0..2 * plane / E::SIZE {
+                        // SAFETY: within the block.
+                        unsafe { at(b, 0).cast::<E>().add(i).write(some[(b * 31 + i) % some.len()]) };
+                    }
+                    for i in 0..BLOCK * scale_bytes::<E>() / 4 {
+                        // SAFETY: within the block.
+                        unsafe { at(b, 2 * plane).cast::<f32>().add(i).write(1.0 / 127.0) };
+                    }
+                }
+                let scale_pages = |offset| (0..head_blocks).map(|b| at(b, offset).cast()).collect();
+                Head {
+                    keys: pages(0),
+                    values: pages(plane),
+                    scales: [
+                        scale_pages(2 * plane),
+                        scale_pages(2 * plane + BLOCK * scale_bytes::<E>() / 2),
+                    ],
+                }
             })
             .collect();
         Pool {
@@ -114,15 +170,25 @@ impl<E: Element> Pool<E> {
         }
     }
 
+    fn scales(&self, head: usize) -> Option<Scales<'_>> {
+        let [keys, values] = &self.heads[head].scales;
+        E::SCALED.then_some(Scales {
+            keys,
+            values,
+            key_stride: 1,
+            value_stride: 1,
+        })
+    }
+
     fn pages(&self, head: usize) -> KvPages<'_, E> {
-        let (keys, values) = &self.heads[head];
+        let Head { keys, values, .. } = &self.heads[head];
         // SAFETY: the blocks lie in `memory`, which this borrows.
-        unsafe { KvPages::new(keys, values, self.layout, self.len) }.unwrap()
+        unsafe { KvPages::with_scales(keys, values, self.scales(head), self.layout, self.len) }.unwrap()
     }
 
     /// Part of the memory.
     fn bytes(&self, range: std::ops::Range<usize>) -> &[u8] {
-        // SAFETY: elements are plain numbers.
+        // SAFETY: plain numbers.
         let all = unsafe {
             std::slice::from_raw_parts(self.memory.as_ptr().cast::<u8>(), size_of_val(&self.memory[..]))
         };
@@ -131,7 +197,7 @@ impl<E: Element> Pool<E> {
 
     /// Bytes of the entries of one head.
     fn head_bytes(&self) -> usize {
-        2 * self.len * self.layout.head_dim * E::SIZE
+        self.len * (2 * self.layout.head_dim * E::SIZE + scale_bytes::<E>())
     }
 }
 
@@ -166,9 +232,51 @@ fn sum_lines(memory: &[u8]) -> u64 {
     sums.iter().fold(0, |a, &b| a.wrapping_add(b))
 }
 
-fn decode<E: Element>(simd: Simd, case: &Case, len: usize, filter: &str) {
+/// Queries and results of one thread.
+struct Worker {
+    queries: Vec<f32>,
+    out: Vec<f32>,
+    scratch: Scratch,
+}
+
+impl Worker {
+    fn new(case: &Case) -> Worker {
+        let queries = vec_of(case.group * case.head_dim);
+        Worker {
+            out: vec![0.0; queries.len()],
+            queries,
+            scratch: Scratch::new(),
+        }
+    }
+
+    fn attend<E: Number>(&mut self, simd: Simd, case: &Case, pool: &Pool<E>, head: usize) {
+        let width = self.queries.len();
+        let heads = Heads::new(&self.queries, 1, case.group, case.head_dim, width).unwrap();
+        let mut to = HeadsMut::new(&mut self.out, 1, case.group, case.head_dim, width).unwrap();
+        let (pages, scale) = (pool.pages(head), 1.0 / (case.head_dim as f32).sqrt());
+        attend(
+            simd,
+            &pages,
+            pool.len - 1,
+            heads,
+            &mut to,
+            scale,
+            &mut self.scratch,
+        )
+        .unwrap();
+        black_box(&self.out);
+    }
+}
+
+fn seconds(work: impl FnOnce()) -> f64 {
+    let start = Instant::now();
+    work();
+    start.elapsed().as_secs_f64()
+}
+
+fn decode<E: Number>(simd: Simd, case: &Case, len: usize, threads: usize, filter: &str) {
     let name = format!(
-        "decode {} D={} {}x{} len {len}",
+        "decode {} D={} {}x{} len {len} threads {threads}",
         E::NAME,
         case.head_dim,
         case.kv_heads,
@@ -177,77 +285,80 @@ fn decode<E: Element>(simd: Simd, case: &Case, len: usize, filter: &str) {
     if !name.contains(filter) {
         return;
     }
-    let queries = vec_of(case.group * case.head_dim);
-    let mut out = vec![0.0; queries.len()];
-    let mut scratch = Scratch::new();
-    let scale = 1.0 / (case.head_dim as f32).sqrt();
-    let width = queries.len();
-    let mut run = |pool: &Pool<E>, head: usize| {
-        let heads = Heads::new(&queries, 1, case.group, case.head_dim, width).unwrap();
-        let mut to = HeadsMut::new(&mut out, 1, case.group, case.head_dim, width).unwrap();
-        attend(
-            simd,
-            &pool.pages(head),
-            pool.len - 1,
-            heads,
-            &mut to,
-            scale,
-            &mut scratch,
-        )
-        .unwrap();
-        black_box(&out);
-    };
-    let seconds = |mut work: Box<dyn FnMut() + '_>| {
-        let start = Instant::now();
-        work();
-        start.elapsed().as_secs_f64()
-    };
-
     let small_len = (SMALL / (2 * case.head_dim * E::SIZE)).min(len);
     let small = Pool::<E>::new(&Case { kv_heads: 1, ..*case }, small_len, 1);
-    let cached = (0..2000)
-        .map(|_| seconds(Box::new(|| run(&small, 0))))
-        .fold(f64::MAX, f64::min);
+    let small = &small;
 
-    let pool = Pool::<E>::new(case, len, WORKING_SET);
-    // Heads of a chunk: whole layers, because a layer's blocks alternate between its heads.
+    let pool = &Pool::<E>::new(case, len, WORKING_SET);
+    // Heads of a chunk: whole layers, because a layer's blocks alternate between its heads, and of each thread as many.
     let layers = CHUNK.div_ceil(case.kv_heads * pool.head_bytes());
-    let heads = layers * case.kv_heads;
+    let heads = (layers * case.kv_heads).next_multiple_of(threads * case.kv_heads);
     let chunks = pool.heads.len() / heads;
     let bytes = heads * pool.head_bytes();
+    let barrier = &Barrier::new(threads);
+    // Each thread does its part of every chunk; all begin together, and a chunk takes as long as the slowest.
+    let (times, cached): (Vec<Vec<f64>>, Vec<Vec<f64>>) = std::thread::scope(|scope| {
+        let work = |thread: usize| {
+            let mut worker = Worker::new(case);
+            let (mut times, mut cached) = (Vec::new(), Vec::new());
+            for chunk in (0..REPETITIONS * chunks).map(|i| i % (chunks / 2 * 2)) {
+                barrier.wait();
+                times.push(if chunk % 2 == 0 {
+                    let part = bytes / threads;
+                    let first = chunk * bytes + thread * part;
+                    let memory = pool.bytes(first..first + part);
+                    seconds(|| {
+                        black_box(sum_lines(memory));
+                    })
+                } else {
+                    let part = heads / threads;
+                    let first = chunk * heads + thread * part;
+                    seconds(|| (first..first + part).for_each(|head| worker.attend(simd, case, pool, head)))
+                });
+                if chunk % 2 == 1 {
+                    barrier.wait();
+                    let rounds = bytes / threads / small.head_bytes();
+                    let time = seconds(|| (0..rounds).for_each(|_| worker.attend(simd, case, small, 0)));
+                    cached.push(time / rounds as f64);
+                }
+            }
+            (times, cached)
+        };
+        let workers: Vec<_> = (0..threads)
+            .map(|thread| scope.spawn(move || work(thread)))
+            .collect();
+        workers.into_iter().map(|worker| worker.join().unwrap()).collect()
+    });
     let (mut reads, mut attends) = (Vec::new(), Vec::new());
-    for chunk in (0..REPETITIONS * chunks).map(|i| i % (chunks / 2 * 2)) {
-        if chunk % 2 == 0 {
-            let memory = pool.bytes(chunk * bytes..(chunk + 1) * bytes);
-            reads.push(seconds(Box::new(|| {
-                black_box(sum_lines(memory));
-            })));
-        } else {
-            attends.push(seconds(Box::new(|| {
-                (chunk * heads..(chunk + 1) * heads).for_each(|head| run(&pool, head))
-            })));
-        }
+    for (index, chunk) in (0..REPETITIONS * chunks)
+        .map(|i| i % (chunks / 2 * 2))
+        .enumerate()
+    {
+        let slowest = times.iter().map(|times| times[index]).fold(0.0, f64::max);
+        if chunk % 2 == 0 { &mut reads } else { &mut attends }.push(slowest);
     }
     let gigabytes = bytes as f64 / 1e9;
     let (read, attend) = (median(reads), median(attends));
+    let slowest = |index: usize| cached.iter().map(|times| times[index]).fold(0.0, f64::max);
+    let cached = median((0..cached[0].len()).map(slowest).collect()) / threads as f64;
+    let arithmetic = small.head_bytes() as f64 / 1e9 / cached;
     println!(
-        "{name:36} {:5.1} GB/s of {:5.1}: {:3.0}%, {:5.1} GFLOP/s, {:7.1} us per head; in cache {:5.1} GB/s, {:5.1} GFLOP/s",
+        "{name:46} {:5.1} GB/s; reading alone {:5.1}: {:3.0}%; arithmetic alone {arithmetic:5.1}: {:3.0}%, {:5.1} GFLOP/s; {:7.1} us per head",
         gigabytes / attend,
         gigabytes / read,
         100.0 * read / attend,
+        100.0 * gigabytes / attend / arithmetic,
         gigabytes / attend * flops_per_byte::<E>(case),
-        1e6 * attend / heads as f64,
-        small.head_bytes() as f64 / 1e9 / cached,
-        small.head_bytes() as f64 / 1e9 / cached * flops_per_byte::<E>(case),
+        1e6 * attend / heads as f64 * threads as f64,
     );
 }
 
 /// Two operations for each query head and element.
-fn flops_per_byte<E: Element>(case: &Case) -> f64 {
-    2.0 * case.group as f64 / E::SIZE as f64
+fn flops_per_byte<E: Number>(case: &Case) -> f64 {
+    2.0 * case.group as f64 / (E::SIZE as f64 + scale_bytes::<E>() as f64 / (2 * case.head_dim) as f64)
 }
 
-fn prefill<E: Element>(simd: Simd, case: &Case, filter: &str) {
+fn prefill<E: Number>(simd: Simd, case: &Case, filter: &str) {
     for (tokens, before) in [(512, 0), (512, 4096)] {
         let name = format!(
             "prefill {} D={} {}x{} {tokens} after {before}",
@@ -302,7 +413,7 @@ fn prefill<E: Element>(simd: Simd, case: &Case, filter: &str) {
 }
 
 /// One compression of one layer at R = 32, P = 4096 and a quarter kept: 4096 candidates the first time, 7168 the fourth.
-fn rpc<E: Element>(simd: Simd, case: &Case, filter: &str) {
+fn rpc<E: Number>(simd: Simd, case: &Case, filter: &str) {
     for candidates in [1024, 4096, 7168] {
         let name = format!(
             "compress {} D={} {}x{} C={candidates}",
@@ -347,9 +458,11 @@ fn rpc<E: Element>(simd: Simd, case: &Case, filter: &str) {
             scores.push(start.elapsed().as_secs_f64());
             black_box(&out);
             let start = Instant::now();
-            for (keys, values) in &pool.heads[..case.kv_heads] {
+            for (index, Head { keys, values, .. }) in pool.heads[..case.kv_heads].iter().enumerate() {
+                let scales = pool.scales(index);
                 // SAFETY: nothing else uses the pool's memory meanwhile.
-                let mut pages = unsafe { KvPagesMut::new(keys, values, pool.layout, len) }.unwrap();
+                let pages = unsafe { KvPagesMut::with_scales(keys, values, scales, pool.layout, len) };
+                let mut pages = pages.unwrap();
                 compact(simd, &mut pages, prompt, &kept).unwrap();
             }
             moves.push(start.elapsed().as_secs_f64());

@@ -14,7 +14,7 @@ use crate::compress::{self, CompressionRecord, Moment, Workspace};
 use crate::error::{Error, Result, panic_text};
 use crate::metrics::{Counters, Metrics};
 use crate::model::{Flavour, Model};
-use crate::runner::{CachedRunner, PortableRunner, Runner, Step, StepRow};
+use crate::runner::{CachedRunner, NodeTimes, PortableRunner, Runner, Step, StepRow};
 use crate::runtime;
 use crate::sampling::SamplingOptions;
 use crate::sequence::{Chunk, Sequence, SequenceOptions};
@@ -376,12 +376,12 @@ impl EngineShared {
         }
 
         let start = Instant::now();
-        self.run(sequences, &chunks, show).inspect_err(|error| {
+        let nodes = self.run(sequences, &chunks, show).inspect_err(|error| {
             self.counters.failed();
             log::error!("a step failed: {error}");
         })?;
         let time = start.elapsed();
-        self.counters.stepped(&chunks, time);
+        self.counters.stepped(&chunks, time, nodes);
         for (sequence, chunk) in sequences.iter_mut().zip(&chunks) {
             sequence.commit(chunk, time)?;
         }
@@ -394,7 +394,7 @@ impl EngineShared {
         sequences: &mut [&mut Sequence],
         chunks: &[Chunk],
         show: Option<&mut Vec<f32>>,
-    ) -> Result<()> {
+    ) -> Result<NodeTimes> {
         let mut driver = self.driver.lock().unwrap_or_else(PoisonError::into_inner);
         let Driver { runner, step } = &mut *driver;
         step.clear();
@@ -445,7 +445,7 @@ impl EngineShared {
         if let Some(show) = show {
             std::mem::swap(show, &mut step.logits);
         }
-        Ok(())
+        Ok(step.times)
     }
 }
 

@@ -28,6 +28,8 @@ from .driver import Failed, Setting, Workers
 ROOT = Path(__file__).resolve().parents[3]
 SECTIONS = ("decode", "prefill", "batch", "rpc", "smollm2")
 GENERATED, GIVEN = 32768, 256
+# A step of ours, and what lies in it.
+PARTS = ("step_seconds", "attention_seconds", "product_seconds")
 
 
 class Bench:
@@ -79,9 +81,11 @@ class Bench:
         try:
             worker = workers.get(setting, self.model(name, setting))
             worker.ask("fill", rows=rows, length=length, **more)
+            before = worker.ask("stats") if setting.ours else {}
             reply = worker.ask("decode", steps=self.steps)
             if setting.ours:
                 reply["stats"] = worker.ask("stats")
+                reply["parts"] = {part: reply["stats"][part] - before[part] for part in PARTS}
             worker.ask("release")
         except Failed as error:
             workers.fail(setting, error)
@@ -119,6 +123,9 @@ class Bench:
         cell["memory"] = max(cell["memory"], reply["memory"]["peak"])
         if "stats" in reply:
             cell["cache_bytes"] = reply["stats"]["cache_bytes"]
+            for part, seconds in reply["parts"].items():
+                parts = cell.setdefault("parts", dict.fromkeys(PARTS, 0.0))
+                parts[part] += seconds
 
     # Sections
 

@@ -116,6 +116,16 @@ def decode(result: dict[str, Any]) -> str:
         f"cache alone, by what a step takes longer than at {lengths[0]}, in parts of {rate / 1e9:.1f} GB/s."
     )
     text.append(table(head, used))
+    lines = []
+    for label, cells in section["full"].items():
+        for length in lengths:
+            parts = cells.get(str(length), {}).get("parts")
+            if parts:
+                step = parts["step_seconds"]
+                shares = [parts["product_seconds"] / step, parts["attention_seconds"] / step]
+                lines.append([label, str(length), *(f"{share:.1%}" for share in [*shares, 1 - sum(shares)])])
+    text.append("Where our step's time goes; the rest is ONNX Runtime's overhead between nodes, the embedding's row and the copy of the logits.")
+    text.append(table(["", "entries", "products, norms, gates", "attention", "rest"], lines))
     held = section["held"]
     if held:
         lines = []

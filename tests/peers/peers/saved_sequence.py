@@ -36,11 +36,14 @@ class SavedSequence:
         self.seeds = words[tokens + 2 : tokens + 2 + 3 * seeds]
         at = tokens + 2 + 3 * seeds
         self.logits = words[at : at + vocab]
-        rpc = self.header["rpc"]
-        window = 0 if rpc is None else rpc["window"] * heads * head_dim * layers
+        policy = self.header["policy"]
+        self.policy = None if policy["name"] == "none" else policy
+        window = 0 if self.policy is None else policy["window"] * heads * head_dim * layers
         # The ring of a sequence that has generated nothing is empty; numbers of any size do.
         self.window = np.full(window, 0.01, "<f4")
-        at += vocab + window
+        # One word per layer: nothing says yet how the queries are rotated.
+        self.frequencies = np.zeros(layers, "<u4")
+        at += vocab + window + layers
         self.width = head_dim * ELEMENT_BYTES[self.header["cache"]]
         entries = np.frombuffer(blob, np.uint8, len(blob) - 32 - start - 4 * at, start + 4 * at)
         entries = entries.reshape(layers * kv_heads, tokens * (2 * self.width + 4))
@@ -52,9 +55,8 @@ class SavedSequence:
         generated = length - given
         log: list[int] = []
         positions = np.arange(length, dtype="<u4")
-        rpc = self.header["rpc"]
-        if rpc is not None:
-            schedule = Schedule(**{name: rpc[name] for name in ("interval", "window", "ratio", "entries")})
+        if self.policy is not None:
+            schedule = Schedule(**{name: self.policy[name] for name in ("interval", "window", "ratio", "entries")})
             done = schedule.compressions(generated)
             if done > 0:
                 # Of the older generated tokens any may stay.
@@ -81,6 +83,7 @@ class SavedSequence:
         add(np.array(log, "<u4").tobytes())
         add(self.logits.tobytes())
         add(self.window.tobytes())
+        add(self.frequencies.tobytes())
         order = np.arange(len(positions)) % len(self.tokens)
         tail = positions.tobytes()
         for head in self.planes:

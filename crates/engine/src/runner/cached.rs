@@ -68,6 +68,7 @@ impl Runner for CachedRunner {
         );
         let mut context = self.state.step();
         std::mem::swap(&mut context.rows, &mut step.rows);
+        step.times = std::mem::take(&mut context.times);
         // The operator's own words say more than the runtime's.
         match (result, context.failure.take()) {
             (Ok(()), None) => Ok(()),

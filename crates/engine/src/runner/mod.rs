@@ -6,6 +6,8 @@ mod portable;
 pub(crate) use cached::CachedRunner;
 pub(crate) use portable::PortableRunner;
 
+use std::time::Duration;
+
 use crate::cache::SequenceCache;
 use crate::error::Result;
 
@@ -36,6 +38,15 @@ pub(crate) struct Step {
     pub logits: Vec<f32>,
     /// The rows' caches, lent by their sequences.
     pub rows: Vec<StepRow>,
+    /// Where the time of the run went.
+    pub times: NodeTimes,
+}
+
+/// Time inside our own nodes of one run.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct NodeTimes {
+    pub attention: Duration,
+    pub products: Duration,
 }
 
 /// One sequence's part in a step.
@@ -58,5 +69,6 @@ impl Step {
         self.slots.clear();
         self.logits_rows.clear();
         self.rows.clear();
+        self.times = NodeTimes::default();
     }
 }

@@ -9,6 +9,7 @@
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, PoisonError};
+use std::time::Instant;
 
 use ort::operator::{ComputeContext, Kernel, KernelContext, Operator, OperatorInput, OperatorOutput};
 use ort::value::{TensorElementType, TensorValueType};
@@ -181,8 +182,10 @@ fn wrong(operator: &str, name: &str, expected: &str, found: impl std::fmt::Displ
 
 /// Nothing below ONNX Runtime's frames may unwind; what went wrong is kept in our own words.
 fn guarded(state: &AttentionState, operator: &str, work: impl FnOnce() -> Result<()>) -> ort::Result<()> {
+    let start = Instant::now();
     let result = catch_unwind(AssertUnwindSafe(work))
         .unwrap_or_else(|payload| Err(Error::Internal(panic_text(&*payload))));
+    state.step().times.products += start.elapsed();
     result.map_err(|error| {
         let text = format!("{operator}: {error}");
         state.step().failure = Some(error);

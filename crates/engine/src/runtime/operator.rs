@@ -9,6 +9,7 @@
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use half::f16;
 use ort::operator::{
@@ -23,7 +24,7 @@ use super::units::{Shape, Unit, Units};
 use super::workers::{self, Parts};
 use crate::cache::CacheType;
 use crate::error::{Error, Result, panic_text};
-use crate::runner::StepRow;
+use crate::runner::{NodeTimes, StepRow};
 
 const DOMAIN: &str = "reasoning_rpc";
 const NAME: &str = "CachedAttention";
@@ -57,6 +58,8 @@ pub(crate) struct StepContext {
     pub rows: Vec<StepRow>,
     /// What went wrong inside a node, in our own terms.
     pub failure: Option<Error>,
+    /// Time inside the step's nodes.
+    pub times: NodeTimes,
     rope: RopeTable,
     rotated: Vec<f32>,
     units: Units,
@@ -201,8 +204,10 @@ struct AttentionKernel {
 impl Kernel for AttentionKernel {
     fn compute(&mut self, context: &ComputeContext) -> ort::Result<()> {
         // Nothing below ONNX Runtime's frames may unwind.
+        let start = Instant::now();
         let result = catch_unwind(AssertUnwindSafe(|| self.compute_node(context)))
             .unwrap_or_else(|payload| Err(Error::Internal(panic_text(&*payload))));
+        self.state.step().times.attention += start.elapsed();
         result.map_err(|error| {
             let text = format!("{NAME} of layer {}: {error}", self.layer);
             self.state.step().failure = Some(error);

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import struct
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -100,12 +101,15 @@ class Engine(Base):
         # Rows of one text each have caches of their own: with a unified one each would attend over all.
         self.open(length + self.SPARE, rows, unified=False)
         count, ids = ctypes.c_size_t(), (llama_cpp.llama_token * 1)()
-        for row in range(rows):
-            size = llama_cpp.llama_state_seq_load_file(
-                self.context, str(path).encode(), row, ids, 1, ctypes.byref(count)
-            )
-            if not size:
-                raise RuntimeError(f"llama_state_seq_load_file: no state of {length} entries")
+        with tempfile.NamedTemporaryFile(dir=self.folder.name) as file:
+            file.write(self.apart(path.read_bytes(), rows))
+            file.flush()
+            for row in range(rows):
+                size = llama_cpp.llama_state_seq_load_file(
+                    self.context, file.name.encode(), row, ids, 1, ctypes.byref(count)
+                )
+                if not size:
+                    raise RuntimeError(f"llama_state_seq_load_file: no state of {length} entries")
         self.rows, self.length, self.next = rows, length, [1] * rows
 
     def save_long(self, length: int, path: Path) -> None:
@@ -127,6 +131,17 @@ class Engine(Base):
         if llama_cpp.llama_memory_seq_pos_max(memory, 0) != length - 1:
             raise RuntimeError(f"{length} entries: the cache did not take them")
         llama_cpp.llama_state_seq_save_file(self.context, str(path).encode(), 0, (llama_cpp.llama_token * 1)(), 0)
+
+    @staticmethod
+    def apart(saved: bytes, rows: int) -> bytes:
+        """A sequence's file for a context that keeps the caches of `rows` sequences apart.
+
+        Behind magic, version and a count of tokens, which is 0, lie the number of such caches and each one's cells.
+        """
+        tokens, caches = struct.unpack_from("<II", saved, 8)
+        if (tokens, caches) != (0, 1):
+            raise RuntimeError(f"expected no tokens and one cache, found {tokens} and {caches}")
+        return saved[:12] + struct.pack("<I", rows) + saved[16:] + bytes(4 * (rows - 1))
 
     def step(self) -> None:
         self.run([(token, self.length, row) for row, token in enumerate(self.next)], list(range(self.rows)))

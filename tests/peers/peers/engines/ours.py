@@ -129,11 +129,14 @@ class Engine(Base):
         self.library.step(self.array, len(self.rows))
 
     def stats(self) -> dict[str, float]:
-        """Of the first row, since its text began."""
+        """Of the first row, since its text began; seconds of steps and of what lies in them, since the engine opened."""
         stats = rrpc.Stats()
         self.library.sequence_get_stats(self.rows[0], byref(stats))
         names = ["compressions", "compaction_seconds", "cache_bytes", "cache_peak_bytes", "cache_uncompressed_bytes"]
-        return {name: getattr(stats, name) for name in names}
+        metrics = rrpc.Metrics()
+        self.library.engine_get_metrics(self.engine, byref(metrics))
+        inside = ["step_seconds", "attention_seconds", "product_seconds"]
+        return {name: getattr(stats, name) for name in names} | {name: getattr(metrics, name) for name in inside}
 
     def info(self) -> dict[str, Any]:
         dll = self.library.dll
