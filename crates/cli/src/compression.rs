@@ -182,6 +182,20 @@ impl Choice {
         Ok(options)
     }
 
+    /// The policy and its options, in words.
+    pub fn describe(&self) -> String {
+        let RpcOptions { interval, window, .. } = self.options;
+        let budget = match (self.bytes, self.options.budget) {
+            (Some(bytes), _) => format!("{bytes} bytes"),
+            (None, Budget::Ratio(ratio)) => format!("ratio {ratio}"),
+            (None, Budget::Entries(entries)) => format!("{entries} entries"),
+        };
+        match self.kind {
+            PolicyKind::None => "the full cache".into(),
+            kind => format!("{}, interval {interval}, window {window}, {budget}", kind.name()),
+        }
+    }
+
     /// The policy.
     pub fn policy(&self, shape: &CacheShape) -> anyhow::Result<Arc<dyn Policy>> {
         let options = self.options(shape)?;

@@ -1,29 +1,36 @@
 //! The program `reasoning-rpc`: writes with a model whose KV cache is compressed on the way, says
-//! what that costs on a text, turns text into tokens and back, and says what a model and its cache take.
+//! what that costs on a text and on tasks, turns text into tokens and back, and says what a model and its cache take.
 //!
 //! Exit codes: 0; 1 for what went wrong while working; 2 for a command line that cannot be used;
 //! 130 for an answer that Ctrl-C ended (its output is complete).
 
+mod analyze;
 mod args;
 mod compression;
+mod eval;
 mod generate;
 mod inspect;
 mod interrupt;
 mod model;
 mod output;
 mod perplexity;
+mod policies;
 mod prompt;
 mod report;
 mod sampling;
+mod sweep;
 mod tokenize;
 
 use std::process::ExitCode;
 
 use args::{Command, Parsed, Usage};
 
-const COMMANDS: [&Command; 4] = [
+const COMMANDS: [&Command; 7] = [
     &generate::COMMAND,
     &perplexity::COMMAND,
+    &eval::COMMAND,
+    &analyze::COMMAND,
+    &sweep::COMMAND,
     &tokenize::COMMAND,
     &inspect::COMMAND,
 ];
