@@ -6,6 +6,7 @@ mod caches;
 mod forks;
 mod operator;
 mod policies;
+mod retention;
 mod rewinds;
 #[cfg(not(feature = "shuttle"))]
 mod scheduler;
