@@ -1,5 +1,6 @@
 //! The program `reasoning-rpc`: writes with a model whose KV cache is compressed on the way, says
-//! what that costs on a text, turns text into tokens and back, and says what a model and its cache take.
+//! what that costs on a text and what was kept of it, turns text into tokens and back, and says what a model
+//! and its cache take.
 //!
 //! Exit codes: 0; 1 for what went wrong while working; 2 for a command line that cannot be used;
 //! 130 for an answer that Ctrl-C ended (its output is complete).
@@ -16,16 +17,18 @@ mod prompt;
 mod report;
 mod sampling;
 mod tokenize;
+mod trace;
 
 use std::process::ExitCode;
 
 use args::{Command, Parsed, Usage};
 
-const COMMANDS: [&Command; 4] = [
+const COMMANDS: [&Command; 5] = [
     &generate::COMMAND,
     &perplexity::COMMAND,
     &tokenize::COMMAND,
     &inspect::COMMAND,
+    &trace::COMMAND,
 ];
 
 fn main() -> ExitCode {
