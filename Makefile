@@ -111,11 +111,16 @@ test-cpp: build test-models
 test-go: build test-models
 	PYTHON=$(CURDIR)/$(VENV)/bin/python bindings/go/test
 
-test-cli: build test-models
+test-cli: build test-models third_party/chromium/packages
 	$(VENV)/bin/python -m pytest -q -rs tests/cli
 
-third_party/debian/packages: scripts/fetch-cpp-httplib
+third_party/debian/packages: scripts/fetch-cpp-httplib scripts/fetch-debian
 	scripts/fetch-cpp-httplib
+	touch $@
+
+# A browser for the pages of `reasoning-rpc trace`.
+third_party/chromium/packages: scripts/fetch-chromium scripts/fetch-debian
+	scripts/fetch-chromium
 	touch $@
 
 # The example service in C++, as its clients see it.

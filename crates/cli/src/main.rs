@@ -1,5 +1,6 @@
 //! The program `reasoning-rpc`: writes with a model whose KV cache is compressed on the way, says
-//! what that costs on a text and on tasks, turns text into tokens and back, and says what a model and its cache take.
+//! what that costs on a text and on tasks and what was kept, turns text into tokens and back, and says what a model
+//! and its cache take.
 //!
 //! Exit codes: 0; 1 for what went wrong while working; 2 for a command line that cannot be used;
 //! 130 for an answer that Ctrl-C ended (its output is complete).
@@ -20,12 +21,13 @@ mod report;
 mod sampling;
 mod sweep;
 mod tokenize;
+mod trace;
 
 use std::process::ExitCode;
 
 use args::{Command, Parsed, Usage};
 
-const COMMANDS: [&Command; 7] = [
+const COMMANDS: [&Command; 8] = [
     &generate::COMMAND,
     &perplexity::COMMAND,
     &eval::COMMAND,
@@ -33,6 +35,7 @@ const COMMANDS: [&Command; 7] = [
     &sweep::COMMAND,
     &tokenize::COMMAND,
     &inspect::COMMAND,
+    &trace::COMMAND,
 ];
 
 fn main() -> ExitCode {

@@ -10,14 +10,33 @@ use reasoning_rpc_engine::text::encode_raw;
 use reasoning_rpc_engine::{Engine, EngineOptions, Sequence, SequenceOptions};
 use serde::Serialize;
 
-use crate::args::{Command, Given, Group, option, parse_ids, usage};
+use crate::args::{Command, Given, Group, Opt, option, parse_ids, usage};
 use crate::output::{self, Progress, human};
 use crate::prompt::read_text;
 use crate::{compression, interrupt, model};
 
 /// Tokens of a step: their logits, `vocab` floats each, are in memory at once.
 const CHUNK: usize = 128;
-const PROMPT_TOKENS: usize = 64;
+const DEFAULT_PROMPT_TOKENS: usize = 64;
+
+/// The text, if it is text.
+pub const TEXT: Opt = option(
+    "text",
+    "FILE",
+    "raw text, UTF-8; - is standard input. Control tokens in it are\nparsed",
+);
+/// The text, if it is ids.
+pub const IDS: Opt = option(
+    "ids",
+    "FILE",
+    "its token ids, in the writing of `reasoning-rpc tokenize`: a\nJSON array, or numbers between commas or spaces",
+);
+/// How much of the text is a prompt.
+pub const PROMPT_TOKENS: Opt = option(
+    "prompt-tokens",
+    "N",
+    "tokens of the text that are given, and never dropped [64]",
+);
 
 /// The command.
 pub const COMMAND: Command = Command {
@@ -32,21 +51,9 @@ pub const COMMAND: Command = Command {
         Group {
             title: "Text, one of the first two",
             options: &[
-                option(
-                    "text",
-                    "FILE",
-                    "raw text, UTF-8; - is standard input. Control tokens in it are\nparsed",
-                ),
-                option(
-                    "ids",
-                    "FILE",
-                    "its token ids, in the writing of `reasoning-rpc tokenize`: a\nJSON array, or numbers between commas or spaces",
-                ),
-                option(
-                    "prompt-tokens",
-                    "N",
-                    "tokens that are given, and never dropped [64]",
-                ),
+                TEXT,
+                IDS,
+                PROMPT_TOKENS,
                 option(
                     "max-tokens",
                     "N",
@@ -108,9 +115,8 @@ fn run(given: &Given) -> anyhow::Result<ExitCode> {
         .unwrap_or(false);
     let against = given.choice("against", &[("none", ())])?.is_some();
     let compression = compression::Choice::parse(given)?;
-    let count = |name| given.number(name, "a whole number, 1 or more", |count: &usize| *count > 0);
-    let prompt_tokens = count("prompt-tokens")?.unwrap_or(PROMPT_TOKENS);
-    let max_tokens = count("max-tokens")?;
+    let prompt_tokens = prompt_tokens(given)?;
+    let max_tokens = given.number("max-tokens", "a whole number, 1 or more", |count| *count > 0)?;
     let seed = given
         .number("seed", "a whole number below 2^64", |_| true)?
         .unwrap_or(0);
@@ -123,18 +129,8 @@ fn run(given: &Given) -> anyhow::Result<ExitCode> {
     let mut progress = Progress::new();
     progress.show("opening the model");
     let engine = Engine::open(&options)?;
-    let mut ids = source.ids(&engine)?;
-    ids.truncate(max_tokens.unwrap_or(engine.model().manifest().dimensions.max_positions));
-    if ids.len() <= prompt_tokens {
-        anyhow::bail!(
-            "expected more tokens than --prompt-tokens {prompt_tokens}, found {} (--max-tokens and the context counted)",
-            ids.len()
-        );
-    }
+    let ids = ids(source, &engine, prompt_tokens, max_tokens)?;
     let vocab = engine.model().manifest().dimensions.vocab_size;
-    if let Some(id) = ids.iter().find(|&&id| id as usize >= vocab) {
-        anyhow::bail!("token id: expected 0 to {}, found {id}", vocab - 1);
-    }
     let mut compressed = Reader::new(
         &engine,
         compression.policy(engine.cache_shape())?,
@@ -192,14 +188,46 @@ fn run(given: &Given) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// The option `--prompt-tokens`.
+pub fn prompt_tokens(given: &Given) -> anyhow::Result<usize> {
+    let count = given.number("prompt-tokens", "a whole number, 1 or more", |count| *count > 0)?;
+    Ok(count.unwrap_or(DEFAULT_PROMPT_TOKENS))
+}
+
+/// The tokens of a text, more than the prompt's and as many as the context holds.
+pub fn ids(
+    source: Source,
+    engine: &Engine,
+    prompt_tokens: usize,
+    max_tokens: Option<usize>,
+) -> anyhow::Result<Vec<u32>> {
+    let dimensions = &engine.model().manifest().dimensions;
+    let mut ids = source.ids(engine)?;
+    ids.truncate(max_tokens.unwrap_or(dimensions.max_positions));
+    if ids.len() <= prompt_tokens {
+        anyhow::bail!(
+            "expected more tokens than --prompt-tokens {prompt_tokens}, found {} (--max-tokens and the context counted)",
+            ids.len()
+        );
+    }
+    let vocab = dimensions.vocab_size;
+    if let Some(id) = ids.iter().find(|&&id| id as usize >= vocab) {
+        anyhow::bail!("token id: expected 0 to {}, found {id}", vocab - 1);
+    }
+    Ok(ids)
+}
+
 /// Where the tokens come from.
-enum Source {
+pub enum Source {
+    /// A raw text.
     Text(String),
+    /// Its ids.
     Ids(Vec<u32>),
 }
 
 impl Source {
-    fn parse(given: &Given) -> anyhow::Result<Self> {
+    /// The one that the options name.
+    pub fn parse(given: &Given) -> anyhow::Result<Self> {
         match (given.path("text"), given.path("ids")) {
             (Some(path), None) => Ok(Self::Text(read_text(&path)?)),
             (None, Some(path)) => Ok(Self::Ids(parse_ids("--ids", &read_text(Path::new(&path))?)?)),

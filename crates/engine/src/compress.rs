@@ -12,7 +12,7 @@ use crate::evict;
 use crate::sequence::position_of_generated;
 
 /// What one compression did to one layer.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct CompressionRecord {
     /// Generated tokens whose K and V were written when it ran.
     pub at_token: usize,
@@ -25,6 +25,19 @@ pub struct CompressionRecord {
     /// Original text positions of the kept candidates, ascending, from 0 with the prompt counted;
     /// one set for the layer or one per KV head. Empty unless the sequence records kept sets.
     pub kept: Vec<Vec<u32>>,
+    /// What each KV head could have dropped. Empty unless the sequence records scores.
+    pub candidates: Vec<Candidates>,
+}
+
+/// What one KV head could drop in one compression: the generated entries that it still had, outside the
+/// window.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Candidates {
+    /// Original text positions, ascending.
+    pub positions: Vec<u32>,
+    /// One for each: what the policy was shown ([`ScoreRule`]), before it pools, averages over KV heads, or
+    /// adds anything of its own. Empty for a policy that looks at no scores.
+    pub scores: Vec<f32>,
 }
 
 /// What a compression must know of its sequence.
@@ -42,6 +55,7 @@ pub(crate) struct Moment<'a> {
     /// The sequence's.
     pub seed: u64,
     pub record_kept: bool,
+    pub record_scores: bool,
 }
 
 /// Buffers of [`compress`], reused.
@@ -131,6 +145,10 @@ fn compress_typed<E: Stored>(
             len_before: longest(cache),
             len_after: 0,
             kept: Vec::new(),
+            candidates: match moment.record_scores {
+                true => candidates_of(cache, layer, &workspace.candidates, &workspace.scores),
+                false => Vec::new(),
+            },
         };
         if moment.record_kept {
             record.kept = (0..plan.sets())
@@ -197,6 +215,28 @@ fn find_candidates(cache: &SequenceCache, layer: usize, moment: &Moment<'_>, wor
         }
         workspace.counts.push(ranges.iter().map(Range::len).sum());
     }
+}
+
+/// The candidates of every KV head, and their scores.
+fn candidates_of(
+    cache: &SequenceCache,
+    layer: usize,
+    candidates: &[Vec<Range<usize>>],
+    scores: &[f32],
+) -> Vec<Candidates> {
+    let mut scores = scores.iter().copied();
+    let heads = candidates.iter().enumerate();
+    heads
+        .map(|(kv_head, candidates)| {
+            let positions: Vec<u32> = all_of(candidates)
+                .map(|entry| cache.position(layer, kv_head, entry))
+                .collect();
+            Candidates {
+                scores: scores.by_ref().take(positions.len()).collect(),
+                positions,
+            }
+        })
+        .collect()
 }
 
 fn score_layer<E: Stored>(

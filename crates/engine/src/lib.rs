@@ -43,7 +43,7 @@ mod tests;
 pub mod text;
 
 pub use cache::{CacheType, CacheView};
-pub use compress::CompressionRecord;
+pub use compress::{Candidates, CompressionRecord};
 pub use engine::{Engine, EngineOptions};
 pub use error::{Error, Result};
 pub use generate::{Answer, Event, GenerateOptions, Generation, StopReason};

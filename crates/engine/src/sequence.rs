@@ -74,6 +74,7 @@ pub struct Sequence {
     pub(crate) seed: u64,
     pub(crate) draws: branch::DrawLog,
     pub(crate) record_kept: bool,
+    pub(crate) record_scores: bool,
     pub(crate) tokens: Vec<u32>,
     /// Positions given by the caller, ascending and apart; all others are generated.
     pub(crate) given: Vec<Range<u32>>,
@@ -124,6 +125,7 @@ impl Sequence {
             draws: branch::DrawLog::new(options.sampling.seed),
             sampler,
             record_kept: options.record_kept,
+            record_scores: false,
             tokens: Vec::new(),
             given: Vec::new(),
             written: 0,
@@ -166,6 +168,14 @@ impl Sequence {
     /// no record of each.
     pub fn compressions(&self) -> &[CompressionRecord] {
         &self.log
+    }
+
+    /// Whether the log of the compressions to come says what could have been dropped, and with what scores
+    /// ([`CompressionRecord::candidates`]). At first it does not. Each compression then takes 8 bytes of heap
+    /// for each candidate of each layer and KV head (4 where the policy looks at no scores). A fork goes on as
+    /// its original; a saved sequence takes neither the candidates of its log along nor this wish.
+    pub fn record_scores(&mut self, record: bool) {
+        self.record_scores = record;
     }
 
     /// The logits after the last token, `[vocab]`, once the steps have run all tokens.
@@ -474,6 +484,7 @@ impl Sequence {
             num_heads: self.shared.model.manifest().dimensions.num_heads,
             seed: self.seed,
             record_kept: false,
+            record_scores: false,
         };
         let cache = self.cache.as_deref_mut().ok_or(Error::Poisoned)?;
         self.shared.evict(cache, &moment)?;
@@ -498,6 +509,7 @@ impl Sequence {
             num_heads: self.shared.model.manifest().dimensions.num_heads,
             seed: self.seed,
             record_kept: self.record_kept,
+            record_scores: self.record_scores,
         };
         let cache = self.cache.as_deref_mut().ok_or(Error::Poisoned)?;
         self.shared.compress(cache, &moment, &mut self.log)?;

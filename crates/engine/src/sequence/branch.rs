@@ -108,6 +108,7 @@ impl Sequence {
             sampler: self.sampler.clone(),
             draws: self.draws.clone(),
             record_kept: self.record_kept,
+            record_scores: self.record_scores,
             tokens: self.tokens.clone(),
             given: self.given.clone(),
             written: self.written,

@@ -435,6 +435,7 @@ fn read_log(
             len_before,
             len_after,
             kept,
+            candidates: Vec::new(),
         });
     }
     Ok(())

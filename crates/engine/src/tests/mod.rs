@@ -7,6 +7,7 @@ mod evictions;
 mod forks;
 mod operator;
 mod policies;
+mod retention;
 mod rewinds;
 #[cfg(not(feature = "shuttle"))]
 mod scheduler;

@@ -7,39 +7,39 @@ use reasoning_rpc_test_support::{Random, seed};
 use super::{fixed, none, prompt, prompt_up_to, run_pending, start, tiny, write};
 use crate::{CacheType, Sequence};
 
-const P: usize = 24;
-const R: usize = 6;
+pub(super) const P: usize = 24;
+pub(super) const R: usize = 6;
 const RATIO: usize = 4;
 
 /// All that a compression of one KV head depends on.
-struct Before {
-    positions: Vec<u32>,
-    keys: Vec<Vec<f64>>,
-    values: Vec<Vec<f64>>,
-    history: Vec<f64>,
+pub(super) struct Before {
+    pub(super) positions: Vec<u32>,
+    pub(super) keys: Vec<Vec<f64>>,
+    pub(super) values: Vec<Vec<f64>>,
+    pub(super) history: Vec<f64>,
     /// Of the remembered tokens, oldest first, of each query head of this KV head.
-    queries: Vec<Vec<Vec<f64>>>,
+    pub(super) queries: Vec<Vec<Vec<f64>>>,
     /// Text positions of these tokens.
-    asked_from: Vec<u32>,
-    frequencies: Vec<f64>,
+    pub(super) asked_from: Vec<u32>,
+    pub(super) frequencies: Vec<f64>,
     /// Entries that may be dropped.
-    candidates: Vec<usize>,
+    pub(super) candidates: Vec<usize>,
 }
 
 /// What the formulas make of it, for each candidate.
-struct After {
-    scores: Vec<f64>,
-    kept: Vec<usize>,
-    history: Vec<f64>,
-    keys: Vec<Vec<f64>>,
-    values: Vec<Vec<f64>>,
+pub(super) struct After {
+    pub(super) scores: Vec<f64>,
+    pub(super) kept: Vec<usize>,
+    pub(super) history: Vec<f64>,
+    pub(super) keys: Vec<Vec<f64>>,
+    pub(super) values: Vec<Vec<f64>>,
 }
 
 fn wide(row: &[f32]) -> Vec<f64> {
     row.iter().copied().map(f64::from).collect()
 }
 
-fn dot(a: &[f64], b: &[f64]) -> f64 {
+pub(super) fn dot(a: &[f64], b: &[f64]) -> f64 {
     a.iter().zip(b).map(|(x, y)| x * y).sum()
 }
 
@@ -60,7 +60,7 @@ fn attention(before: &Before, query: &[f64], up_to: Option<u32>) -> Vec<f64> {
 }
 
 /// sum over the window of a(q, i), mean over the query heads, of the candidates.
-fn window_attention(before: &Before) -> Vec<f64> {
+pub(super) fn window_attention(before: &Before) -> Vec<f64> {
     let mut sums = vec![0.0; before.keys.len()];
     for (heads, &position) in before.queries.iter().zip(&before.asked_from) {
         for query in heads {
@@ -202,7 +202,7 @@ fn weighted(options: &RpcOptions, before: &Before, after: &mut After) {
     }
 }
 
-fn reference(options: &RpcOptions, kind: PolicyKind, before: &Before, keep: usize) -> After {
+pub(super) fn reference(options: &RpcOptions, kind: PolicyKind, before: &Before, keep: usize) -> After {
     let count = before.candidates.len();
     let key = |candidate: usize| &before.keys[before.candidates[candidate]];
     let mut after = After {
@@ -295,7 +295,7 @@ fn merge(before: &Before, queries: &[Vec<f64>], keep: usize, after: &mut After) 
 }
 
 /// The state of every layer and KV head.
-fn look(sequence: &Sequence, remembered: usize) -> Vec<Before> {
+pub(super) fn look(sequence: &Sequence, remembered: usize) -> Vec<Before> {
     let cache = sequence.cache.as_ref().unwrap();
     let shape = *cache.shape();
     let is_given = |position: u32| sequence.given.iter().any(|range| range.contains(&position));
