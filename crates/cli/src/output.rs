@@ -5,6 +5,7 @@
 use std::io::{self, IsTerminal, Write};
 
 use anyhow::Context;
+pub use reasoning_rpc_eval::plot::human;
 
 const STDOUT: &str = "standard output";
 
@@ -65,39 +66,5 @@ impl Progress {
 impl Drop for Progress {
     fn drop(&mut self) {
         self.clear();
-    }
-}
-
-/// Bytes in the largest unit that they fill.
-pub fn human(bytes: u64) -> String {
-    let mut size = bytes as f64;
-    let mut unit = "bytes";
-    for next in ["KiB", "MiB", "GiB", "TiB"] {
-        if size < 1024.0 {
-            break;
-        }
-        (size, unit) = (size / 1024.0, next);
-    }
-    match unit {
-        "bytes" => format!("{bytes} bytes"),
-        _ => format!("{size:.1} {unit}"),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sizes_for_people() {
-        let sizes = [
-            (0, "0 bytes"),
-            (1023, "1023 bytes"),
-            (1024, "1.0 KiB"),
-            (1_610_612_736, "1.5 GiB"),
-        ];
-        for (bytes, text) in sizes {
-            assert_eq!(human(bytes), text);
-        }
     }
 }

@@ -48,9 +48,9 @@ pub const COMMAND: Command = Command {
     ],
     notes: "\
 Answers are greedy and never end before the longest length. Speed is that of all answers together,
-compressions included and the prompt not. The budget is what --budget says, or what the whole context
-of every answer takes uncompressed; a length whose caches do not fit is left out, and said. Run it on
-a machine that does nothing else.",
+compressions included and the prompt not. The budget is what --budget says, or what the whole
+context of every answer takes uncompressed; a length whose caches do not fit is left out, and said.
+Run it on a machine that does nothing else.",
     run,
 };
 

@@ -228,9 +228,9 @@ fn short(value: f64) -> String {
 }
 
 /// Bytes in the largest unit that they fill.
-pub fn human(bytes: f64) -> String {
-    let mut size = bytes;
-    let mut unit = "B";
+pub fn human(bytes: u64) -> String {
+    let mut size = bytes as f64;
+    let mut unit = "bytes";
     for next in ["KiB", "MiB", "GiB", "TiB"] {
         if size < 1024.0 {
             break;
@@ -238,7 +238,7 @@ pub fn human(bytes: f64) -> String {
         (size, unit) = (size / 1024.0, next);
     }
     match unit {
-        "B" => format!("{size:.0} B"),
+        "bytes" => format!("{bytes} bytes"),
         _ => format!("{size:.1} {unit}"),
     }
 }
@@ -288,9 +288,18 @@ mod tests {
         ] {
             assert!((nice(value) - expected).abs() < 1e-9, "{value}");
         }
-        assert_eq!(
-            (human(1023.0), human(1536.0)),
-            ("1023 B".into(), "1.5 KiB".into())
-        );
+    }
+
+    #[test]
+    fn sizes_for_people() {
+        let sizes = [
+            (0, "0 bytes"),
+            (1023, "1023 bytes"),
+            (1024, "1.0 KiB"),
+            (1_610_612_736, "1.5 GiB"),
+        ];
+        for (bytes, text) in sizes {
+            assert_eq!(human(bytes), text);
+        }
     }
 }

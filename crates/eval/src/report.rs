@@ -84,7 +84,7 @@ impl Report {
             body += &bars(
                 "Peak bytes of the cache, mean",
                 &of(|row| row.mean_peak_bytes),
-                human,
+                |bytes| human(bytes as u64),
             );
             body += &bars("Tokens of an answer, mean", &of(|row| row.mean_tokens), |v| {
                 format!("{v:.0}")
@@ -148,8 +148,8 @@ fn table(rows: &[Row]) -> Table {
             format!("{:.0}", row.median_tokens),
             or_dash(row.tokens_per_second.map(|rate| format!("{rate:.1}"))),
             format!("{:.1}", row.mean_compressions),
-            human(row.mean_peak_bytes),
-            human(row.bound_bytes as f64),
+            human(row.mean_peak_bytes as u64),
+            human(row.bound_bytes as u64),
             row.problems.to_string(),
             row.samples.to_string(),
         ]);

@@ -242,7 +242,7 @@ impl Figure {
                     point.length.to_string(),
                     format!("{:.1}", point.tokens_per_second),
                     format!("{:.1}", point.tokens_per_second_since),
-                    human(point.peak_bytes as f64),
+                    human(point.peak_bytes as u64),
                     point.compressions.to_string(),
                 ]);
             }
