@@ -190,10 +190,48 @@ impl Choice {
             (None, Budget::Ratio(ratio)) => format!("ratio {ratio}"),
             (None, Budget::Entries(entries)) => format!("{entries} entries"),
         };
-        match self.kind {
-            PolicyKind::None => "the full cache".into(),
-            kind => format!("{}, interval {interval}, window {window}, {budget}", kind.name()),
+        if self.kind == PolicyKind::None {
+            return "the full cache".into();
         }
+        let mut text = format!(
+            "{}, interval {interval}, window {window}, {budget}",
+            self.kind.name()
+        );
+        if self.kind == PolicyKind::Rpc {
+            let (options, defaults) = (&self.options, RpcOptions::default());
+            let others = [
+                (
+                    options.aggregation != defaults.aggregation,
+                    format!("{:?} aggregation", options.aggregation),
+                ),
+                (
+                    options.pooling != defaults.pooling,
+                    format!("{:?} pooling", options.pooling),
+                ),
+                (
+                    options.kernel != defaults.kernel,
+                    format!("kernel {}", options.kernel),
+                ),
+                (
+                    options.softmax != defaults.softmax,
+                    "softmax over all entries".into(),
+                ),
+                (
+                    options.history != defaults.history,
+                    format!("history {}", options.history),
+                ),
+                (options.value_norms, "value norms".into()),
+                (
+                    options.redundancy != defaults.redundancy,
+                    format!("redundancy {}", options.redundancy),
+                ),
+            ];
+            for (_, other) in others.iter().filter(|(differs, _)| *differs) {
+                text += ", ";
+                text += other;
+            }
+        }
+        text
     }
 
     /// The policy.

@@ -187,7 +187,7 @@ impl Setup {
         let all = json!({
             "version": 1,
             "model": model.digest,
-            "cache": model.engine.cache_shape().element_bytes,
+            "cache": model.engine.cache_type().name(),
             "policy": policy,
             "sampling": [s.temperature, s.top_p, s.min_p, s.repetition_penalty],
             "top_k": s.top_k,
