@@ -397,6 +397,23 @@ rrpc_error *rrpc_engine_get_info(const rrpc_engine *engine,
                                  rrpc_engine_info *info);
 
 /**
+ * Gives the memory of cache blocks that no sequence holds back to the operating system, at once: what
+ * freed sequences and compressions have left. Without it the memory stays with the engine, for the next
+ * sequence. The budget is as it was; pages come anew as blocks are used again, which costs the first
+ * writes. `bytes`, if it is not NULL, gets how many bytes were resident there.
+ *
+ * Whole pages only: what a free block shares with one in use on its first and last page stays. Of a
+ * huge page that is free in part the system takes the part back when it needs memory. A model of the
+ * portable flavour has no blocks, and gives back a cache when its sequence is freed: 0 bytes.
+ *
+ * Ownership: nothing changes hands.
+ * Threads: any. Sequences may be used meanwhile; what takes or frees blocks waits.
+ * Errors: NULL_POINTER, INVALID_HANDLE.
+ * Since: 0.1
+ */
+RRPC_NODISCARD rrpc_error *rrpc_engine_trim(rrpc_engine *engine, uint64_t *bytes);
+
+/**
  * Copies the ids of the tokens that end an answer: for programs that step sequences themselves.
  *
  * `count` gets their number. `out` may be NULL with a `capacity` of 0, to ask for the number only;
@@ -435,7 +452,8 @@ rrpc_error *rrpc_engine_stop_tokens(const rrpc_engine *engine,
 
 /**
  * SnapKV at the steps of RPC: the attention of the newest `window` over all entries that they see, averaged
- * over 7 neighbours. This and the next five keep one set for each KV head and read `interval`, `window` and
+ * over 7 neighbours. This and the five up to
+ * RRPC_POLICY_LOOKAHEAD_MERGE keep one set for each KV head and read `interval`, `window` and
  * the budget.
  */
 #define RRPC_POLICY_SNAPKV 3
@@ -454,6 +472,17 @@ rrpc_error *rrpc_engine_stop_tokens(const rrpc_engine *engine,
 /** The same, and what is dropped is merged into what is kept. */
 #define RRPC_POLICY_LOOKAHEAD_MERGE 8
 
+/**
+ * H2O: at every token, once the budget is reached, each KV head drops the entry that has had the least attention
+ * of all queries since it was written; the more recent half of the budget always stays. This and the next keep
+ * `budget_entries`, whatever `interval` and `window` are; with `ratio` as many as RRPC_POLICY_RPC holds at its
+ * peak. Not with models of the portable flavour. Entries in a cache's view are not in order of position then,
+ * single entries that went count as compressions, and leave no record.
+ */
+#define RRPC_POLICY_H2O 9
+/** TOVA: the same, but each layer drops the entry that the newest query gives the least attention. */
+#define RRPC_POLICY_TOVA 10
+
 /** Scores are averaged over all heads of a layer: one kept set for the layer. */
 #define RRPC_AGGREGATION_LAYER 0
 /** Scores are averaged over the query heads of each KV head: one kept set for each. */
@@ -463,6 +492,13 @@ rrpc_error *rrpc_engine_stop_tokens(const rrpc_engine *engine,
 #define RRPC_POOLING_AVERAGE 0
 /** The highest of neighbouring scores counts. */
 #define RRPC_POOLING_MAX 1
+/** Scores stay as they are. Not for compressors, whose `kernel` 1 is the same. */
+#define RRPC_POOLING_NONE 2
+
+/** A query's attention is shared out among the entries that may be dropped, as published. */
+#define RRPC_SOFTMAX_CANDIDATES 0
+/** A query's attention is shared out among all entries that it sees. */
+#define RRPC_SOFTMAX_ALL 1
 
 /**
  * A text under generation: tokens, cache, compression policy and sampler. Used by one call at a time.
@@ -533,6 +569,23 @@ typedef struct rrpc_sequence_options {
      * `budget_entries`, to what fits. 0: not set, which is the default.
      */
     uint64_t budget_bytes;
+    /**
+     * One of RRPC_SOFTMAX_. This and the next three are read for RRPC_POLICY_RPC only. Default
+     * RRPC_SOFTMAX_CANDIDATES.
+     */
+    uint32_t softmax;
+    /** 1: an entry's score is multiplied by the sum of the magnitudes of its value. Default 0. */
+    uint32_t value_norms;
+    /**
+     * So much of an entry's score at the compression before is added to the new one, 0 to 1. It takes a float
+     * per entry. Default 0.
+     */
+    float history;
+    /**
+     * Weight w of the redundancy of keys, as RRPC_POLICY_R_KV has it, 0 to 1: (1 - w) times the pooled scores
+     * less w times it, both normalised to a maximum of 1. Default 0.
+     */
+    float redundancy;
 } rrpc_sequence_options;
 
 /** A text inside a struct or an array. This struct never grows. */
@@ -1197,8 +1250,9 @@ typedef struct rrpc_cache_view {
     const void *values;
     /**
      * Positions in the text, from 0 with the given text counted: a uint32_t at
-     * (const char *)positions + b * block_stride + p * 4 bytes. They ascend with e. NULL if there is no
-     * entry.
+     * (const char *)positions + b * block_stride + p * 4 bytes. They ascend with e, unless the
+     * policy is RRPC_POLICY_H2O or RRPC_POLICY_TOVA: then the last entry takes the place of one that goes.
+     * NULL if there is no entry.
      */
     const uint32_t *positions;
     /**
@@ -1277,7 +1331,8 @@ RRPC_NODISCARD rrpc_error *rrpc_sequence_set_seed(rrpc_sequence *sequence, uint6
  * counting the work done.
  *
  * What a compression dropped cannot come back, so a rewind ends no further back than one token behind
- * the last compression.
+ * the last compression. RRPC_POLICY_H2O adds up attention, which cannot be taken back either: before its first
+ * entry went, all generated tokens become pending; later, none that was written can.
  *
  * Ownership: nothing changes hands. Pointers to the sequence's logits and cache are no longer valid.
  * Threads: any; one call at a time on a sequence.
@@ -1878,7 +1933,7 @@ typedef struct rrpc_compressor_options {
 
 /**
  * The policy that a name selects: "none", "rpc", "snapkv", "streaming", "random", "r-kv", "lookahead",
- * "lookahead-merge", or "callback". `name` is NUL-terminated.
+ * "lookahead-merge", "h2o", "tova", or "callback". `name` is NUL-terminated.
  *
  * Ownership: nothing changes hands.
  * Threads: any.

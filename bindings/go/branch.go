@@ -43,7 +43,8 @@ func (s *Sequence) Rewind(tokens int) error {
 
 // CacheEntries are the valid entries of one layer and KV head, in order of the text.
 type CacheEntries struct {
-	// Positions [entries] in the text, counted from 0, ascending: dropped ones are missing.
+	// Positions [entries] in the text, counted from 0: dropped ones are missing. They ascend, unless the policy is
+	// PolicyH2O or PolicyTOVA.
 	Positions []uint32
 	// Keys [entries][HeadDim], rotated; the cache's elements as float32, which loses nothing (of DTypeI8,
 	// their products with their scales).

@@ -206,6 +206,16 @@ func (e *Engine) Info() (EngineInfo, error) {
 	}, nil
 }
 
+// Trim gives the memory of cache blocks that no sequence holds back to the operating system, at once, and
+// returns how many bytes of it were resident. Sequences may be used meanwhile; what takes or frees blocks
+// waits. A model of the portable flavour has no blocks: 0.
+func (e *Engine) Trim() (uint64, error) {
+	defer runtime.KeepAlive(e)
+	var bytes C.uint64_t
+	err := check(C.go_engine_trim(e.handle, &bytes))
+	return uint64(bytes), err
+}
+
 // StopTokens are the ids that end an answer: for programs that step sequences themselves.
 func (e *Engine) StopTokens() ([]uint32, error) {
 	defer runtime.KeepAlive(e)

@@ -50,9 +50,17 @@ func TestMetrics(t *testing.T) {
 	if must(t, err); metrics.SequencesAlive != 0 || metrics.BudgetUsedBytes != 0 || metrics.BudgetPromisedBytes != 0 {
 		t.Errorf("%+v", metrics)
 	}
+	if bytes, err := engine.Trim(); err != nil || bytes == 0 || bytes%4096 != 0 {
+		t.Errorf("%d bytes were given back, %v", bytes, err)
+	}
+	if bytes, err := engine.Trim(); err != nil || bytes != 0 {
+		t.Errorf("%d bytes were given back again, %v", bytes, err)
+	}
 	reader, writer := io.Pipe()
 	must(t, reader.CloseWithError(io.ErrNoProgress))
 	mustBe(t, engine.WriteMetrics(writer), io.ErrNoProgress)
 	must(t, engine.Close())
 	mustBe(t, engine.WriteMetrics(writer), ErrInvalidHandle)
+	_, err = engine.Trim()
+	mustBe(t, err, ErrInvalidHandle)
 }

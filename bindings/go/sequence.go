@@ -23,8 +23,8 @@ const (
 	// intervals so far. Given text is never dropped.
 	PolicyRPC Policy = C.RRPC_POLICY_RPC
 	// PolicySnapKV is SnapKV at the steps of RPC: the attention of the newest Window over all entries that
-	// they see, averaged over 7 neighbours. This and the next five keep one set for each KV head and read
-	// Interval, Window and the budget.
+	// they see, averaged over 7 neighbours. This and those up to PolicyLookaheadMerge keep one set for
+	// each KV head and read Interval, Window and the budget.
 	PolicySnapKV Policy = C.RRPC_POLICY_SNAPKV
 	// PolicyStreaming keeps the first 4 generated entries and the most recent ones.
 	PolicyStreaming Policy = C.RRPC_POLICY_STREAMING
@@ -38,16 +38,23 @@ const (
 	PolicyLookahead Policy = C.RRPC_POLICY_LOOKAHEAD
 	// PolicyLookaheadMerge is the same, and what is dropped is merged into what is kept.
 	PolicyLookaheadMerge Policy = C.RRPC_POLICY_LOOKAHEAD_MERGE
+	// PolicyH2O drops at every token, once the budget is reached, the entry of each KV head that has had the
+	// least attention of all queries since it was written; the more recent half of the budget always stays.
+	// This and PolicyTOVA keep BudgetEntries, whatever Interval and Window are; with Ratio as many as
+	// PolicyRPC holds at its peak. Not with models of the portable flavour.
+	PolicyH2O Policy = C.RRPC_POLICY_H2O
+	// PolicyTOVA is the same, but each layer drops the entry that the newest query gives the least attention.
+	PolicyTOVA Policy = C.RRPC_POLICY_TOVA
 )
 
 var policyNames = map[Policy]string{
 	PolicyNone: "none", PolicyRPC: "rpc", PolicyCallback: "callback", PolicySnapKV: "snapkv",
 	PolicyStreaming: "streaming", PolicyRandom: "random", PolicyRKV: "r-kv", PolicyLookahead: "lookahead",
-	PolicyLookaheadMerge: "lookahead-merge",
+	PolicyLookaheadMerge: "lookahead-merge", PolicyH2O: "h2o", PolicyTOVA: "tova",
 }
 
 // ParsePolicy is the policy that a name selects: "none", "rpc", "snapkv", "streaming", "random", "r-kv",
-// "lookahead", "lookahead-merge", or "callback".
+// "lookahead", "lookahead-merge", "h2o", "tova", or "callback".
 //
 // Errors: [ErrInvalidArgument] for another name.
 func ParsePolicy(name string) (Policy, error) {
@@ -84,6 +91,18 @@ const (
 	PoolingAverage Pooling = C.RRPC_POOLING_AVERAGE
 	// PoolingMax takes the highest.
 	PoolingMax Pooling = C.RRPC_POOLING_MAX
+	// PoolingNone leaves scores as they are. Not for compressors.
+	PoolingNone Pooling = C.RRPC_POOLING_NONE
+)
+
+// Softmax is what a query's attention is shared out among.
+type Softmax uint32
+
+const (
+	// SoftmaxCandidates: the entries that may be dropped, as published.
+	SoftmaxCandidates Softmax = C.RRPC_SOFTMAX_CANDIDATES
+	// SoftmaxAll: all entries that the query sees.
+	SoftmaxAll Softmax = C.RRPC_SOFTMAX_ALL
 )
 
 // SequenceOptions are the options of [Engine.NewSequence] and [Engine.PeakCacheBytes]. All policies
@@ -132,6 +151,17 @@ type SequenceOptions struct {
 	// blocks, the window and an interval of new ones included. Given text comes on top. 0: not set, which is
 	// the default.
 	BudgetBytes uint64
+	// Softmax is what a query's attention is shared out among. This and the next three are PolicyRPC's.
+	// Default SoftmaxCandidates.
+	Softmax Softmax
+	// ValueNorms multiplies an entry's score by the sum of the magnitudes of its value. Default false.
+	ValueNorms bool
+	// History: so much of an entry's score at the compression before is added to the new one, 0 to 1.
+	// Default 0.
+	History float32
+	// Redundancy is the weight w of the redundancy of keys, as PolicyRKV has it, 0 to 1: (1 - w) times the
+	// pooled scores less w times it, both normalised to a maximum of 1. Default 0.
+	Redundancy float32
 }
 
 // sequenceOptions are the defaults with the caller's changes.
@@ -157,6 +187,10 @@ func (e *Engine) sequenceOptions(options []func(*SequenceOptions)) (C.rrpc_seque
 		Seed:              uint64(o.seed),
 		BudgetEntries:     uint64(o.budget_entries),
 		BudgetBytes:       uint64(o.budget_bytes),
+		Softmax:           Softmax(o.softmax),
+		ValueNorms:        o.value_norms != 0,
+		History:           float32(o.history),
+		Redundancy:        float32(o.redundancy),
 	}
 	for _, change := range options {
 		change(&chosen)
@@ -177,6 +211,10 @@ func (e *Engine) sequenceOptions(options []func(*SequenceOptions)) (C.rrpc_seque
 	o.seed = C.uint64_t(chosen.Seed)
 	o.budget_entries = C.uint64_t(chosen.BudgetEntries)
 	o.budget_bytes = C.uint64_t(chosen.BudgetBytes)
+	o.softmax = C.uint32_t(chosen.Softmax)
+	o.value_norms = flag(chosen.ValueNorms)
+	o.history = C.float(chosen.History)
+	o.redundancy = C.float(chosen.Redundancy)
 	return o, nil
 }
 

@@ -206,6 +206,11 @@ rrpc_error *go_generate_stop(go_sequence sequence)
     return rrpc_generate_stop(SEQUENCE);
 }
 
+rrpc_error *go_engine_trim(go_engine engine, uint64_t *bytes)
+{
+    return rrpc_engine_trim(ENGINE, bytes);
+}
+
 rrpc_error *go_engine_get_metrics(go_engine engine, rrpc_metrics *metrics)
 {
     return rrpc_engine_get_metrics(ENGINE, metrics);

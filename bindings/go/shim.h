@@ -58,6 +58,7 @@ rrpc_error *go_generate_start(go_sequence sequence, const rrpc_generate_options 
 rrpc_error *go_generate_next(go_sequence sequence, rrpc_event *event);
 rrpc_error *go_generate_stop(go_sequence sequence);
 
+rrpc_error *go_engine_trim(go_engine engine, uint64_t *bytes);
 rrpc_error *go_engine_get_metrics(go_engine engine, rrpc_metrics *metrics);
 rrpc_error *go_engine_metrics_text(go_engine engine, char *out, size_t capacity, size_t *count);
 

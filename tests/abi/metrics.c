@@ -61,6 +61,15 @@ static void figures_are_those_of_the_work(void)
     rrpc_sequence_free(sequence);
     OK(rrpc_engine_get_metrics(engine, &m));
     CHECK(m.sequences_alive == 0 && m.budget_used_bytes == 0);
+
+    uint64_t bytes = 0;
+    OK(rrpc_engine_trim(engine, &bytes));
+    CHECK(bytes > 0 && bytes % 4096 == 0);
+    OK(rrpc_engine_trim(engine, &bytes));
+    CHECK(bytes == 0);
+    OK(rrpc_engine_trim(engine, NULL));
+    FAILS(NULL_POINTER, "engine", rrpc_engine_trim(NULL, &bytes));
+    FAILS(INVALID_HANDLE, "engine", rrpc_engine_trim((rrpc_engine *)(void *)&m, &bytes));
 }
 
 int main(void)

@@ -208,7 +208,7 @@ static void create_sequence(void)
     options.interval = one_in(4) ? (uint32_t)number() : 16;
     options.window = one_in(4) ? (uint32_t)number() : 4;
     options.ratio = one_in(4) ? (uint32_t)number() : 4;
-    options.policy = below(one_in(8) ? 9 : 2);
+    options.policy = below(one_in(4) ? 12 : 2);
     options.aggregation = below(one_in(8) ? 9 : 2);
     options.kernel = one_in(8) ? (uint32_t)number() : 7;
     options.record_kept = below(one_in(8) ? 9 : 2);
@@ -363,7 +363,7 @@ static void use_engine(void)
     const char *words = text(&len);
     uint64_t entries, bytes;
     uint32_t number32;
-    switch (below(16)) {
+    switch (below(17)) {
     case 0: CALL(rrpc_engine_get_info, given, output(sizeof(rrpc_engine_info))); break;
     case 1: CALL(rrpc_engine_stop_tokens, given, out, capacity, one_in(8) ? NULL : &count); break;
     case 2: CALL(rrpc_tokenize, given, words, len, one_in(2) ? below(3) : (uint32_t)number(), out, capacity, one_in(8) ? NULL : &count); break;
@@ -371,6 +371,7 @@ static void use_engine(void)
     case 4: CALL(rrpc_peak_cache_bytes, given, NULL, number(), number(), one_in(8) ? NULL : &entries, one_in(8) ? NULL : &bytes); break;
     case 5: CALL(rrpc_engine_get_metrics, given, output(sizeof(rrpc_metrics))); break;
     case 6: CALL(rrpc_engine_metrics_text, given, out, capacity, one_in(8) ? NULL : &count); break;
+    case 16: CALL(rrpc_engine_trim, given, one_in(8) ? NULL : &bytes); break;
     case 7: {
         rrpc_engine_options options;
         CALL(rrpc_engine_options_init, &options, sizeof options);

@@ -7,6 +7,8 @@ static void rpc_options_are_checked(void)
     rrpc_sequence_options defaults, options;
     NEED(rrpc_sequence_options_init(engine, &defaults, sizeof defaults));
     CHECK(defaults.policy == RRPC_POLICY_RPC && defaults.interval == 4096 && defaults.window == 32);
+    CHECK(defaults.softmax == RRPC_SOFTMAX_CANDIDATES && defaults.value_norms == 0 && defaults.history == 0
+          && defaults.redundancy == 0);
     CHECK(defaults.ratio == 4 && defaults.aggregation == RRPC_AGGREGATION_LAYER && defaults.kernel == 7);
     CHECK(defaults.pooling == RRPC_POOLING_AVERAGE && defaults.record_kept == 0 && defaults.seed == 0);
     /* The model gives no sampling defaults. */
@@ -22,6 +24,7 @@ static void rpc_options_are_checked(void)
         CHECK(sequence == NULL);                                                              \
     } while (0)
     REFUSED(policy, 99, "options.policy: expected one of 0, 1, ");
+    REFUSED(policy, 2, "found 2");
     REFUSED(interval, 0, "interval");
     REFUSED(interval, 4095, "multiple of the ratio 4, found 4095");
     REFUSED(interval, 32, "below the interval 32), found 32");
@@ -30,7 +33,11 @@ static void rpc_options_are_checked(void)
     REFUSED(window, 5000, "found 5000");
     REFUSED(ratio, 0, "ratio: expected at least 1, found 0");
     REFUSED(aggregation, 2, "options.aggregation: expected one of 0, 1, found 2");
-    REFUSED(pooling, 7, "options.pooling: expected one of 0, 1, found 7");
+    REFUSED(pooling, 7, "options.pooling: expected one of 0, 1, 2, found 7");
+    REFUSED(softmax, 2, "options.softmax: expected one of 0, 1, found 2");
+    REFUSED(value_norms, 2, "options.value_norms: expected 0 or 1, found 2");
+    REFUSED(history, 1.5f, "history: expected 0 to 1, found 1.5");
+    REFUSED(redundancy, -1.0f, "redundancy: expected 0 to 1, found -1");
     REFUSED(kernel, 8, "kernel: expected an odd width");
     REFUSED(kernel, 0, "kernel");
     REFUSED(record_kept, 2, "options.record_kept: expected 0 or 1, found 2");

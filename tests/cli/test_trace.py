@@ -294,6 +294,7 @@ def test_errors(tiny, tmp_path):
         ([*text, "--ignore-eos"], ["--ignore-eos", "found --ids"]),
         ([*text, "--text", tmp_path / "ids"], ["one of --text and --ids, found both"]),
         (["--prompt-ids", "1", "--output", "json", "--prompt-tokens", 3], ["--prompt-tokens: expected with --text or --ids"]),
+        (["--prompt-ids", "1", "--output", "json", "--policy", "h2o"], ["--policy: expected one that compresses once in an interval", "h2o"]),
     ]:
         fail(2, "trace", "--model", tiny, *arguments, expected=expected)
     fail(1, "trace", "--model", tiny, *text, "--prompt-tokens", 3, expected=["more tokens than --prompt-tokens 3", "found 3"])

@@ -100,6 +100,7 @@ try {
     CHECK(metrics.sequences_alive == 4 && metrics.sequences_created == 4 && metrics.decode_tokens > golden::rpc.size());
     CHECK(metrics.compressions > 0 && metrics.budget_used_bytes == engine.info().budget_used_bytes);
     CHECK(engine.metrics_text().find("# TYPE") != std::string::npos);
+    CHECK(engine.trim() % 4096 == 0 && engine.trim() == 0);
 
     std::printf("tests: %d passed, %d failed\n", passed, failed);
     return failed != 0;

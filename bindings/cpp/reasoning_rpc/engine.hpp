@@ -162,6 +162,14 @@ public:
         return detail::copied_text([this](auto... out) { return rrpc_engine_metrics_text(get(), out...); });
     }
 
+    /** Gives the memory of free cache blocks back to the system, at once: the bytes; see rrpc_engine_trim. */
+    std::uint64_t trim()
+    {
+        std::uint64_t bytes = 0;
+        detail::check(rrpc_engine_trim(get(), &bytes));
+        return bytes;
+    }
+
     /** The tokens that end an answer. */
     std::vector<std::uint32_t> stop_tokens() const
     {

@@ -25,8 +25,9 @@ pub struct rrpc_cache_view {
     /// NULL if there is no entry.
     pub values: *const c_void,
     /// Positions in the text, from 0 with the given text counted: a uint32_t at
-    /// (const char *)positions + b * block_stride + p * 4 bytes. They ascend with e. NULL if there is no
-    /// entry.
+    /// (const char *)positions + b * block_stride + p * 4 bytes. They ascend with e, unless the
+    /// policy is RRPC_POLICY_H2O or RRPC_POLICY_TOVA: then the last entry takes the place of one that goes.
+    /// NULL if there is no entry.
     pub positions: *const u32,
     /// The blocks of the entries, in order: `block_count` of them. Sequences that share a block have the
     /// same number here. NULL if there is no entry.
@@ -131,7 +132,8 @@ pub extern "C" fn rrpc_sequence_set_seed(sequence: *mut rrpc_sequence, seed: u64
 /// counting the work done.
 ///
 /// What a compression dropped cannot come back, so a rewind ends no further back than one token behind
-/// the last compression.
+/// the last compression. RRPC_POLICY_H2O adds up attention, which cannot be taken back either: before its first
+/// entry went, all generated tokens become pending; later, none that was written can.
 ///
 /// Ownership: nothing changes hands. Pointers to the sequence's logits and cache are no longer valid.
 /// Threads: any; one call at a time on a sequence.

@@ -321,6 +321,7 @@ pub(crate) unsafe fn convert(options: *const rrpc_compressor_options) -> Result<
                 ],
             )?,
             kernel: given.kernel as usize,
+            ..RpcOptions::default()
         },
         max_merges: given.max_merges as usize,
         recorded_layers: given.recorded_layers as usize,
@@ -329,7 +330,7 @@ pub(crate) unsafe fn convert(options: *const rrpc_compressor_options) -> Result<
 }
 
 /// The policy that a name selects: "none", "rpc", "snapkv", "streaming", "random", "r-kv", "lookahead",
-/// "lookahead-merge", or "callback". `name` is NUL-terminated.
+/// "lookahead-merge", "h2o", "tova", or "callback". `name` is NUL-terminated.
 ///
 /// # Safety
 /// `name` is NULL or NUL-terminated; `policy` is NULL or valid.

@@ -344,6 +344,35 @@ pub unsafe extern "C" fn rrpc_engine_get_info(
     })
 }
 
+/// Gives the memory of cache blocks that no sequence holds back to the operating system, at once: what
+/// freed sequences and compressions have left. Without it the memory stays with the engine, for the next
+/// sequence. The budget is as it was; pages come anew as blocks are used again, which costs the first
+/// writes. `bytes`, if it is not NULL, gets how many bytes were resident there.
+///
+/// Whole pages only: what a free block shares with one in use on its first and last page stays. Of a
+/// huge page that is free in part the system takes the part back when it needs memory. A model of the
+/// portable flavour has no blocks, and gives back a cache when its sequence is freed: 0 bytes.
+///
+/// # Safety
+/// `bytes` is NULL or valid.
+///
+/// Ownership: nothing changes hands.
+/// Threads: any. Sequences may be used meanwhile; what takes or frees blocks waits.
+/// Errors: NULL_POINTER, INVALID_HANDLE.
+/// Since: 0.1
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn rrpc_engine_trim(engine: *mut rrpc_engine, bytes: *mut u64) -> *mut rrpc_error {
+    guard(|| {
+        let found = engine_of(engine)?.trim() as u64;
+        if !bytes.is_null() {
+            // SAFETY: the caller's promise.
+            unsafe { args::set("bytes", bytes, found) }?;
+        }
+        Ok(())
+    })
+}
+
 /// Copies the ids of the tokens that end an answer: for programs that step sequences themselves.
 ///
 /// `count` gets their number. `out` may be NULL with a `capacity` of 0, to ask for the number only;

@@ -4,7 +4,7 @@ use std::ptr;
 use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 
 use reasoning_rpc_engine::core::{
-    Aggregation, Budget, NoCompression, Policy, PolicyKind, Pooling, RpcOptions,
+    Aggregation, Budget, NoCompression, Policy, PolicyKind, Pooling, RpcOptions, Softmax,
 };
 use reasoning_rpc_engine::sampling::SamplingOptions;
 use reasoning_rpc_engine::scheduler::{Refused, ScheduledAnswer};
@@ -32,7 +32,8 @@ pub const RRPC_POLICY_NONE: u32 = 0;
 pub const RRPC_POLICY_RPC: u32 = 1;
 
 /// SnapKV at the steps of RPC: the attention of the newest `window` over all entries that they see, averaged
-/// over 7 neighbours. This and the next five keep one set for each KV head and read `interval`, `window` and
+/// over 7 neighbours. This and the five up to
+/// RRPC_POLICY_LOOKAHEAD_MERGE keep one set for each KV head and read `interval`, `window` and
 /// the budget.
 pub const RRPC_POLICY_SNAPKV: u32 = 3;
 /// The first 4 generated entries and the most recent ones.
@@ -47,8 +48,17 @@ pub const RRPC_POLICY_LOOKAHEAD: u32 = 7;
 /// The same, and what is dropped is merged into what is kept.
 pub const RRPC_POLICY_LOOKAHEAD_MERGE: u32 = 8;
 
+/// H2O: at every token, once the budget is reached, each KV head drops the entry that has had the least attention
+/// of all queries since it was written; the more recent half of the budget always stays. This and the next keep
+/// `budget_entries`, whatever `interval` and `window` are; with `ratio` as many as RRPC_POLICY_RPC holds at its
+/// peak. Not with models of the portable flavour. Entries in a cache's view are not in order of position then,
+/// single entries that went count as compressions, and leave no record.
+pub const RRPC_POLICY_H2O: u32 = 9;
+/// TOVA: the same, but each layer drops the entry that the newest query gives the least attention.
+pub const RRPC_POLICY_TOVA: u32 = 10;
+
 /// Policies of the library and their constants; RRPC_POLICY_CALLBACK is 2.
-pub(crate) const POLICIES: [(u32, PolicyKind); 8] = [
+pub(crate) const POLICIES: [(u32, PolicyKind); 10] = [
     (RRPC_POLICY_NONE, PolicyKind::None),
     (RRPC_POLICY_RPC, PolicyKind::Rpc),
     (RRPC_POLICY_SNAPKV, PolicyKind::SnapKv),
@@ -57,6 +67,8 @@ pub(crate) const POLICIES: [(u32, PolicyKind); 8] = [
     (RRPC_POLICY_R_KV, PolicyKind::RKv),
     (RRPC_POLICY_LOOKAHEAD, PolicyKind::Lookahead),
     (RRPC_POLICY_LOOKAHEAD_MERGE, PolicyKind::LookaheadMerge),
+    (RRPC_POLICY_H2O, PolicyKind::H2o),
+    (RRPC_POLICY_TOVA, PolicyKind::Tova),
 ];
 
 /// c of the paper.
@@ -71,6 +83,13 @@ pub const RRPC_AGGREGATION_KV_HEAD: u32 = 1;
 pub const RRPC_POOLING_AVERAGE: u32 = 0;
 /// The highest of neighbouring scores counts.
 pub const RRPC_POOLING_MAX: u32 = 1;
+/// Scores stay as they are. Not for compressors, whose `kernel` 1 is the same.
+pub const RRPC_POOLING_NONE: u32 = 2;
+
+/// A query's attention is shared out among the entries that may be dropped, as published.
+pub const RRPC_SOFTMAX_CANDIDATES: u32 = 0;
+/// A query's attention is shared out among all entries that it sees.
+pub const RRPC_SOFTMAX_ALL: u32 = 1;
 
 /// A text under generation: tokens, cache, compression policy and sampler. Used by one call at a time.
 /// A handle: never dereferenced, checked at every call.
@@ -129,6 +148,17 @@ pub struct rrpc_sequence_options {
     /// blocks, the window and an interval of new ones included. Given text comes on top. It sets
     /// `budget_entries`, to what fits. 0: not set, which is the default.
     pub budget_bytes: u64,
+    /// One of RRPC_SOFTMAX_. This and the next three are read for RRPC_POLICY_RPC only. Default
+    /// RRPC_SOFTMAX_CANDIDATES.
+    pub softmax: u32,
+    /// 1: an entry's score is multiplied by the sum of the magnitudes of its value. Default 0.
+    pub value_norms: u32,
+    /// So much of an entry's score at the compression before is added to the new one, 0 to 1. It takes a float
+    /// per entry. Default 0.
+    pub history: f32,
+    /// Weight w of the redundancy of keys, as RRPC_POLICY_R_KV has it, 0 to 1: (1 - w) times the pooled scores
+    /// less w times it, both normalised to a maximum of 1. Default 0.
+    pub redundancy: f32,
 }
 
 sized!(rrpc_sequence_options {
@@ -150,6 +180,10 @@ sized!(rrpc_sequence_options {
     seed,
     budget_entries,
     budget_bytes,
+    softmax,
+    value_norms,
+    history,
+    redundancy,
 });
 
 /// A text inside a struct or an array. This struct never grows.
@@ -359,6 +393,10 @@ fn defaults(engine: &Engine) -> rrpc_sequence_options {
         seed: sampling.seed,
         budget_entries: 0,
         budget_bytes: 0,
+        softmax: RRPC_SOFTMAX_CANDIDATES,
+        value_norms: 0,
+        history: rpc.history,
+        redundancy: rpc.redundancy,
     }
 }
 
@@ -383,7 +421,9 @@ pub(crate) unsafe fn convert(
     }
     let policy: Arc<dyn Policy> = match choice("options.policy", given.policy, &POLICIES)? {
         PolicyKind::None => Arc::new(NoCompression),
-        kind => kind.build(rpc_options(engine, &given)?).map_err(Error::from)?,
+        kind => kind
+            .build(rpc_options(engine, kind, &given)?)
+            .map_err(Error::from)?,
     };
     Ok(SequenceOptions {
         policy,
@@ -399,14 +439,19 @@ pub(crate) unsafe fn convert(
     })
 }
 
-fn rpc_options(engine: &Engine, given: &rrpc_sequence_options) -> Result<RpcOptions, Failure> {
+fn rpc_options(
+    engine: &Engine,
+    kind: PolicyKind,
+    given: &rrpc_sequence_options,
+) -> Result<RpcOptions, Failure> {
     let size = |number: u64| usize::try_from(number).unwrap_or(usize::MAX);
     let budget = match (given.budget_entries, given.budget_bytes) {
         (0, 0) => Budget::Ratio(given.ratio as usize),
         (entries, 0) => Budget::Entries(size(entries)),
         (0, bytes) => {
             let (interval, window) = (given.interval as usize, given.window as usize);
-            Budget::within(size(bytes), engine.cache_shape(), interval, window).map_err(Error::from)?
+            kind.budget_within(size(bytes), engine.cache_shape(), interval, window)
+                .map_err(Error::from)?
         }
         (entries, bytes) => {
             return Err(Failure::argument(format!(
@@ -432,9 +477,21 @@ fn rpc_options(engine: &Engine, given: &rrpc_sequence_options) -> Result<RpcOpti
             &[
                 (RRPC_POOLING_AVERAGE, Pooling::Average),
                 (RRPC_POOLING_MAX, Pooling::Max),
+                (RRPC_POOLING_NONE, Pooling::None),
             ],
         )?,
         kernel: given.kernel as usize,
+        softmax: choice(
+            "options.softmax",
+            given.softmax,
+            &[
+                (RRPC_SOFTMAX_CANDIDATES, Softmax::Candidates),
+                (RRPC_SOFTMAX_ALL, Softmax::All),
+            ],
+        )?,
+        history: given.history,
+        value_norms: flag("options.value_norms", given.value_norms)?,
+        redundancy: given.redundancy,
     })
 }
 

@@ -204,6 +204,24 @@ impl Given {
         values.next().map(|(_, value)| PathBuf::from(value))
     }
 
+    /// All values of an option that is a path.
+    pub fn paths(&self, name: &str) -> Vec<PathBuf> {
+        let values = self.0.iter().filter(|(found, _)| *found == name);
+        values.map(|(_, value)| PathBuf::from(value)).collect()
+    }
+
+    /// Without the options of these names.
+    pub fn without(&self, names: &[&str]) -> Self {
+        let others = self.0.iter().filter(|(found, _)| !names.contains(found));
+        Self(others.cloned().collect())
+    }
+
+    /// With another option.
+    pub fn with(mut self, name: &'static str, value: OsString) -> Self {
+        self.0.push((name, value));
+        self
+    }
+
     /// The model folder.
     pub fn model(&self) -> anyhow::Result<PathBuf> {
         match self.path("model") {

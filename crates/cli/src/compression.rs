@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use reasoning_rpc_engine::CacheType;
 use reasoning_rpc_engine::core::{
-    Aggregation, Budget, CacheShape, Policy, PolicyKind, Pooling, Rpc, RpcOptions,
+    Aggregation, Budget, CacheShape, Policy, PolicyKind, Pooling, Rpc, RpcOptions, Softmax,
 };
 use reasoning_rpc_engine::model::Flavour;
 
@@ -13,7 +13,7 @@ use crate::args::{Given, Group, Opt, Usage, option, usage};
 const POLICY: Opt = option(
     "policy",
     "NAME",
-    "what is kept [rpc]: none (everything), rpc, snapkv, streaming,\nrandom, r-kv, lookahead or lookahead-merge. All but none read the\noptions down to --bytes; rpc alone those down to --kernel",
+    "what is kept [rpc]: none (everything), rpc, snapkv, streaming,\nrandom, r-kv, lookahead, lookahead-merge, h2o or tova. All but none\nread the options down to --bytes; rpc alone those down to --kernel.\nh2o and tova drop an entry at every token: they keep --entries, or\nwith --ratio as many as rpc holds at its peak",
 );
 const INTERVAL: Opt = option("interval", "P", "a compression every P generated tokens [4096]");
 const WINDOW: Opt = option(
@@ -53,7 +53,27 @@ pub const GROUP: Group = Group {
             "HOW",
             "layer or kv_head: one kept set per layer or per KV head [layer]",
         ),
-        option("pooling", "HOW", "avg or max of neighbouring scores [avg]"),
+        option(
+            "softmax",
+            "HOW",
+            "candidates or all: what a query's attention is shared out\namong [candidates]",
+        ),
+        option(
+            "history",
+            "D",
+            "adds D times an entry's score at the compression before, 0 to\n1 [0]",
+        ),
+        option(
+            "value-norms",
+            "HOW",
+            "no or yes: scores times the values' sums of magnitudes [no]",
+        ),
+        option(
+            "redundancy",
+            "W",
+            "subtracts W times how much an entry's key resembles others, as\nr-kv does, from 1 - W times its score, 0 to 1 [0]",
+        ),
+        option("pooling", "HOW", "avg, max or none of neighbouring scores [avg]"),
         option("kernel", "N", "width of the pooling, odd [7]"),
         CACHE_DTYPE,
         option(
@@ -85,6 +105,7 @@ impl Choice {
         let count = |name, default| -> anyhow::Result<usize> {
             Ok(given.number(name, "a whole number", |_| true)?.unwrap_or(default))
         };
+        let share = |name| given.number(name, "0 to 1", |share: &f32| (0.0..=1.0).contains(share));
         let budgets = ["ratio", "entries", "bytes"];
         let named: Vec<&str> = budgets.into_iter().filter(|name| given.has(name)).collect();
         if named.len() > 1 {
@@ -110,8 +131,26 @@ impl Choice {
                 )?
                 .unwrap_or(defaults.aggregation),
             pooling: given
-                .choice("pooling", &[("avg", Pooling::Average), ("max", Pooling::Max)])?
+                .choice(
+                    "pooling",
+                    &[
+                        ("avg", Pooling::Average),
+                        ("max", Pooling::Max),
+                        ("none", Pooling::None),
+                    ],
+                )?
                 .unwrap_or(defaults.pooling),
+            softmax: given
+                .choice(
+                    "softmax",
+                    &[("candidates", Softmax::Candidates), ("all", Softmax::All)],
+                )?
+                .unwrap_or(defaults.softmax),
+            history: share("history")?.unwrap_or(defaults.history),
+            value_norms: given
+                .choice("value-norms", &[("no", false), ("yes", true)])?
+                .unwrap_or(defaults.value_norms),
+            redundancy: share("redundancy")?.unwrap_or(defaults.redundancy),
         };
         let bytes = given.bytes("bytes")?;
         let checked = match bytes {
@@ -135,10 +174,26 @@ impl Choice {
     pub fn options(&self, shape: &CacheShape) -> anyhow::Result<RpcOptions> {
         let mut options = self.options;
         if let Some(bytes) = self.bytes {
-            options.budget = Budget::within(bytes, shape, options.interval, options.window)
+            options.budget = self
+                .kind
+                .budget_within(bytes, shape, options.interval, options.window)
                 .map_err(|error| Usage(format!("--{}", error.0)))?;
         }
         Ok(options)
+    }
+
+    /// The policy and its options, in words.
+    pub fn describe(&self) -> String {
+        let RpcOptions { interval, window, .. } = self.options;
+        let budget = match (self.bytes, self.options.budget) {
+            (Some(bytes), _) => format!("{bytes} bytes"),
+            (None, Budget::Ratio(ratio)) => format!("ratio {ratio}"),
+            (None, Budget::Entries(entries)) => format!("{entries} entries"),
+        };
+        match self.kind {
+            PolicyKind::None => "the full cache".into(),
+            kind => format!("{}, interval {interval}, window {window}, {budget}", kind.name()),
+        }
     }
 
     /// The policy.

@@ -10,9 +10,6 @@ use crate::prompt::{self, Prompt};
 use crate::report::{Answer, Stats};
 use crate::{compression, interrupt, model, sampling};
 
-/// The exit code of an answer that Ctrl-C ended, as shells have it.
-const CANCELLED: u8 = 130;
-
 /// The command.
 pub const COMMAND: Command = Command {
     name: "generate",
@@ -115,7 +112,7 @@ fn run(given: &Given) -> anyhow::Result<ExitCode> {
         }
     }
     Ok(match reason {
-        StopReason::Cancelled => ExitCode::from(CANCELLED),
+        StopReason::Cancelled => ExitCode::from(interrupt::EXIT_CODE),
         _ => ExitCode::SUCCESS,
     })
 }

@@ -228,14 +228,16 @@ fn plan(
     // A sequence that no compression is ever due for remembers nothing for one.
     let (compressions, remembers) = match spec.trigger {
         Trigger::Interval(schedule) => (schedule.compressions(written), schedule.due_at(0) <= context),
+        Trigger::EveryToken(rolling) => (rolling.evictions(written), rolling.evictions(context) > 0),
         _ => (0, false),
     };
     let peak_compressed = peak(policy);
     let d = &manifest.dimensions;
-    let history = if spec.history && remembers {
-        size_of::<f32>()
-    } else {
-        0
+    let history = match (remembers, spec.history, spec.attention) {
+        (false, ..) | (_, false, None) => 0,
+        // The sums before and behind a step.
+        (.., Some(_)) => 2 * size_of::<f32>(),
+        (.., None) => size_of::<f32>(),
     };
     let (ratio, entries) = match options.budget {
         Budget::Ratio(ratio) => (Some(ratio), None),

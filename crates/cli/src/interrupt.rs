@@ -4,6 +4,9 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
+/// The exit code of what Ctrl-C ended, as shells have it.
+pub const EXIT_CODE: u8 = 130;
+
 static ASKED: AtomicBool = AtomicBool::new(false);
 
 extern "C" fn on_interrupt(_: libc::c_int) {

@@ -1,21 +1,25 @@
 //! The program `reasoning-rpc`: writes with a model whose KV cache is compressed on the way, says
-//! what that costs on a text and what was kept of it, turns text into tokens and back, and says what a model
-//! and its cache take.
+//! what that costs on a text and on tasks and what was kept of a text, turns text into tokens and back, and says
+//! what a model and its cache take.
 //!
 //! Exit codes: 0; 1 for what went wrong while working; 2 for a command line that cannot be used;
 //! 130 for an answer that Ctrl-C ended (its output is complete).
 
+mod analyze;
 mod args;
 mod compression;
+mod eval;
 mod generate;
 mod inspect;
 mod interrupt;
 mod model;
 mod output;
 mod perplexity;
+mod policies;
 mod prompt;
 mod report;
 mod sampling;
+mod sweep;
 mod tokenize;
 mod trace;
 
@@ -23,9 +27,12 @@ use std::process::ExitCode;
 
 use args::{Command, Parsed, Usage};
 
-const COMMANDS: [&Command; 5] = [
+const COMMANDS: [&Command; 8] = [
     &generate::COMMAND,
     &perplexity::COMMAND,
+    &eval::COMMAND,
+    &analyze::COMMAND,
+    &sweep::COMMAND,
     &tokenize::COMMAND,
     &inspect::COMMAND,
     &trace::COMMAND,

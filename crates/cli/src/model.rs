@@ -1,34 +1,62 @@
 //! The model that a command runs.
 
+use std::path::{Path, PathBuf};
+
 use reasoning_rpc_engine::EngineOptions;
 
-use crate::args::{Given, Group, option, switch};
+use crate::args::{Given, Group, Opt, option, switch};
 use crate::compression;
+
+const MODEL: Opt = option(
+    "model",
+    "DIR",
+    "the model folder, as reasoning-rpc-export writes it",
+);
+const NO_VERIFY: Opt = switch(
+    "no-verify",
+    "do not compare the hash of the weights with the manifest's",
+);
+const ONNXRUNTIME: Opt = option(
+    "onnxruntime",
+    "FILE",
+    "libonnxruntime.so [the variable RRPC_ONNXRUNTIME, else beside\nthis program or in ../lib]",
+);
+const THREADS: Opt = option("threads", "N", "threads of a step; 0: one per core [0]");
 
 /// The options.
 pub const GROUP: Group = Group {
     title: "Model",
+    options: &[MODEL, NO_VERIFY, ONNXRUNTIME, THREADS],
+};
+
+/// For commands that run several models.
+pub const MANY_GROUP: Group = Group {
+    title: "Models",
     options: &[
-        option(
-            "model",
-            "DIR",
-            "the model folder, as reasoning-rpc-export writes it",
-        ),
-        switch(
-            "no-verify",
-            "do not compare the hash of the weights with the manifest's",
-        ),
-        option(
-            "onnxruntime",
-            "FILE",
-            "libonnxruntime.so [the variable RRPC_ONNXRUNTIME, else beside\nthis program or in ../lib]",
-        ),
-        option("threads", "N", "threads of a step; 0: one per core [0]"),
+        Opt {
+            many: true,
+            help: "a model folder, as reasoning-rpc-export writes it; repeatable",
+            ..MODEL
+        },
+        NO_VERIFY,
+        ONNXRUNTIME,
+        THREADS,
     ],
 };
 
+/// The model folders, at least one.
+pub fn folders(given: &Given) -> anyhow::Result<Vec<PathBuf>> {
+    given.model()?;
+    Ok(given.paths("model"))
+}
+
 /// How the engine is opened.
 pub fn options(given: &Given) -> anyhow::Result<EngineOptions> {
+    options_of(given, &given.model()?)
+}
+
+/// How the engine of one of several models is opened.
+pub fn options_of(given: &Given, folder: &Path) -> anyhow::Result<EngineOptions> {
     Ok(EngineOptions {
         onnxruntime: given.path("onnxruntime"),
         threads: given
@@ -37,6 +65,6 @@ pub fn options(given: &Given) -> anyhow::Result<EngineOptions> {
         cache_type: compression::cache_type(given)?,
         budget: given.bytes("budget")?,
         verify_weights: !given.has("no-verify"),
-        ..EngineOptions::new(given.model()?)
+        ..EngineOptions::new(folder)
     })
 }

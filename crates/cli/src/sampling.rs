@@ -35,6 +35,12 @@ pub const GROUP: Group = Group {
     ],
 };
 
+/// For commands that are greedy unless told; without a seed.
+pub const GREEDY_GROUP: Group = Group {
+    title: "Sampling (defaults: greedy; the paper's is temperature 0.6, top-p 0.95)",
+    options: GROUP.options.split_at(5).0,
+};
+
 /// The sampling that the options ask for, given what the model would have.
 pub type Choice = Box<dyn FnOnce(SamplingOptions) -> SamplingOptions>;
 
@@ -65,7 +71,27 @@ pub fn parse(given: &Given) -> anyhow::Result<Choice> {
     }))
 }
 
+/// As [`parse`], greedy unless the options say otherwise, with seed 0 unless one is given.
+pub fn parse_from_greedy(given: &Given) -> anyhow::Result<SamplingOptions> {
+    let options = parse(given)?(SamplingOptions::GREEDY);
+    Ok(match given.has("seed") {
+        true => options,
+        false => SamplingOptions { seed: 0, ..options },
+    })
+}
+
 /// 32 random bits, few enough to type again: the standard library's hash keys come from the system.
 fn random_seed() -> u64 {
     RandomState::new().build_hasher().finish() >> 32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_seed_is_the_last_option() {
+        assert_eq!(GROUP.options.last().map(|option| option.name), Some("seed"));
+        assert_eq!(GREEDY_GROUP.options.len() + 1, GROUP.options.len());
+    }
 }

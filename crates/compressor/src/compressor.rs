@@ -72,6 +72,14 @@ impl Compressor {
             Selection::Random { seed } => (PolicyKind::Random, seed),
         };
         let policy = kind.build(rpc)?;
+        let spec = policy.spec();
+        if spec.history || spec.keys || spec.value_norms || spec.queries || spec.attention.is_some() {
+            return refuse(
+                "selection",
+                "one that needs keys, values and the window's queries of one compression alone",
+                policy.name(),
+            );
+        }
         let simd = Simd::from_env().map_err(|error| Error::Argument(error.to_string()))?;
         let floats = schedule.window().checked_mul(heads * head_dim);
         Ok(Self {

@@ -48,6 +48,7 @@ fn check(file: &Tensors, fields: &Value, place: Place, random: &mut Random) {
             _ => Pooling::Max,
         },
         kernel: number("kernel_size"),
+        ..RpcOptions::default()
     };
     let compressor = Compressor::new(&options(heads, kv_heads, d, dtype, rpc)).unwrap();
     let sequences = vec![[len as i32, prompt as i32, number("num_comp") as i32]; batch];

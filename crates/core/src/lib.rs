@@ -15,13 +15,15 @@ pub mod policies;
 pub mod policy;
 pub mod pooling;
 pub mod reference;
+pub mod rolling;
 pub mod schedule;
 pub mod selection;
 mod vectors;
 
 pub use budget::CacheShape;
 pub use plan::{LayerPlan, Merge, PlanError, PlanMemory};
-pub use policies::{Aggregation, NoCompression, PolicyKind, Rpc, RpcOptions};
-pub use policy::{LayerView, Policy, ScoreRule, Spec, Trigger};
+pub use policies::{Aggregation, NoCompression, PolicyKind, Rpc, RpcOptions, Softmax};
+pub use policy::{Attention, LayerView, Policy, ScoreRule, Spec, Trigger};
 pub use pooling::Pooling;
+pub use rolling::Rolling;
 pub use schedule::{Budget, OptionError, Schedule};

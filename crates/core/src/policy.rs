@@ -4,6 +4,7 @@ use std::any::Any;
 
 use crate::plan::{LayerPlan, PlanError};
 use crate::policies::{PolicyKind, RpcOptions};
+use crate::rolling::Rolling;
 use crate::schedule::Schedule;
 
 /// Decides which cache entries of a sequence stay.
@@ -47,10 +48,14 @@ pub struct Spec {
     pub trigger: Trigger,
     /// Scores that the store computes before it asks, if any.
     pub scores: Option<ScoreRule>,
+    /// What attention the store adds up for each entry as its score, if any: not beside `scores`.
+    pub attention: Option<Attention>,
     /// Whether each KV head has a kept set of its own, or the layer one.
     pub per_kv_head: bool,
     /// Whether it is shown the candidates' keys.
     pub keys: bool,
+    /// Whether it is shown the sums of the magnitudes of the candidates' values.
+    pub value_norms: bool,
     /// Whether it is shown the queries that scored.
     pub queries: bool,
     /// Whether the store keeps a float for every entry between compressions, 0 at first, which the plan
@@ -62,7 +67,7 @@ impl Spec {
     /// How many of the newest generated tokens' queries the store has to remember, per layer.
     pub fn window_queries(&self) -> usize {
         match (self.scores, self.trigger) {
-            (None, _) | (_, Trigger::Never) => 0,
+            (None, _) | (_, Trigger::Never | Trigger::EveryToken(_)) => 0,
             (Some(ScoreRule::IntervalAhead), Trigger::Interval(schedule)) => schedule.interval(),
             (Some(_), Trigger::Interval(schedule)) => schedule.window(),
         }
@@ -78,6 +83,10 @@ pub enum Trigger {
     Never,
     /// At the steps of a schedule; the window's entries are not candidates.
     Interval(Schedule),
+    /// After every generated token that leaves more entries than are to stay: one of them goes, of each KV
+    /// head. Entries are not in the order of their positions then, and every KV head's in another; those of
+    /// a layer that drops one for all are in the same.
+    EveryToken(Rolling),
 }
 
 /// How candidates are scored before the policy is asked.
@@ -97,6 +106,16 @@ pub enum ScoreRule {
     IntervalAhead,
 }
 
+/// Which queries' attention is a score: the softmax over all entries that a query sees, summed over the query
+/// heads of each KV head.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Attention {
+    /// The newest query's.
+    Newest,
+    /// That of all queries since the entry was written, its own included.
+    Sum,
+}
+
 /// What a policy is shown of one layer. Lists of candidates are those of every KV head, one head after the
 /// other, in cache order; what [`Spec`] does not ask for is empty.
 #[derive(Debug, Clone, Copy, Default)]
@@ -111,12 +130,16 @@ pub struct LayerView<'a> {
     pub head_dim: usize,
     /// Candidates of every KV head.
     pub candidates: &'a [usize],
-    /// What [`Spec::scores`] asked for.
+    /// What [`Spec::scores`] or [`Spec::attention`] asked for.
     pub scores: &'a [f32],
+    /// Their positions in the text ([`Spec::attention`]).
+    pub positions: &'a [u32],
     /// What the last plan set for each candidate ([`Spec::history`]).
     pub history: &'a [f32],
     /// The candidates' keys, rotated, `head_dim` elements each ([`Spec::keys`]).
     pub keys: &'a [f32],
+    /// The sum of the magnitudes of each candidate's value ([`Spec::value_norms`]).
+    pub value_norms: &'a [f32],
     /// The queries that scored, as they did, `head_dim` elements each; equally many of each KV head, one
     /// head after the other ([`Spec::queries`]).
     pub queries: &'a [f32],
@@ -145,6 +168,22 @@ impl<'a> LayerView<'a> {
         self.by_head("history", self.history, 1)
     }
 
+    /// The positions of each KV head's candidates, in order.
+    ///
+    /// # Errors
+    /// They are not one per candidate.
+    pub fn head_positions(&self) -> Result<impl Iterator<Item = &'a [u32]> + use<'a>, PlanError> {
+        self.by_head("positions", self.positions, 1)
+    }
+
+    /// The norms of each KV head's candidates' values, in order.
+    ///
+    /// # Errors
+    /// They are not one per candidate.
+    pub fn head_value_norms(&self) -> Result<impl Iterator<Item = &'a [f32]> + use<'a>, PlanError> {
+        self.by_head("value norms", self.value_norms, 1)
+    }
+
     /// The keys of each KV head's candidates, in order.
     ///
     /// # Errors
@@ -153,16 +192,16 @@ impl<'a> LayerView<'a> {
         self.by_head("keys", self.keys, self.head_dim)
     }
 
-    fn by_head(
+    fn by_head<T>(
         &self,
         what: &str,
-        all: &'a [f32],
+        all: &'a [T],
         width: usize,
-    ) -> Result<impl Iterator<Item = &'a [f32]> + use<'a>, PlanError> {
+    ) -> Result<impl Iterator<Item = &'a [T]> + use<'a, T>, PlanError> {
         let expected = self.candidates.iter().sum::<usize>() * width;
         if all.len() != expected {
             return Err(PlanError::Scores(format!(
-                "{what}: expected one per candidate, {expected} floats in all, found {}",
+                "{what}: expected one per candidate, {expected} numbers in all, found {}",
                 all.len()
             )));
         }

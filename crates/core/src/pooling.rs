@@ -10,18 +10,23 @@ pub enum Pooling {
     Average,
     /// Maximum over the kernel.
     Max,
+    /// None: scores stay as they are.
+    None,
 }
 
 impl Pooling {
     /// Pools `scores` into `out`, which is as long as `scores`. `kernel` is odd
     /// ([`check_kernel`]).
     pub fn apply(self, scores: &[f32], kernel: usize, out: &mut [f32]) {
+        if self == Self::None {
+            return out.copy_from_slice(scores);
+        }
         let half = kernel / 2;
         for (i, pooled) in out.iter_mut().enumerate().take(scores.len()) {
             let near = &scores[i.saturating_sub(half)..(i + half + 1).min(scores.len())];
             *pooled = match self {
                 Self::Average => near.iter().sum::<f32>() / kernel as f32,
-                Self::Max => near.iter().copied().fold(f32::NEG_INFINITY, f32::max),
+                _ => near.iter().copied().fold(f32::NEG_INFINITY, f32::max),
             };
         }
     }

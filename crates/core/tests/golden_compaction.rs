@@ -31,6 +31,7 @@ impl Case {
                 _ => Pooling::Max,
             },
             kernel: self.number("kernel_size"),
+            ..RpcOptions::default()
         })
         .unwrap()
     }

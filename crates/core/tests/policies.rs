@@ -2,7 +2,7 @@
 //! of them keeps is compared with its formulas where there is a cache, in the engine.
 
 use reasoning_rpc_core::{
-    Budget, LayerPlan, LayerView, Merge, PlanError, PlanMemory, PolicyKind, RpcOptions,
+    Budget, LayerPlan, LayerView, Merge, PlanError, PlanMemory, PolicyKind, Pooling, RpcOptions,
 };
 use reasoning_rpc_test_support::seed;
 
@@ -183,5 +183,67 @@ fn changes_that_cannot_be_are_refused() {
         let policy = kind.build(options(4, 1, 2)).unwrap();
         let answer = policy.plan(&no_keys, &mut PlanMemory::default().lend(&[4], 8));
         assert!(answer.is_err(), "{kind:?} without what its spec asks for");
+    }
+}
+
+/// Two KV heads, one kept set: means of scores and redundancies, history per KV head, norms before the mean.
+#[test]
+fn rpc_weighs_and_averages_over_a_layer() {
+    let options = RpcOptions {
+        pooling: Pooling::None,
+        history: 0.5,
+        value_norms: true,
+        ..options(4, 1, 4)
+    };
+    let policy = PolicyKind::Rpc.build(options).unwrap();
+    let view = LayerView {
+        head_dim: 2,
+        candidates: &[4, 4],
+        scores: &[1.0, 2.0, 3.0, 4.0, 1.0, 1.0, 1.0, 1.0],
+        history: &[2.0, 0.0, 0.0, 0.0, 0.0, 8.0, 0.0, 0.0],
+        value_norms: &[1.0, 1.0, 1.0, 1.0, 2.0, 1.0, 3.0, 0.5],
+        ..LayerView::default()
+    };
+    let mut memory = PlanMemory::default();
+    let mut plan = memory.lend(view.candidates, 2);
+    policy.plan(&view, &mut plan).unwrap();
+    plan.validate(view.candidates).unwrap();
+    // Sums: 2 + 2, 2 + 5, 3 + 3, 4 + 0.5.
+    assert_eq!((plan.sets(), plan.set(0)), (1, &[1u32][..]));
+    assert_eq!(plan.history(), [2.0, 2.0, 3.0, 4.0, 1.0, 5.0, 1.0, 1.0]);
+
+    // Entry 1 is the best, and the copy of 0 and 3 in both heads.
+    let options = RpcOptions {
+        history: 0.0,
+        value_norms: false,
+        redundancy: 0.9,
+        ..options
+    };
+    let policy = PolicyKind::Rpc.build(options).unwrap();
+    let head = [1.0, 0.0, 1.0, 0.0, 0.0, 1.0, 1.0, 0.0];
+    let view = LayerView {
+        scores: &[0.5, 1.0, 0.9, 0.5, 0.5, 1.0, 0.9, 0.5],
+        keys: &[head, head].concat(),
+        history: &[],
+        value_norms: &[],
+        ..view
+    };
+    let mut plan = memory.lend(view.candidates, 2);
+    policy.plan(&view, &mut plan).unwrap();
+    assert_eq!((plan.sets(), plan.set(0)), (1, &[2u32][..]));
+    for bad in [-0.1, 1.5, f32::NAN] {
+        for options in [
+            RpcOptions {
+                history: bad,
+                ..options
+            },
+            RpcOptions {
+                redundancy: bad,
+                ..options
+            },
+        ] {
+            let error = PolicyKind::Rpc.build(options).err().unwrap().to_string();
+            assert!(error.contains("expected 0 to 1"), "{error}");
+        }
     }
 }

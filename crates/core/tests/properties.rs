@@ -73,6 +73,7 @@ fn plans_are_valid() {
                 },
                 pooling: if max { Pooling::Max } else { Pooling::Average },
                 kernel: 2 * half_kernel + 1,
+                ..RpcOptions::default()
             })
             .unwrap();
             let counts = vec![schedule.candidates(done); kv_heads];

@@ -1,5 +1,5 @@
 use crate::element::Stored;
-use crate::error::{Error, at_most, plus, times};
+use crate::error::{Error, at_least, at_most, plus, times};
 use crate::pages::{Column, KvPagesMut};
 use crate::simd::Simd;
 use std::marker::PhantomData;
@@ -37,6 +37,34 @@ pub fn compact<E: Stored>(
     let len = first + kept.len();
     pages.set_len(len);
     Ok(len)
+}
+
+/// Writes entry `from`, key and value (and their scales), over entry `to`. The number of valid entries stays.
+///
+/// # Errors
+/// When one of them is not a valid entry.
+pub fn move_entry<E: Stored>(
+    simd: Simd,
+    pages: &mut KvPagesMut<'_, E>,
+    from: usize,
+    to: usize,
+) -> Result<(), Error> {
+    simd.check()?;
+    for (what, entry) in [("entry to move", from), ("entry to write over", to)] {
+        at_most(what, pages.len().saturating_sub(1), entry)?;
+    }
+    at_least("valid entries", 1, pages.len())?;
+    let tables = pages.tables();
+    // SAFETY: both are valid entries, of which `to` may be written: it is what this operation is told to write.
+    unsafe {
+        tables.keys.copy(to, from, 1);
+        tables.values.copy(to, from, 1);
+        if let Some(scales) = &tables.scales {
+            scales.keys.copy(to, from, 1);
+            scales.values.copy(to, from, 1);
+        }
+    }
+    Ok(())
 }
 
 /// Ascending, within the cache, and none before its destination.

@@ -35,13 +35,14 @@ mod vector;
 
 pub use append::append;
 pub use attend::{
-    ATTEND_CHUNK, ATTEND_TOKEN_TILE, attend, attend_chunks, attend_scratch_bytes, chunk_floats, merge_chunks,
+    ATTEND_CHUNK, ATTEND_TOKEN_TILE, add_attention, attend, attend_chunks, attend_chunks_recorded,
+    attend_recorded, attend_scratch_bytes, chunk_floats, merge_chunks, recorded_floats,
 };
-pub use compact::{PositionPagesMut, compact, compact_positions};
+pub use compact::{PositionPagesMut, compact, compact_positions, move_entry};
 pub use element::{Element, Stored};
 pub use error::Error;
 pub use heads::{Heads, HeadsMut};
-pub use merge::{Merge, merged_rows, read_key, write_rows};
+pub use merge::{Merge, merged_rows, read_key, read_value, write_rows};
 pub use pages::{KvPages, KvPagesMut, Layout, MAX_HEAD_DIM, Scales};
 pub use product::{
     BLOCK, BlockFormat, Linear, Norm, PANEL_ROWS, QuantizedMatrix, QuantizedTile, RowsMut, TILE_WIDTH,

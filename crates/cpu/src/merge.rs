@@ -92,6 +92,19 @@ pub fn read_key<E: Stored>(pages: &KvPages<'_, E>, entry: usize, key: &mut [f32]
     Ok(())
 }
 
+/// The value of an entry, as `f32`.
+///
+/// # Errors
+/// When the entry is beyond the valid ones, or `value` is not `head_dim` long.
+pub fn read_value<E: Stored>(pages: &KvPages<'_, E>, entry: usize, value: &mut [f32]) -> Result<(), Error> {
+    let tables = pages.tables();
+    exactly("elements of a value", pages.layout().head_dim, value.len())?;
+    at_least("valid entries", plus("entry", entry, 1)?, pages.len())?;
+    // SAFETY: a valid entry.
+    unsafe { read(tables, Part::Value, entry, |d, x| value[d] = x) };
+    Ok(())
+}
+
 /// Writes rows of `2 * head_dim` numbers (key, then value) to `entries`, which ascend and are valid, each number rounded once as
 /// [`Element::from_f32`](crate::Element::from_f32) does.
 ///

@@ -429,7 +429,7 @@ impl<'a, E: Element> KvPagesMut<'a, E> {
     /// For `'a`, the `head_dim` elements of each of the first `len` keys and values are initialised, aligned for `E`, readable, no two of
     /// them overlap (so no page occurs twice), and nobody else writes them. Those that an operation is told to write are also writable,
     /// and nobody else reads them: [`append`](crate::append()) its one entry, [`compact`](crate::compact()) the entries from `first` up
-    /// to the new length, [`write_rows`](crate::write_rows()) the entries it names. So pages shared with other caches may be among the
+    /// to the new length, [`write_rows`](crate::write_rows()) and [`move_entry`](crate::move_entry()) the entries they name. So pages shared with other caches may be among the
     /// rest. What lies between entries is never touched.
     pub unsafe fn new(
         keys: &'a [NonNull<E>],

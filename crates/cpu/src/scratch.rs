@@ -43,6 +43,16 @@ impl Scratch {
     pub fn new() -> Scratch {
         Scratch::default()
     }
+
+    /// Grows to `bytes` now, if it has fewer, so that no call that needs as many allocates.
+    pub fn reserve(&mut self, bytes: usize) {
+        let needed = bytes.div_ceil(size_of::<Line>());
+        if let Memory::Own(lines) = &mut self.memory
+            && needed > lines.len()
+        {
+            lines.resize(needed, Line([0.0; LINE]));
+        }
+    }
 }
 
 impl<'a> ScratchOn<'a> {

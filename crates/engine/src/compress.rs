@@ -8,6 +8,7 @@ use reasoning_rpc_cpu::{self as cpu, Scratch, Simd, Stored};
 
 use crate::cache::{CacheType, SequenceCache};
 use crate::error::{Error, Result};
+use crate::evict;
 use crate::sequence::position_of_generated;
 
 /// What one compression did to one layer.
@@ -66,6 +67,7 @@ pub(crate) struct Workspace {
     scores: Vec<f32>,
     history: Vec<f32>,
     keys: Vec<f32>,
+    value_norms: Vec<f32>,
     /// Of all KV heads, if the policy sees them; else of the last one.
     queries: Vec<f32>,
     /// Scores of all entries of a KV head.
@@ -77,6 +79,7 @@ pub(crate) struct Workspace {
     rewritten: Vec<u32>,
     rows: Vec<f32>,
     scratch: Scratch,
+    pub eviction: evict::Workspace,
 }
 
 /// Compresses every layer and appends a record of each to `log`.
@@ -118,8 +121,10 @@ fn compress_typed<E: Stored>(
             head_dim: shape.head_dim,
             candidates: &workspace.counts,
             scores: &workspace.scores,
+            positions: &[],
             history: &workspace.history,
             keys: &workspace.keys,
+            value_norms: &workspace.value_norms,
             queries: match moment.policy.spec().queries {
                 true => &workspace.queries,
                 false => &[],
@@ -336,15 +341,29 @@ fn show_entries<E: Stored>(
     workspace: &mut Workspace,
 ) -> Result<()> {
     let spec = moment.policy.spec();
-    let (history, keys) = (&mut workspace.history, &mut workspace.keys);
+    let (history, keys, norms) = (
+        &mut workspace.history,
+        &mut workspace.keys,
+        &mut workspace.value_norms,
+    );
     history.clear();
     keys.clear();
+    norms.clear();
+    let mut row = [0.0f32; cpu::MAX_HEAD_DIM];
+    let row = &mut row[..cache.shape().head_dim];
     for (kv_head, candidates) in workspace.candidates.iter().enumerate() {
         if spec.history {
             let own = cache.head(layer, kv_head).history();
             candidates
                 .iter()
                 .for_each(|range| history.extend_from_slice(&own[range.clone()]));
+        }
+        if spec.value_norms {
+            let pages = cache.valid_pages::<E>(layer, kv_head)?;
+            for entry in all_of(candidates) {
+                cpu::read_value(&pages, entry, row)?;
+                norms.push(row.iter().map(|x| x.abs()).sum());
+            }
         }
         if spec.keys {
             let pages = cache.valid_pages::<E>(layer, kv_head)?;

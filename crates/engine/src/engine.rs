@@ -12,12 +12,13 @@ use reasoning_rpc_cpu::Simd;
 use crate::cache::{BlockPool, CacheType, Kept, SequenceCache};
 use crate::compress::{self, CompressionRecord, Moment, Workspace};
 use crate::error::{Error, Result, panic_text};
+use crate::evict;
 use crate::metrics::{Counters, Metrics};
 use crate::model::{Flavour, Model};
 use crate::runner::{CachedRunner, NodeTimes, PortableRunner, Runner, Step, StepRow};
 use crate::runtime;
 use crate::sampling::SamplingOptions;
-use crate::sequence::{Chunk, Sequence, SequenceOptions};
+use crate::sequence::{Sequence, SequenceOptions};
 
 /// Options of an engine.
 #[derive(Debug, Clone)]
@@ -197,6 +198,15 @@ impl Engine {
         (self.shared.pool.capacity(), self.shared.pool.used())
     }
 
+    /// Gives the memory of blocks that no sequence holds back to the system, at once, and returns how many
+    /// bytes of it were resident. Whole pages only: of a block's first and last page, what neighbours in use
+    /// share stays. The budget is as it was, and blocks are used again as before; their pages come anew.
+    ///
+    /// From any thread. Steps go on beside it but for those that take or free blocks, which wait. Graphs of the portable flavour keep their caches elsewhere: 0 then.
+    pub fn trim(&self) -> usize {
+        self.shared.pool.trim()
+    }
+
     /// The sampling that the model's authors recommend, or temperature 0.6 and top-p 0.95.
     pub fn default_sampling(&self) -> SamplingOptions {
         self.shared.default_sampling
@@ -302,6 +312,21 @@ impl EngineShared {
         result
     }
 
+    /// Drops what a policy that does so at every token drops now.
+    pub(crate) fn evict(&self, cache: &mut SequenceCache, moment: &Moment<'_>) -> Result<()> {
+        let lock = || self.workspaces.lock().unwrap_or_else(PoisonError::into_inner);
+        let taken = lock().pop();
+        let mut workspace = taken.unwrap_or_default();
+        let (start, before) = (Instant::now(), cache.entries());
+        let result = evict::evict(self.simd, cache, moment, &mut workspace.eviction);
+        lock().push(workspace);
+        if result.is_ok() {
+            self.counters
+                .compressed(before.saturating_sub(cache.entries()), start.elapsed());
+        }
+        result
+    }
+
     /// Figures of this engine since it was opened.
     pub(crate) fn metrics(&self) -> Metrics {
         let (created, alive) = self.slots.counts();
@@ -332,7 +357,7 @@ impl EngineShared {
         // One that fails must not keep the others from their compressions.
         let mut result = Ok(());
         for sequence in &mut *sequences {
-            if let Err(error) = sequence.compress_if_due() {
+            if let Err(error) = sequence.check_alive().and_then(|()| sequence.compress_if_due()) {
                 result = Err(error);
             }
         }
@@ -363,7 +388,6 @@ impl EngineShared {
                 "step: expected a sequence, found none".into(),
             ));
         }
-        let mut chunks = Vec::with_capacity(sequences.len());
         for (index, sequence) in sequences.iter_mut().enumerate() {
             sequence.check_alive()?;
             if !Arc::ptr_eq(&sequence.shared, self) {
@@ -371,41 +395,39 @@ impl EngineShared {
                     "step: expected sequences of this engine, found one of another".into(),
                 ));
             }
-            let chunk = sequence.next_chunk(limit(index));
-            if chunk.tokens.is_empty() {
+            sequence.chunk = sequence.next_chunk(limit(index));
+            let tokens = sequence.chunk.tokens.len();
+            if tokens == 0 {
                 return Err(Error::InvalidArgument(
                     "step: expected tokens to run, found a sequence with none: append text, sample or accept first".into(),
                 ));
             }
-            let grown = sequence.cache_mut()?.grow(chunk.tokens.len());
+            let grown = sequence.cache_mut()?.grow(tokens);
             grown.inspect_err(|error| log::warn!("a step was refused: {error}"))?;
-            chunks.push(chunk);
         }
 
         let start = Instant::now();
-        let nodes = self.run(sequences, &chunks, show).inspect_err(|error| {
+        let nodes = self.run(sequences, show).inspect_err(|error| {
             self.counters.failed();
             log::error!("a step failed: {error}");
         })?;
         let time = start.elapsed();
-        self.counters.stepped(&chunks, time, nodes);
-        for (sequence, chunk) in sequences.iter_mut().zip(&chunks) {
-            sequence.commit(chunk, time)?;
+        self.counters
+            .stepped(sequences.iter().map(|sequence| &sequence.chunk), time, nodes);
+        for sequence in sequences {
+            sequence.commit(time)?;
+            sequence.evict_if_due();
         }
         Ok(())
     }
 
     /// Runs the graph; logits go to the sequences whose last chunk this was.
-    fn run(
-        &self,
-        sequences: &mut [&mut Sequence],
-        chunks: &[Chunk],
-        show: Option<&mut Vec<f32>>,
-    ) -> Result<NodeTimes> {
+    fn run(&self, sequences: &mut [&mut Sequence], show: Option<&mut Vec<f32>>) -> Result<NodeTimes> {
         let mut driver = self.driver.lock().unwrap_or_else(PoisonError::into_inner);
         let Driver { runner, step } = &mut *driver;
         step.clear();
-        for (sequence, chunk) in sequences.iter_mut().zip(chunks) {
+        for sequence in &*sequences {
+            let chunk = &sequence.chunk;
             let tokens = &sequence.tokens()[chunk.tokens.clone()];
             step.ids.extend(tokens.iter().map(|&id| i64::from(id)));
             step.positions
@@ -418,13 +440,14 @@ impl EngineShared {
                 None => {}
             }
         }
-        for (sequence, chunk) in sequences.iter_mut().zip(chunks) {
+        for sequence in &mut *sequences {
             let cache = sequence.cache.take().ok_or(Error::Poisoned)?;
             step.slots.push(sequence.slot);
             step.rows.push(StepRow {
                 slot: sequence.slot,
                 cache,
-                first_generated: chunk.first_generated,
+                first_generated: sequence.chunk.first_generated,
+                attention: sequence.chunk.attention,
             });
         }
         let result = catch_unwind(AssertUnwindSafe(|| runner.run(step)))
@@ -436,13 +459,14 @@ impl EngineShared {
 
         let vocab = self.model.manifest().dimensions.vocab_size;
         let mut end = 0;
-        for (sequence, chunk) in sequences.iter_mut().zip(chunks) {
+        for sequence in sequences {
+            let last = sequence.chunk.last;
             end += match show {
-                Some(_) => chunk.tokens.len(),
-                None => usize::from(chunk.last),
+                Some(_) => sequence.chunk.tokens.len(),
+                None => usize::from(last),
             };
-            sequence.logits_ready = chunk.last;
-            if chunk.last {
+            sequence.logits_ready = last;
+            if last {
                 sequence.logits.clear();
                 sequence
                     .logits

@@ -166,7 +166,7 @@ impl Answer {
             ignore_eos: options.ignore_eos,
             stream,
             stops,
-            piece: String::new(),
+            piece: String::with_capacity(128),
             reason: None,
             ended: false,
         })

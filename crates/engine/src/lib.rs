@@ -28,6 +28,7 @@ mod cache;
 mod compress;
 mod engine;
 mod error;
+mod evict;
 mod generate;
 mod metrics;
 pub mod model;

@@ -192,7 +192,12 @@ pub(crate) struct Counters {
 }
 
 impl Counters {
-    pub(crate) fn stepped(&self, chunks: &[Chunk], time: Duration, nodes: NodeTimes) {
+    pub(crate) fn stepped<'a>(
+        &self,
+        chunks: impl Iterator<Item = &'a Chunk>,
+        time: Duration,
+        nodes: NodeTimes,
+    ) {
         self.steps.fetch_add(1, Relaxed);
         self.step_nanos.fetch_add(time.as_nanos() as u64, Relaxed);
         self.attention_nanos

@@ -9,7 +9,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
-use reasoning_rpc_core::{Policy, ScoreRule, Trigger};
+use reasoning_rpc_core::{Attention, Policy, Rolling, ScoreRule, Trigger};
+use reasoning_rpc_cpu::ATTEND_TOKEN_TILE;
 
 use crate::cache::{Kept, SequenceCache};
 use crate::compress::{CompressionRecord, Moment};
@@ -42,7 +43,7 @@ pub struct Stats {
     pub decode_tokens: usize,
     /// Time of the steps that did so, compactions not included.
     pub decode_time: Duration,
-    /// Compressions so far.
+    /// Compressions so far; single entries that went, where one goes at every token.
     pub compressions: usize,
     /// Time spent scoring, selecting and moving.
     pub compaction_time: Duration,
@@ -58,6 +59,8 @@ pub struct Stats {
 pub struct Sequence {
     pub(crate) shared: Arc<EngineShared>,
     pub(crate) slot: i64,
+    /// What the step under way runs of it, or the last one ran.
+    pub(crate) chunk: Chunk,
     /// Absent only while a step runs.
     pub(crate) cache: Option<Box<SequenceCache>>,
     pub(crate) logits: Vec<f32>,
@@ -80,32 +83,37 @@ pub struct Sequence {
     pub(crate) generated_written: usize,
     /// Tokens written when the last compression ran; 0 before the first.
     pub(crate) compressed_at: usize,
+    /// Evictions wait, for a test to look at what goes.
+    #[cfg(test)]
+    pub(crate) hold_evictions: bool,
 }
 
 impl Sequence {
     pub(crate) fn new(shared: Arc<EngineShared>, options: SequenceOptions) -> Result<Self> {
         let sampler = Sampler::new(options.sampling)?;
         let spec = options.policy.spec();
-        if spec.scores == Some(ScoreRule::IntervalAhead)
+        if (spec.scores == Some(ScoreRule::IntervalAhead) || spec.attention.is_some())
             && shared.model.manifest().flavour == Flavour::Portable
         {
             return Err(Error::InvalidArgument(format!(
-                "policy {:?}: expected a model of the cached flavour, whose rotation is known here, found the \
-                 portable one",
+                "policy {:?}: expected a model of the cached flavour, whose rotation and attention are known \
+                 here, found the portable one",
                 options.policy.name()
             )));
         }
         let kept = match spec.trigger {
             // Never due in this context: nobody will ask.
             Trigger::Interval(schedule) if schedule.due_at(0) > shared.context() => Kept::default(),
+            Trigger::EveryToken(rolling) if rolling.evictions(shared.context()) == 0 => Kept::default(),
             _ => Kept {
                 window: spec.window_queries(),
-                history: spec.history,
+                history: spec.history || spec.attention.is_some(),
             },
         };
         let cache = shared.new_cache(kept);
         Ok(Self {
             slot: shared.slots.open(),
+            chunk: Chunk::default(),
             cache: Some(Box::new(cache)),
             logits: Vec::new(),
             logits_ready: false,
@@ -123,6 +131,8 @@ impl Sequence {
             written: 0,
             generated_written: 0,
             compressed_at: 0,
+            #[cfg(test)]
+            hold_evictions: false,
             shared,
         })
     }
@@ -154,7 +164,8 @@ impl Sequence {
         self.shared.context() - self.tokens.len()
     }
 
-    /// What its compressions did, in order of time, then layer.
+    /// What its compressions did, in order of time, then layer. A policy that drops an entry at every token leaves
+    /// no record of each.
     pub fn compressions(&self) -> &[CompressionRecord] {
         &self.log
     }
@@ -289,7 +300,18 @@ impl Sequence {
         self.check_alive()?;
         let entries = self.peak_entries(new_tokens);
         let reserved = self.cache_mut()?.reserve(entries);
-        reserved.inspect_err(|error| log::warn!("an answer was refused: {error}"))
+        reserved.inspect_err(|error| log::warn!("an answer was refused: {error}"))?;
+        self.make_room(new_tokens);
+        Ok(())
+    }
+
+    /// Takes the memory that grows by a token now, so that the steps of an answer allocate nothing.
+    pub(crate) fn make_room(&mut self, new_tokens: usize) {
+        let new_tokens = new_tokens.min(self.room());
+        self.tokens.reserve(new_tokens);
+        if self.sampler.options().temperature > 0.0 {
+            self.draws.reserve(new_tokens);
+        }
     }
 
     /// The most entries of a KV head until `new_tokens` more tokens are generated.
@@ -354,18 +376,38 @@ impl Sequence {
         if generated && let Some(due) = self.due_at() {
             end = end.min(start + due.saturating_sub(self.generated_written));
         }
+        let spec = self.policy.spec();
+        let mut attention = None;
+        if self.keeps_history() && spec.attention.is_some() && (generated || self.generated_written > 0) {
+            attention = spec.attention;
+            end = end.min(start + ATTEND_TOKEN_TILE);
+            if generated && let Trigger::EveryToken(rolling) = spec.trigger {
+                let done = self.stats.compressions;
+                let is_due = |&count: &usize| rolling.evictions(self.generated_written + count) > done;
+                let due = (1..end - start).find(is_due);
+                end = due.map_or(end, |count| start + count);
+                // The newest query is asked about when something goes.
+                attention = attention.filter(|of| *of == Attention::Sum || is_due(&(end - start)));
+            }
+        }
         Chunk {
             tokens: start..end,
             first_generated: generated.then_some(self.generated_written),
             last: end == self.tokens.len(),
+            attention,
         }
     }
 
-    /// Counts a chunk whose keys and values were written.
-    pub(crate) fn commit(&mut self, chunk: &Chunk, time: Duration) -> Result<()> {
+    /// Counts the chunk, whose keys and values were written.
+    pub(crate) fn commit(&mut self, time: Duration) -> Result<()> {
+        let chunk = self.chunk.clone();
         let positions = chunk.tokens.start as u32..chunk.tokens.end as u32;
         self.cache_mut()?.commit(positions);
         self.written = chunk.tokens.end;
+        if self.stats.compressions > 0 && chunk.attention == Some(Attention::Sum) {
+            // What its queries have added to the past cannot be taken back.
+            self.compressed_at = self.written;
+        }
         if chunk.first_generated.is_some() {
             self.generated_written += chunk.tokens.len();
             self.stats.decode_tokens += chunk.tokens.len();
@@ -401,6 +443,55 @@ impl Sequence {
                 log::error!("a compression failed, and poisoned its sequence: {error}");
                 self.poisoned = true;
             })
+    }
+
+    /// Whether its cache keeps a float of the policy's for each entry.
+    pub(super) fn keeps_history(&self) -> bool {
+        self.cache.as_deref().is_some_and(SequenceCache::has_history)
+    }
+
+    /// Drops the entry that is to go behind the step that was committed, if one is. A failure, a panic included,
+    /// poisons the sequence; the step is done.
+    pub(crate) fn evict_if_due(&mut self) {
+        let Trigger::EveryToken(rolling) = self.policy.spec().trigger else {
+            return;
+        };
+        if rolling.evictions(self.generated_written) <= self.stats.compressions {
+            return;
+        }
+        #[cfg(test)]
+        if self.hold_evictions {
+            return;
+        }
+        let evicted = catch_unwind(AssertUnwindSafe(|| self.evict(&rolling)));
+        let result = evicted.unwrap_or_else(|payload| Err(Error::Internal(panic_text(&*payload))));
+        if let Err(error) = result {
+            log::error!("an eviction failed, and poisoned its sequence: {error}");
+            self.poisoned = true;
+        }
+    }
+
+    fn evict(&mut self, rolling: &Rolling) -> Result<()> {
+        let start = std::time::Instant::now();
+        let policy = Arc::clone(&self.policy);
+        let recent = self.generated_written - rolling.window(self.generated_written);
+        let moment = Moment {
+            policy: &*policy,
+            done: self.stats.compressions,
+            generated: self.generated_written,
+            given: &self.given,
+            window_start: position_of_generated(&self.given, recent),
+            num_heads: self.shared.model.manifest().dimensions.num_heads,
+            seed: self.seed,
+            record_kept: false,
+            record_scores: false,
+        };
+        let cache = self.cache.as_deref_mut().ok_or(Error::Poisoned)?;
+        self.shared.evict(cache, &moment)?;
+        self.stats.compressions += 1;
+        self.compressed_at = self.written;
+        self.stats.compaction_time += start.elapsed();
+        Ok(())
     }
 
     fn compress(&mut self) -> Result<()> {
@@ -445,6 +536,7 @@ impl Drop for Sequence {
 }
 
 /// Tokens of one step.
+#[derive(Clone, Default)]
 pub(crate) struct Chunk {
     /// Positions.
     pub tokens: Range<usize>,
@@ -452,6 +544,8 @@ pub(crate) struct Chunk {
     pub first_generated: Option<usize>,
     /// Whether nothing is left behind them, so that logits are wanted.
     pub last: bool,
+    /// What attention entries get in this step that they keep.
+    pub attention: Option<Attention>,
 }
 
 /// The text position of the generated token with `index` generated ones before it.

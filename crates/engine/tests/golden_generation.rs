@@ -33,6 +33,7 @@ fn rpc_of(expected: &Value) -> Arc<dyn Policy> {
             other => panic!("{other}"),
         },
         kernel: number("kernel_size"),
+        ..RpcOptions::default()
     };
     Arc::new(Rpc::new(options).unwrap())
 }

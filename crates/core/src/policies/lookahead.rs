@@ -57,6 +57,7 @@ impl Policy for Lookahead {
             keys: self.merges,
             queries: self.merges,
             history: true,
+            ..Spec::default()
         }
     }
 

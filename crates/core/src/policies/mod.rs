@@ -1,5 +1,6 @@
 //! The policies that users select by name.
 
+mod h2o;
 mod lookahead;
 mod none;
 mod r_kv;
@@ -7,20 +8,24 @@ mod random;
 pub(crate) mod rpc;
 mod snapkv;
 mod streaming;
+mod tova;
 
 use std::sync::Arc;
 
+pub use h2o::H2o;
 pub use lookahead::Lookahead;
 pub use none::NoCompression;
 pub use r_kv::RKv;
 pub use random::Random;
-pub use rpc::{Aggregation, Rpc, RpcOptions};
+pub use rpc::{Aggregation, Rpc, RpcOptions, Softmax};
 pub use snapkv::SnapKv;
 pub use streaming::Streaming;
+pub use tova::Tova;
 
+use crate::budget::CacheShape;
 use crate::plan::{LayerPlan, PlanError};
 use crate::policy::Policy;
-use crate::schedule::OptionError;
+use crate::schedule::{Budget, OptionError};
 use crate::selection::top_k;
 
 /// A policy of this crate.
@@ -43,11 +48,15 @@ pub enum PolicyKind {
     Lookahead,
     /// [`Lookahead`] that merges.
     LookaheadMerge,
+    /// [`H2o`].
+    H2o,
+    /// [`Tova`].
+    Tova,
 }
 
 impl PolicyKind {
     /// All of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 10] = [
         Self::None,
         Self::Rpc,
         Self::SnapKv,
@@ -56,6 +65,8 @@ impl PolicyKind {
         Self::RKv,
         Self::Lookahead,
         Self::LookaheadMerge,
+        Self::H2o,
+        Self::Tova,
     ];
 
     /// The name that users select it by.
@@ -69,12 +80,32 @@ impl PolicyKind {
             Self::RKv => "r-kv",
             Self::Lookahead => "lookahead",
             Self::LookaheadMerge => "lookahead-merge",
+            Self::H2o => "h2o",
+            Self::Tova => "tova",
         }
     }
 
     /// The policy that a name selects.
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| kind.name() == name)
+    }
+
+    /// The [`Budget::Entries`] with which generated entries take at most `bytes`, as [`Budget::within`], for this
+    /// policy: one that drops an entry at every token has no window and no interval beside what it keeps.
+    ///
+    /// # Errors
+    /// As [`Budget::within`].
+    pub fn budget_within(
+        self,
+        bytes: usize,
+        shape: &CacheShape,
+        interval: usize,
+        window: usize,
+    ) -> Result<Budget, OptionError> {
+        match self {
+            Self::H2o | Self::Tova => Budget::within(bytes, shape, 1, 0),
+            _ => Budget::within(bytes, shape, interval, window),
+        }
     }
 
     /// The policy, with those of the options that it has: all follow the schedule (interval, window and
@@ -93,8 +124,27 @@ impl PolicyKind {
             Self::RKv => Arc::new(RKv::new(schedule()?)),
             Self::Lookahead => Arc::new(Lookahead::new(schedule()?, false)),
             Self::LookaheadMerge => Arc::new(Lookahead::new(schedule()?, true)),
+            Self::H2o => Arc::new(H2o::new(schedule()?)),
+            Self::Tova => Arc::new(Tova::new(schedule()?)),
         })
     }
+}
+
+/// Adds all candidates but the one with the lowest score, of equals the most recent, as the next kept set.
+fn keep_all_but_worst(plan: &mut LayerPlan<'_>, scores: &[f32], positions: &[u32]) -> Result<(), PlanError> {
+    let mut worst = 0;
+    for (index, (score, position)) in scores.iter().zip(positions).enumerate() {
+        if (score, std::cmp::Reverse(position)) < (&scores[worst], std::cmp::Reverse(&positions[worst])) {
+            worst = index;
+        }
+    }
+    let keep = scores.len().saturating_sub(1);
+    let (kept, _) = plan.room(keep, 0)?;
+    let indices = (0u32..).filter(|&index| index as usize != worst);
+    kept.iter_mut()
+        .zip(indices)
+        .for_each(|(slot, index)| *slot = index);
+    plan.push_room(keep)
 }
 
 /// Adds the `keep` best of `scores` to the plan as its next kept set.

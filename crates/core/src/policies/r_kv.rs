@@ -54,11 +54,9 @@ impl Policy for RKv {
             let mut scores = vec![0.0; head.len()];
             Pooling::Max.apply(head, KERNEL, &mut scores);
             let largest = scores.iter().copied().fold(0.0, f32::max);
-            let similarity = similarity(keys, view.head_dim);
-            let most = similarity.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-            for (score, similarity) in scores.iter_mut().zip(similarity) {
+            for (score, redundancy) in scores.iter_mut().zip(redundancy(keys, view.head_dim)) {
                 let importance = if largest > 0.0 { *score / largest } else { 0.0 };
-                *score = IMPORTANCE * importance - (1.0 - IMPORTANCE) * (similarity - most).exp();
+                *score = IMPORTANCE * importance - (1.0 - IMPORTANCE) * redundancy;
             }
             keep_best(plan, &scores, self.schedule.kept(view.done))?;
         }
@@ -68,6 +66,14 @@ impl Policy for RKv {
     fn recipe(&self) -> Option<(PolicyKind, RpcOptions)> {
         Some((PolicyKind::RKv, RpcOptions::of(&self.schedule)))
     }
+}
+
+/// The softmax of the keys' mean cosines, normalised to a maximum of 1.
+pub(super) fn redundancy(keys: &[f32], head_dim: usize) -> Vec<f32> {
+    let mut similarity = similarity(keys, head_dim);
+    let most = similarity.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    similarity.iter_mut().for_each(|x| *x = (*x - most).exp());
+    similarity
 }
 
 /// Of each key the mean cosine over all keys, its own and exempt ones counted as 0. Not a product of all with

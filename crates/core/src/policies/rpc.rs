@@ -2,7 +2,8 @@
 //! the generated past, neighbouring scores are pooled, and the best (n+1) P/c entries stay.
 
 use crate::plan::{LayerPlan, PlanError};
-use crate::policies::PolicyKind;
+use crate::policies::r_kv::redundancy;
+use crate::policies::{PolicyKind, keep_best};
 use crate::policy::{LayerView, Policy, ScoreRule, Spec, Trigger};
 use crate::pooling::{Pooling, check_kernel};
 use crate::schedule::{Budget, OptionError, Schedule};
@@ -18,8 +19,18 @@ pub enum Aggregation {
     KvHead,
 }
 
+/// What the softmax of a query runs over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Softmax {
+    /// The candidates alone, as published.
+    #[default]
+    Candidates,
+    /// All entries that the query sees.
+    All,
+}
+
 /// Options of [`Rpc`]; the default is the paper's setting for accuracy.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct RpcOptions {
     /// P: a compression every so many generated tokens.
     pub interval: usize,
@@ -33,6 +44,16 @@ pub struct RpcOptions {
     pub pooling: Pooling,
     /// Width of the pooling, odd.
     pub kernel: usize,
+    /// What the softmax of the scores runs over.
+    pub softmax: Softmax,
+    /// How much of an entry's score at the compression before is added to its new one: 0, none, to 1. What is
+    /// added up is per KV head, before norms, mean and pooling.
+    pub history: f32,
+    /// Whether scores are multiplied by the sum of the magnitudes of the entry's value (VATP, arXiv 2406.12335).
+    pub value_norms: bool,
+    /// Weight w of the redundancy r of keys as in R-KV (arXiv 2505.24133), 0, none, to 1: pooled scores s become
+    /// (1 - w) s / max s - w r / max r; for one set per layer with the mean of r over the KV heads.
+    pub redundancy: f32,
 }
 
 impl Default for RpcOptions {
@@ -44,6 +65,10 @@ impl Default for RpcOptions {
             aggregation: Aggregation::Layer,
             pooling: Pooling::Average,
             kernel: 7,
+            softmax: Softmax::Candidates,
+            history: 0.0,
+            value_norms: false,
+            redundancy: 0.0,
         }
     }
 }
@@ -72,42 +97,109 @@ impl RpcOptions {
 #[derive(Debug, Clone, Copy)]
 pub struct Rpc {
     schedule: Schedule,
-    aggregation: Aggregation,
-    pooling: Pooling,
-    kernel: usize,
+    options: RpcOptions,
 }
 
 impl Rpc {
     /// Checks the options.
     ///
     /// # Errors
-    /// See [`Schedule::new`] and [`check_kernel`].
+    /// See [`Schedule::new`] and [`check_kernel`]; `history` or `redundancy` is not 0 to 1.
     pub fn new(options: RpcOptions) -> Result<Self, OptionError> {
         check_kernel(options.kernel)?;
+        for (name, value) in [("history", options.history), ("redundancy", options.redundancy)] {
+            if !(0.0..=1.0).contains(&value) {
+                return Err(OptionError(format!("{name}: expected 0 to 1, found {value}")));
+            }
+        }
         Ok(Self {
             schedule: options.schedule()?,
-            aggregation: options.aggregation,
-            pooling: options.pooling,
-            kernel: options.kernel,
+            options,
         })
     }
 
     /// The options that it was made with.
     pub fn options(&self) -> RpcOptions {
-        RpcOptions {
-            interval: self.schedule.interval(),
-            window: self.schedule.window(),
-            budget: self.schedule.budget(),
-            aggregation: self.aggregation,
-            pooling: self.pooling,
-            kernel: self.kernel,
-        }
+        self.options
     }
 
     /// The schedule that it follows.
     pub fn schedule(&self) -> &Schedule {
         &self.schedule
     }
+}
+
+impl Rpc {
+    /// With what goes beyond the paper.
+    fn plan_weighted(&self, view: &LayerView<'_>, plan: &mut LayerPlan<'_>) -> Result<(), PlanError> {
+        let RpcOptions {
+            aggregation,
+            pooling,
+            kernel,
+            history,
+            value_norms,
+            redundancy: penalty,
+            ..
+        } = self.options;
+        let mut heads: Vec<Vec<f32>> = view.head_scores()?.map(<[f32]>::to_vec).collect();
+        if history > 0.0 {
+            for (scores, before) in heads.iter_mut().zip(view.head_history()?) {
+                scores
+                    .iter_mut()
+                    .zip(before)
+                    .for_each(|(score, before)| *score += history * before);
+                plan.push_history(scores)?;
+            }
+        }
+        if value_norms {
+            for (scores, norms) in heads.iter_mut().zip(view.head_value_norms()?) {
+                scores
+                    .iter_mut()
+                    .zip(norms)
+                    .for_each(|(score, norm)| *score *= norm);
+            }
+        }
+        let mut redundancies = Vec::new();
+        if penalty > 0.0 {
+            redundancies.extend(view.head_keys()?.map(|keys| redundancy(keys, view.head_dim)));
+        }
+        if aggregation == Aggregation::Layer {
+            heads = vec![mean(&heads)?];
+            if penalty > 0.0 {
+                redundancies = vec![mean(&redundancies)?];
+            }
+        }
+        for (index, scores) in heads.iter().enumerate() {
+            let mut pooled = vec![0.0; scores.len()];
+            pooling.apply(scores, kernel, &mut pooled);
+            if let Some(redundancy) = redundancies.get(index) {
+                let most = |of: &[f32]| of.iter().copied().fold(f32::MIN_POSITIVE, f32::max);
+                let (most_score, most_redundancy) = (most(&pooled), most(redundancy));
+                for (score, redundancy) in pooled.iter_mut().zip(redundancy) {
+                    *score = (1.0 - penalty) * *score / most_score - penalty * redundancy / most_redundancy;
+                }
+            }
+            keep_best(plan, &pooled, self.schedule.kept(view.done))?;
+        }
+        Ok(())
+    }
+}
+
+/// The mean over heads.
+fn mean(heads: &[Vec<f32>]) -> Result<Vec<f32>, PlanError> {
+    let count = heads.first().map_or(0, Vec::len);
+    let mut mean = vec![0.0; count];
+    for head in heads {
+        if head.len() != count {
+            return Err(PlanError::UnequalHeads {
+                expected: count,
+                found: head.len(),
+            });
+        }
+        mean.iter_mut().zip(head).for_each(|(sum, x)| *sum += x);
+    }
+    mean.iter_mut().for_each(|sum| *sum /= heads.len() as f32);
+    Ok(mean)
 }
 
 impl Policy for Rpc {
@@ -118,8 +210,14 @@ impl Policy for Rpc {
     fn spec(&self) -> Spec {
         Spec {
             trigger: Trigger::Interval(self.schedule),
-            scores: Some(ScoreRule::WindowOverCandidates),
-            per_kv_head: self.aggregation == Aggregation::KvHead,
+            scores: Some(match self.options.softmax {
+                Softmax::Candidates => ScoreRule::WindowOverCandidates,
+                Softmax::All => ScoreRule::WindowOverAll,
+            }),
+            per_kv_head: self.options.aggregation == Aggregation::KvHead,
+            history: self.options.history > 0.0,
+            value_norms: self.options.value_norms,
+            keys: self.options.redundancy > 0.0,
             ..Spec::default()
         }
     }
@@ -130,7 +228,11 @@ impl Policy for Rpc {
 
     fn plan(&self, view: &LayerView<'_>, plan: &mut LayerPlan<'_>) -> Result<(), PlanError> {
         let keep = self.schedule.kept(view.done);
-        match self.aggregation {
+        let spec = self.spec();
+        if spec.history || spec.value_norms || spec.keys {
+            return self.plan_weighted(view, plan);
+        }
+        match self.options.aggregation {
             Aggregation::Layer => {
                 let count = view.candidates.first().copied().unwrap_or(0);
                 let heads = view.head_scores()?;
@@ -152,14 +254,14 @@ impl Policy for Rpc {
                 // the mean over all query heads.
                 let heads = view.candidates.len() as f32;
                 mean.iter_mut().for_each(|sum| *sum /= heads);
-                self.pooling.apply(mean, self.kernel, pooled);
+                self.options.pooling.apply(mean, self.options.kernel, pooled);
                 let kept = top_k(pooled, keep, best);
                 plan.push_room(kept)?;
             }
             Aggregation::KvHead => {
                 for head in view.head_scores()? {
                     let (best, pooled) = plan.room(head.len(), head.len())?;
-                    self.pooling.apply(head, self.kernel, pooled);
+                    self.options.pooling.apply(head, self.options.kernel, pooled);
                     let kept = top_k(pooled, keep, best);
                     plan.push_room(kept)?;
                 }

@@ -40,6 +40,24 @@ pub fn attend_chunks<E: Stored>(
     scale: f32,
     scratch: &mut ScratchOn<'_>,
 ) -> Result<(), Error> {
+    chunks_recorded(
+        simd, pages, before, queries, chunks, partial, None, scale, scratch,
+    )
+}
+
+/// [`attend_chunks`], and the logits if they are wanted.
+#[allow(clippy::too_many_arguments)] // as above
+pub(super) fn chunks_recorded<E: Stored>(
+    simd: Simd,
+    pages: &KvPages<'_, E>,
+    before: usize,
+    queries: Heads<'_>,
+    chunks: Range<usize>,
+    partial: &mut [f32],
+    logits: Option<&mut [f32]>,
+    scale: f32,
+    scratch: &mut ScratchOn<'_>,
+) -> Result<(), Error> {
     let end = check(simd, pages, before, queries)?;
     at_least("end of the chunks", chunks.start, chunks.end)?;
     at_most("end of the chunks", end.div_ceil(ATTEND_CHUNK), chunks.end)?;
@@ -55,7 +73,9 @@ pub fn attend_chunks<E: Stored>(
         return Ok(());
     }
     let target = super::Target::Partial(partial.as_mut_ptr());
-    run(simd, pages, before, queries, chunks, target, scale, scratch)
+    run(
+        simd, pages, before, queries, chunks, target, logits, scale, scratch,
+    )
 }
 
 /// Merges what [`attend_chunks`] gave for all chunks, in their order: `out` becomes what [`attend`](crate::attend()) gives, bit for bit.

@@ -1,5 +1,6 @@
 mod chunks;
 mod int8;
+mod record;
 mod tile;
 
 use crate::element::Stored;
@@ -13,6 +14,7 @@ use crate::vector::{Kernel, Vector};
 pub use chunks::{ATTEND_CHUNK, attend_chunks, chunk_floats, merge_chunks};
 use chunks::{State, Target};
 use int8::{Words, query_words};
+pub use record::{add_attention, attend_chunks_recorded, attend_recorded, recorded_floats};
 use std::ops::Range;
 use tile::{AHEAD_BYTES, Addresses, Tile};
 
@@ -43,23 +45,41 @@ pub fn attend<E: Stored>(
     scale: f32,
     scratch: &mut ScratchOn<'_>,
 ) -> Result<(), Error> {
-    exactly("head_dim of the output", pages.layout().head_dim, out.head_dim())?;
-    exactly("tokens of the output", queries.tokens(), out.tokens())?;
-    exactly("query heads of the output", queries.group(), out.group())?;
     let end = check(simd, pages, before, queries)?;
-    if queries.tokens() == 0 || queries.group() == 0 {
-        return Ok(());
-    }
-    let chunks = 0..end.div_ceil(ATTEND_CHUNK);
-    run(
+    attend_all(
         simd,
         pages,
         before,
         queries,
-        chunks,
-        Target::Heads(out),
+        0..end.div_ceil(ATTEND_CHUNK),
+        out,
+        None,
         scale,
         scratch,
+    )
+}
+
+#[allow(clippy::too_many_arguments)] // as for `run`
+fn attend_all<E: Stored>(
+    simd: Simd,
+    pages: &KvPages<'_, E>,
+    before: usize,
+    queries: Heads<'_>,
+    chunks: Range<usize>,
+    out: &mut HeadsMut<'_>,
+    logits: Option<&mut [f32]>,
+    scale: f32,
+    scratch: &mut ScratchOn<'_>,
+) -> Result<(), Error> {
+    exactly("head_dim of the output", pages.layout().head_dim, out.head_dim())?;
+    exactly("tokens of the output", queries.tokens(), out.tokens())?;
+    exactly("query heads of the output", queries.group(), out.group())?;
+    if queries.tokens() == 0 || queries.group() == 0 {
+        return Ok(());
+    }
+    let target = Target::Heads(out);
+    run(
+        simd, pages, before, queries, chunks, target, logits, scale, scratch,
     )
 }
 
@@ -90,6 +110,7 @@ fn run<E: Stored>(
     queries: Heads<'_>,
     chunks: Range<usize>,
     target: Target<'_, '_>,
+    logits: Option<&mut [f32]>,
     scale: f32,
     scratch: &mut ScratchOn<'_>,
 ) -> Result<(), Error> {
@@ -106,6 +127,7 @@ fn run<E: Stored>(
             queries,
             chunks,
             target,
+            logits: logits.map_or(std::ptr::null_mut(), <[f32]>::as_mut_ptr),
             scale,
             buffers,
         })
@@ -228,6 +250,8 @@ struct Attend<'a, 'k, 'o, E> {
     queries: Heads<'a>,
     chunks: Range<usize>,
     target: Target<'a, 'o>,
+    /// Where they go, `[chunks][queries][ATTEND_CHUNK]`, or null.
+    logits: *mut f32,
     scale: f32,
     buffers: Buffers,
 }
@@ -300,6 +324,13 @@ impl<E: Stored> Kernel for Attend<'_, '_, '_, E> {
                         seen,
                         head_dim,
                         scale: self.scale,
+                        logits: match self.logits.is_null() {
+                            true => self.logits,
+                            false => self.logits.add(
+                                (first / ATTEND_CHUNK - self.chunks.start) * count * ATTEND_CHUNK
+                                    + first % ATTEND_CHUNK,
+                            ),
+                        },
                     };
                     if E::SCALED {
                         let (list, ahead) = (addresses.tile(), addresses.ahead(distance));

@@ -1,4 +1,4 @@
-use super::Buffers;
+use super::{ATTEND_CHUNK, Buffers};
 use crate::element::Stored;
 use crate::kernels::{Ahead, Dot, TILE, Weigh};
 use crate::pages::Tables;
@@ -81,6 +81,8 @@ pub(super) struct Tile<'a> {
     pub(super) seen: usize,
     pub(super) head_dim: usize,
     pub(super) scale: f32,
+    /// Where those of query 0 and the tile's first entry go, other queries' `ATTEND_CHUNK` further on each; or null.
+    pub(super) logits: *mut f32,
 }
 
 impl Tile<'_> {
@@ -136,6 +138,7 @@ impl<const SCALED: bool> Kernel for Soften<'_, SCALED> {
             to,
             seen,
             scale,
+            logits: record,
             ..
         } = *self.tile;
         // SAFETY: a row of weights has `TILE` numbers, a multiple of LANES.
@@ -157,6 +160,10 @@ impl<const SCALED: bool> Kernel for Soften<'_, SCALED> {
                     logits.store(row.add(e));
                     largest = largest.max(logits);
                     e += V::LANES;
+                }
+                if !record.is_null() {
+                    // A chunk's rows have room for whole registers of its tiles.
+                    std::ptr::copy_nonoverlapping(row, record.add(q * ATTEND_CHUNK), e);
                 }
                 let before = *b.maxima.add(q);
                 let tile = largest.largest();

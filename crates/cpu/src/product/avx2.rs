@@ -73,12 +73,31 @@ fn several_rows<const FORMAT: u8>(work: &Work<'_>, sums: &mut [PanelSums]) {
                 }
             }
         }
-        for (panel, sums) in work.panels.chunks_exact(work.panel_bytes()).zip(&mut *sums) {
+        let next_tiles = match first + SPREAD_TILES < work.tiles {
+            true => work
+                .panels
+                .as_ptr()
+                .wrapping_add((first + SPREAD_TILES) * format.tile_bytes()),
+            false => work.panels.as_ptr_range().end,
+        };
+        let last = work.panels.len() / work.panel_bytes() - 1;
+        for (index, (panel, sums)) in work
+            .panels
+            .chunks_exact(work.panel_bytes())
+            .zip(&mut *sums)
+            .enumerate()
+        {
+            // What comes next: these tiles of the next panel, and behind the last panel the first one's next tiles.
+            let next = match index < last {
+                true => panel
+                    .as_ptr()
+                    .wrapping_add(panel.len() + first * format.tile_bytes()),
+                false => next_tiles,
+            };
             for t in 0..tiles {
                 let tile = panel[(first + t) * format.tile_bytes()..][..format.tile_bytes()].as_ptr();
                 for line in (0..format.tile_bytes()).step_by(CACHE_LINE) {
-                    // The same tile of the next panel.
-                    _mm_prefetch::<_MM_HINT_T0>(tile.wrapping_add(panel.len() + line).cast());
+                    _mm_prefetch::<_MM_HINT_T0>(next.wrapping_add(t * format.tile_bytes() + line).cast());
                 }
                 for block in 0..2 {
                     for half in 0..2 {

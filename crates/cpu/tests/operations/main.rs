@@ -8,6 +8,7 @@
 mod append;
 mod attend;
 mod attend_int8;
+mod attention;
 mod cache;
 mod compact;
 mod fence;

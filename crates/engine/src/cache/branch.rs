@@ -15,7 +15,8 @@ pub struct CacheView<'a> {
     pub keys: *const u8,
     /// The values of block 0, likewise.
     pub values: *const u8,
-    /// The positions in the text of block 0's entries, 4 bytes apart. Those of a KV head ascend.
+    /// The positions in the text of block 0's entries, 4 bytes apart. Those of a KV head ascend, unless the
+    /// policy drops an entry at every token (h2o, tova): then an entry that went is replaced by the last one.
     pub positions: *const u32,
     /// The scales of block 0's keys, 4 bytes apart. Null if nothing is held or the type has no scales.
     pub key_scales: *const f32,
@@ -57,6 +58,7 @@ impl SequenceCache {
             },
             pool: Arc::clone(&self.pool),
             account: Account::default(),
+            taken: Vec::new(),
             peak_bytes: self.peak_bytes,
             history: self.history,
         };
@@ -119,7 +121,11 @@ impl SequenceCache {
         self.reserve(0)?;
         for layer in 0..self.shape.layers {
             for kv_head in 0..self.shape.kv_heads {
-                let len = self.entries_before(layer, kv_head, position);
+                // What was written since anything was dropped is behind all else, in order.
+                let mut len = self.head(layer, kv_head).len;
+                while len > 0 && self.position(layer, kv_head, len - 1) >= position {
+                    len -= 1;
+                }
                 let head = &mut self.heads[layer * self.shape.kv_heads + kv_head];
                 head.len = len;
                 head.history.truncate(len);

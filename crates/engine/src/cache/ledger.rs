@@ -129,6 +129,16 @@ impl Ledger {
         more + self.cost_of(claims) <= self.available()
     }
 
+    /// The blocks that nobody holds and that somebody did, in no order.
+    pub(crate) fn free(&self) -> &[BlockId] {
+        &self.free
+    }
+
+    /// Blocks that were ever handed out: those with the lowest ids.
+    pub(crate) fn touched(&self) -> usize {
+        self.blocks.len()
+    }
+
     /// Whether more than one holds a block.
     pub(crate) fn is_shared(&self, id: BlockId) -> bool {
         self.blocks[id as usize].holders > 1
@@ -143,6 +153,9 @@ impl Ledger {
         self.claim(claims);
         self.promised = self.promised - before + after;
         account.reserved = blocks;
+        // What is promised is handed out without an allocation.
+        let most = self.used + self.promised + self.copies;
+        self.blocks.reserve(most.saturating_sub(self.blocks.len()));
         Ok(())
     }
 

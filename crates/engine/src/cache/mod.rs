@@ -8,67 +8,29 @@
 #![allow(unsafe_code)] // page tables are raw memory
 
 mod branch;
+mod element;
+mod entries;
 mod ledger;
 mod packed;
 mod pool;
 #[cfg(all(test, feature = "shuttle"))]
 mod shuttle;
+mod window;
 
 use std::collections::HashSet;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
 use reasoning_rpc_core::CacheShape;
-use reasoning_rpc_cpu::{self as cpu, KvPages, KvPagesMut, Layout, PositionPagesMut, Scales, Simd, Stored};
+use reasoning_rpc_cpu::{KvPages, KvPagesMut, Layout, Scales, Stored};
 
 pub use branch::CacheView;
+pub use element::CacheType;
 pub(crate) use ledger::{Account, BlockId};
 pub(crate) use pool::{BlockPool, Held, Hold, Watcher};
+pub(crate) use window::QueryWindow;
 
 use crate::error::{Error, Result};
-
-/// Element type of cached keys and values.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum CacheType {
-    /// 4 bytes.
-    F32,
-    /// 2 bytes, rounded to nearest even.
-    #[default]
-    F16,
-    /// 2 bytes, rounded to nearest even: the range of fp32, 8 bits of precision.
-    Bf16,
-    /// 1 byte, and a float32 scale for each key and each value: its largest magnitude / 127.
-    I8,
-}
-
-impl CacheType {
-    /// Bytes of one element.
-    pub fn bytes(self) -> usize {
-        match self {
-            Self::F32 => 4,
-            Self::F16 | Self::Bf16 => 2,
-            Self::I8 => 1,
-        }
-    }
-
-    /// Bytes of the scale of one key, or of one value; 0 without scales.
-    pub fn scale_bytes(self) -> usize {
-        match self {
-            Self::I8 => size_of::<f32>(),
-            _ => 0,
-        }
-    }
-
-    /// The name that errors, options and saved sequences use.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::F32 => "fp32",
-            Self::F16 => "fp16",
-            Self::Bf16 => "bf16",
-            Self::I8 => "int8",
-        }
-    }
-}
 
 /// One KV head of one layer.
 pub(crate) struct HeadCache {
@@ -83,6 +45,8 @@ pub(crate) struct HeadCache {
     len: usize,
     /// A float of the policy's for each entry, if it keeps any.
     history: Vec<f32>,
+    /// What the history becomes when the step that runs is committed, if it changes it.
+    next_history: Vec<f32>,
 }
 
 impl HeadCache {
@@ -95,6 +59,7 @@ impl HeadCache {
         holds: Vec::new(),
         len: 0,
         history: Vec::new(),
+        next_history: Vec::new(),
     };
 
     /// Valid entries.
@@ -134,59 +99,6 @@ struct ContiguousLayer {
     positions: Vec<u32>,
 }
 
-/// The rotated queries of the newest generated tokens of one layer: a ring of `tokens` rows of
-/// `[num_heads][head_dim]`, where generated token g lies in row g mod `tokens`.
-#[derive(Default, Clone)]
-pub(crate) struct QueryWindow {
-    rows: Vec<f32>,
-    tokens: usize,
-    /// The frequencies that they are rotated with, `[head_dim / 2]`: as the last step had them.
-    frequencies: Vec<f32>,
-}
-
-impl QueryWindow {
-    /// Tokens whose queries are remembered.
-    pub(crate) fn tokens(&self) -> usize {
-        self.tokens
-    }
-
-    /// The frequencies of the rotation; empty if no step has recorded.
-    pub(crate) fn frequencies(&self) -> &[f32] {
-        &self.frequencies
-    }
-
-    /// Remembers the frequencies of the rotation.
-    pub(crate) fn set_frequencies(&mut self, frequencies: &[f32]) {
-        if self.tokens > 0 && self.frequencies != frequencies {
-            self.frequencies = frequencies.to_vec();
-        }
-    }
-
-    /// Records the queries of generated token `generated` (counted from 0).
-    pub(crate) fn record(&mut self, generated: usize, queries: &[f32]) {
-        if self.tokens > 0 {
-            let row = generated % self.tokens * queries.len();
-            self.rows[row..row + queries.len()].copy_from_slice(queries);
-        }
-    }
-
-    /// The query heads `heads` (of `head_dim` elements each) of the `tokens` tokens before
-    /// generated token `end`, oldest first, `[tokens][heads][head_dim]`, appended to `out`.
-    pub(crate) fn gather(
-        &self,
-        end: usize,
-        heads: std::ops::Range<usize>,
-        head_dim: usize,
-        out: &mut Vec<f32>,
-    ) {
-        let width = self.rows.len().checked_div(self.tokens).unwrap_or(0);
-        for generated in end - self.tokens..end {
-            let row = &self.rows[generated % self.tokens * width..][..width];
-            out.extend_from_slice(&row[heads.start * head_dim..heads.end * head_dim]);
-        }
-    }
-}
-
 /// The cache of one sequence.
 pub(crate) struct SequenceCache {
     shape: CacheShape,
@@ -196,6 +108,8 @@ pub(crate) struct SequenceCache {
     storage: Storage,
     pool: Arc<BlockPool>,
     account: Account,
+    /// Blocks on their way from the pool to the tables; empty between calls.
+    taken: Vec<BlockId>,
     peak_bytes: usize,
     /// Whether heads have histories.
     history: bool,
@@ -259,11 +173,7 @@ impl SequenceCache {
                 .map(|_| HeadCache::EMPTY)
                 .collect(),
             windows: (0..shape.layers)
-                .map(|_| QueryWindow {
-                    rows: vec![0.0; kept.window * query_width],
-                    tokens: kept.window,
-                    frequencies: Vec::new(),
-                })
+                .map(|_| QueryWindow::new(kept.window, query_width))
                 .collect(),
             storage: if contiguous {
                 Storage::Contiguous {
@@ -275,6 +185,7 @@ impl SequenceCache {
             },
             pool,
             account: Account::default(),
+            taken: Vec::new(),
             peak_bytes: 0,
             history: kept.history,
         }
@@ -324,7 +235,32 @@ impl SequenceCache {
         if self.account.promise() < before {
             self.pool.tell_watchers();
         }
+        if let Storage::Blocks = self.storage {
+            self.make_room(entries);
+        }
         Ok(())
+    }
+
+    /// Takes the memory of tables for `entries` entries now, so that growing up to there allocates nothing.
+    fn make_room(&mut self, entries: usize) {
+        fn room<T>(table: &mut Vec<T>, len: usize) {
+            table.reserve(len.saturating_sub(table.len()));
+        }
+        let places = self.shape.blocks_per_head(entries);
+        self.taken.reserve(self.heads.len());
+        for head in &mut self.heads {
+            room(&mut head.keys, places);
+            room(&mut head.values, places);
+            room(&mut head.positions, places);
+            room(&mut head.blocks, places);
+            room(&mut head.holds, places);
+            if self.element.scale_bytes() > 0 {
+                head.scales.iter_mut().for_each(|table| room(table, places));
+            }
+            if self.history {
+                room(&mut head.history, entries);
+            }
+        }
     }
 
     /// Whether [`reserve`](Self::reserve) would succeed now.
@@ -347,6 +283,8 @@ impl SequenceCache {
 
     /// Makes room for `tokens` more entries in every KV head. Takes nothing if that does not fit.
     pub(crate) fn grow(&mut self, tokens: usize) -> Result<()> {
+        // Of a step that failed.
+        self.heads.iter_mut().for_each(|head| head.next_history.clear());
         match self.storage {
             Storage::Blocks => self.grow_blocks(tokens),
             Storage::Contiguous { capacity, .. } => {
@@ -370,17 +308,22 @@ impl SequenceCache {
         let count: usize = self.heads.iter().map(|head| missing(head, &self.shape)).sum();
         let claims = self.tails(Held::Reader);
         if count > 0 || !claims.is_empty() {
-            let mut taken = Vec::with_capacity(count);
             let ids = self.ids(&claims);
-            self.pool.take(&mut self.account, count, &ids, &mut taken)?;
-            self.hold(&claims, Held::Writer);
-            let mut taken = taken.into_iter();
-            for index in 0..self.heads.len() {
-                let count = missing(&self.heads[index], &self.shape);
-                for block in taken.by_ref().take(count) {
-                    self.push_block(index, block, Held::Alone);
+            let mut taken = std::mem::take(&mut self.taken);
+            let result = self.pool.take(&mut self.account, count, &ids, &mut taken);
+            let mut blocks = taken.drain(..);
+            if result.is_ok() {
+                self.hold(&claims, Held::Writer);
+                for index in 0..self.heads.len() {
+                    let count = missing(&self.heads[index], &self.shape);
+                    for block in blocks.by_ref().take(count) {
+                        self.push_block(index, block, Held::Alone);
+                    }
                 }
             }
+            drop(blocks);
+            self.taken = taken;
+            result?;
         }
         for (head, block) in self.tails(Held::Writer) {
             self.own(head, block);
@@ -560,6 +503,26 @@ impl SequenceCache {
         unsafe { head.positions[page].add(offset).read() }
     }
 
+    /// The original positions of a KV head's entries, in their order.
+    pub(crate) fn positions(&self, layer: usize, kv_head: usize) -> impl Iterator<Item = u32> {
+        let (head, page_entries) = (self.head(layer, kv_head), self.page_entries());
+        head.positions.iter().enumerate().flat_map(move |(page, first)| {
+            let count = head.len.saturating_sub(page * page_entries).min(page_entries);
+            // SAFETY: the positions of valid entries are written, by `&mut self` alone.
+            unsafe { std::slice::from_raw_parts(first.as_ptr().cast_const(), count) }
+                .iter()
+                .copied()
+        })
+    }
+
+    /// Remembers the queries of so many tokens from now on, whatever the policy wants.
+    #[cfg(test)]
+    pub(crate) fn remember(&mut self, tokens: usize, query_width: usize) {
+        for window in &mut self.windows {
+            *window = QueryWindow::new(tokens, query_width);
+        }
+    }
+
     /// Bytes of the whole pool that are promised and not used yet.
     #[cfg(test)]
     pub(crate) fn promised(&self) -> usize {
@@ -594,7 +557,8 @@ impl SequenceCache {
     }
 
     /// Entries of a KV head whose original position is below `position`. Entries are in the order
-    /// of their positions.
+    /// of their positions; where single ones are dropped ([`drop_entry`](Self::drop_entry)), they are not, and
+    /// nobody asks.
     pub(crate) fn entries_before(&self, layer: usize, kv_head: usize, position: u32) -> usize {
         let (mut low, mut high) = (0, self.head(layer, kv_head).len);
         while low < high {
@@ -606,101 +570,6 @@ impl SequenceCache {
             }
         }
         low
-    }
-
-    /// Counts entries whose keys and values a step has written behind the valid ones.
-    pub(crate) fn commit(&mut self, positions: std::ops::Range<u32>) {
-        let page_entries = self.page_entries();
-        for head in &mut self.heads {
-            for position in positions.clone() {
-                let (page, offset) = (head.len / page_entries, head.len % page_entries);
-                // SAFETY: `grow` made room for these entries before the step.
-                unsafe { head.positions[page].add(offset).write(position) };
-                head.len += 1;
-            }
-            if self.history {
-                head.history.resize(head.len, 0.0);
-            }
-        }
-    }
-
-    /// Moves the entries `kept` (ascending; each at or behind its destination) of a KV head to
-    /// `first` and what follows, keys, values and positions, and drops the rest from `first` on.
-    pub(crate) fn compact<E: Stored>(
-        &mut self,
-        simd: Simd,
-        layer: usize,
-        kv_head: usize,
-        first: usize,
-        kept: &[u32],
-    ) -> Result<()> {
-        let moved = (first..).zip(kept).find(|&(to, &from)| to != from as usize);
-        if let Some((to, _)) = moved {
-            self.own_entries(layer, kv_head, to..first + kept.len())?;
-        }
-        // SAFETY: `self` is borrowed exclusively, and the blocks of what moves are its own.
-        let mut pages = unsafe { self.pages_mut::<E>(layer, kv_head) }?;
-        let len = cpu::compact(simd, &mut pages, first, kept)?;
-        let page_entries = self.page_entries();
-        let head = &mut self.heads[layer * self.shape.kv_heads + kv_head];
-        // SAFETY: the positions of all valid entries are written; those that move, in blocks that only
-        // this cache has.
-        let positions = unsafe { PositionPagesMut::new(&head.positions, page_entries, head.len) };
-        cpu::compact_positions(&mut positions?, first, kept)?;
-        if self.history {
-            for (to, &from) in (first..).zip(kept) {
-                head.history[to] = head.history[from as usize];
-            }
-            head.history.truncate(len);
-        }
-        head.len = len;
-        Ok(())
-    }
-
-    /// Sets the policy's float of an entry.
-    pub(crate) fn set_history(&mut self, layer: usize, kv_head: usize, entry: usize, value: f32) {
-        let head = &mut self.heads[layer * self.shape.kv_heads + kv_head];
-        if let Some(place) = head.history.get_mut(entry) {
-            *place = value;
-        }
-    }
-
-    /// Writes keys and values anew: a row of `2 * head_dim` numbers, key then value, to each of `entries`,
-    /// which ascend and are of candidates of a compression.
-    pub(crate) fn rewrite<E: Stored>(
-        &mut self,
-        layer: usize,
-        kv_head: usize,
-        entries: &[u32],
-        rows: &[f32],
-    ) -> Result<()> {
-        for &entry in entries {
-            self.own_entries(layer, kv_head, entry as usize..entry as usize + 1)?;
-        }
-        // SAFETY: `self` is borrowed exclusively, and the blocks of what is written are its own.
-        let mut pages = unsafe { self.pages_mut::<E>(layer, kv_head) }?;
-        Ok(cpu::write_rows(&mut pages, entries.iter().copied(), rows)?)
-    }
-
-    /// Gives back the blocks that hold no entry any more.
-    pub(crate) fn release_empty_blocks(&mut self) {
-        if let Storage::Contiguous { .. } = self.storage {
-            return;
-        }
-        let mut freed = Vec::new();
-        for head in &mut self.heads {
-            let needed = self.shape.blocks_per_head(head.len).min(head.blocks.len());
-            let holds = head.holds.drain(needed..).map(|hold| hold.get());
-            freed.extend(head.blocks.drain(needed..).zip(holds));
-            head.keys.truncate(needed);
-            head.values.truncate(needed);
-            head.scales.iter_mut().for_each(|table| table.truncate(needed));
-            head.positions.truncate(needed);
-        }
-        if !freed.is_empty() {
-            self.pool.let_go(&mut self.account, &freed);
-            self.pool.tell_watchers();
-        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::ptr::NonNull;
 
-use super::{HeadCache, QueryWindow, SequenceCache, typed};
+use super::{HeadCache, SequenceCache, typed};
 use crate::error::{Error, Result};
 
 // Saved sequences are little-endian, and entries are copied as they lie in memory.
@@ -92,20 +92,13 @@ impl SequenceCache {
         }
     }
 
+    /// Makes the policy's floats 0 again.
+    pub(crate) fn forget_history(&mut self) {
+        self.heads.iter_mut().for_each(|head| head.history.fill(0.0));
+    }
+
     /// Takes over what another cache of the same text held at most.
     pub(crate) fn raise_peak(&mut self, bytes: usize) {
         self.peak_bytes = self.peak_bytes.max(bytes);
-    }
-}
-
-impl QueryWindow {
-    /// The ring as it lies, row after row.
-    pub(crate) fn rows(&self) -> &[f32] {
-        &self.rows
-    }
-
-    /// The ring, to fill.
-    pub(crate) fn rows_mut(&mut self) -> &mut [f32] {
-        &mut self.rows
     }
 }

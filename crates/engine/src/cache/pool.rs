@@ -3,6 +3,7 @@
 #![allow(unsafe_code)] // mmap
 
 use std::collections::HashSet;
+use std::ops::Range;
 use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{PoisonError, Weak};
@@ -224,6 +225,55 @@ impl BlockPool {
     pub(crate) fn let_go(&self, account: &mut Account, blocks: &[(BlockId, Held)]) {
         let blocks = blocks.iter().map(|&(id, held)| (id, held != Held::Reader));
         self.lock().let_go(account, blocks);
+    }
+
+    /// Gives the whole pages of blocks that nobody holds back to the system, at once. The bytes that were
+    /// resident there. The blocks stay the pool's: whoever takes one gets new pages as it writes them.
+    pub(crate) fn trim(&self) -> usize {
+        // Nobody takes a block meanwhile.
+        let ledger = self.lock();
+        let mut free = ledger.free().to_vec();
+        free.sort_unstable();
+        // Behind all blocks that were ever written, nothing is resident but the rest of a huge page.
+        let touched = ledger.touched() * self.block_bytes;
+        let end = touched.next_multiple_of(HUGE_PAGE).min(self.capacity());
+        let mut runs: Vec<Range<usize>> = Vec::new();
+        let blocks = free.iter().map(|&id| {
+            let start = id as usize * self.block_bytes;
+            start..start + self.block_bytes
+        });
+        for next in blocks.chain(std::iter::once(touched..end)) {
+            match runs.last_mut() {
+                Some(run) if run.end == next.start => run.end = next.end,
+                _ => runs.push(next),
+            }
+        }
+        runs.into_iter().map(|run| self.drop_pages(run)).sum()
+    }
+
+    /// Drops the whole pages among these bytes of the pool, which nobody holds. The bytes that were resident.
+    fn drop_pages(&self, bytes: Range<usize>) -> usize {
+        // SAFETY: no preconditions.
+        let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096);
+        let (start, end) = (bytes.start.next_multiple_of(page), bytes.end / page * page);
+        let mut resident = 0;
+        let mut states = [0u8; 1024];
+        let mut at = start;
+        while at < end {
+            let pages = ((end - at) / page).min(states.len());
+            // SAFETY: whole pages of the mapping (`base` is at a huge page's start), and a state for each; no
+            // one else reads or writes these blocks, whose contents nobody relies on.
+            let dropped = unsafe {
+                let address = self.base.add(at).as_ptr().cast();
+                let known = libc::mincore(address, pages * page, states.as_mut_ptr()) == 0;
+                known && libc::madvise(address, pages * page, libc::MADV_DONTNEED) == 0
+            };
+            if dropped {
+                resident += states[..pages].iter().filter(|&state| state & 1 == 1).count();
+            }
+            at += pages * page;
+        }
+        resident * page
     }
 
     /// Where a block begins.

@@ -50,18 +50,18 @@ impl Runner for CachedRunner {
         step.logits.resize(logits_rows * self.vocab, 0.0);
         let result = self.session.run(
             &[
-                ("input_ids", &[tokens], Input::I64(&step.ids)),
-                ("positions", &[tokens], Input::I64(&step.positions)),
-                ("row_offsets", &[rows + 1], Input::I32(&step.row_offsets)),
-                ("slots", &[rows], Input::I64(&step.slots)),
+                (c"input_ids", &[tokens], Input::I64(&step.ids)),
+                (c"positions", &[tokens], Input::I64(&step.positions)),
+                (c"row_offsets", &[rows + 1], Input::I32(&step.row_offsets)),
+                (c"slots", &[rows], Input::I64(&step.slots)),
                 (
-                    "logits_rows",
+                    c"logits_rows",
                     &[logits_rows as i64],
                     Input::I32(&step.logits_rows),
                 ),
             ],
             &[(
-                "logits",
+                c"logits",
                 &[logits_rows as i64, self.vocab as i64],
                 Output::new(&mut step.logits),
             )],

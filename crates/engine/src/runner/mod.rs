@@ -8,6 +8,8 @@ pub(crate) use portable::PortableRunner;
 
 use std::time::Duration;
 
+use reasoning_rpc_core::Attention;
+
 use crate::cache::SequenceCache;
 use crate::error::Result;
 
@@ -57,6 +59,8 @@ pub(crate) struct StepRow {
     pub cache: Box<SequenceCache>,
     /// If the tokens are generated ones: how many generated tokens were written before them.
     pub first_generated: Option<usize>,
+    /// What attention its entries get to keep as their history; of at most `ATTEND_TOKEN_TILE` tokens.
+    pub attention: Option<Attention>,
 }
 
 impl Step {

@@ -1,6 +1,7 @@
 //! Graphs of the `portable` flavour: stock operators over one contiguous float32 cache per
 //! sequence, past and present in one buffer. Rows run one after the other.
 
+use std::ffi::{CStr, CString};
 use std::path::Path;
 use std::ptr::NonNull;
 
@@ -19,11 +20,15 @@ pub(crate) struct PortableRunner {
 }
 
 struct LayerNames {
-    past_key: String,
-    past_value: String,
-    present_key: String,
-    present_value: String,
-    query: String,
+    past_key: CString,
+    past_value: CString,
+    present_key: CString,
+    present_value: CString,
+    query: CString,
+}
+
+fn name(of: &str, layer: usize) -> Result<CString> {
+    CString::new(format!("{of}_{layer}")).map_err(|error| Error::Internal(error.to_string()))
 }
 
 impl PortableRunner {
@@ -34,14 +39,16 @@ impl PortableRunner {
         dimensions: Dimensions,
     ) -> Result<Self> {
         let names = (0..dimensions.num_layers)
-            .map(|layer| LayerNames {
-                past_key: format!("past_key_{layer}"),
-                past_value: format!("past_value_{layer}"),
-                present_key: format!("present_key_{layer}"),
-                present_value: format!("present_value_{layer}"),
-                query: format!("query_{layer}"),
+            .map(|layer| {
+                Ok(LayerNames {
+                    past_key: name("past_key", layer)?,
+                    past_value: name("past_value", layer)?,
+                    present_key: name("present_key", layer)?,
+                    present_value: name("present_value", layer)?,
+                    query: name("query", layer)?,
+                })
             })
-            .collect();
+            .collect::<Result<_>>()?;
         Ok(Self {
             session: Session::open(environment, graph, threads, None)?,
             dimensions,
@@ -80,15 +87,15 @@ impl PortableRunner {
         let cache_shape = [1, d.num_kv_heads as i64, capacity as i64, d.head_dim as i64];
         let cache_len = d.num_kv_heads * capacity * d.head_dim;
 
-        let mut inputs: Vec<(&str, &[i64], Input<'_>)> = vec![
-            ("input_ids", &tokens, Input::I64(&step.ids[range.clone()])),
-            ("positions", &tokens, Input::I64(&step.positions[range])),
-            ("seqlens_k", &[1], Input::I32(&last)),
-            ("total_sequence_length", &[], Input::I32(&total)),
-            ("logits_rows", &logits_shape[..1], Input::I32(&logits_rows)),
+        let mut inputs: Vec<(&CStr, &[i64], Input<'_>)> = vec![
+            (c"input_ids", &tokens, Input::I64(&step.ids[range.clone()])),
+            (c"positions", &tokens, Input::I64(&step.positions[range])),
+            (c"seqlens_k", &[1], Input::I32(&last)),
+            (c"total_sequence_length", &[], Input::I32(&total)),
+            (c"logits_rows", &logits_shape[..1], Input::I32(&logits_rows)),
         ];
         let logits = &mut step.logits[logits.start * d.vocab_size..logits.end * d.vocab_size];
-        let mut outputs: Vec<(&str, &[i64], Output)> = vec![("logits", &logits_shape, Output::new(logits))];
+        let mut outputs: Vec<(&CStr, &[i64], Output)> = vec![(c"logits", &logits_shape, Output::new(logits))];
         for ((names, &(keys, values)), queries) in self.names.iter().zip(&buffers).zip(&mut self.queries) {
             let as_output = |data| Output { data, len: cache_len };
             inputs.push((&names.past_key, &cache_shape, Input::F32(keys, cache_len)));

@@ -24,8 +24,12 @@ const LINEAR: &str = "QuantizedLinear";
 const GATHER: &str = "QuantizedGather";
 /// Matrices of a node.
 const MOST: usize = 3;
-/// Bytes of weights that a worker multiplies at a time, about.
+/// Bytes of weights that a worker multiplies with one row at a time, about.
 const UNIT_BYTES: usize = 64 << 10;
+/// Panels that a worker multiplies with several rows at a time: the more, the less often it lays out their activations.
+const UNIT_PANELS: usize = 16;
+/// Units of a matrix for each worker, at least: they are to be done at the same time.
+const UNITS_PER_WORKER: usize = 4;
 /// Rows of activations that a worker quantises at a time.
 const UNIT_ROWS: usize = 8;
 
@@ -298,7 +302,7 @@ impl LinearKernel {
             let (Some(gate), Some(up)) = (&linears[0], &linears[1]) else {
                 return Err(missing());
             };
-            let units = Units::of(&gate.matrix, 2);
+            let units = Units::of(&gate.matrix, 2, tokens, self.state.threads);
             return self.parallel(context, units.count, |unit| {
                 // SAFETY: the output has `tokens * rows` numbers; workers write the columns of different panels.
                 let mut out = unsafe { RowsMut::from_raw(outputs.0[0], tokens, gate.matrix.rows()) };
@@ -315,7 +319,7 @@ impl LinearKernel {
         let mut units = [Units::default(); MOST];
         for (units, linear) in units.iter_mut().zip(linears) {
             if let Some(linear) = linear {
-                *units = Units::of(&linear.matrix, 1);
+                *units = Units::of(&linear.matrix, 1, tokens, self.state.threads);
             }
         }
         self.parallel(context, units.iter().map(|units| units.count).sum(), |unit| {
@@ -349,9 +353,14 @@ struct Units {
 }
 
 impl Units {
-    /// `together` such matrices are multiplied at once.
-    fn of(matrix: &QuantizedMatrix<'_>, together: usize) -> Self {
-        let size = (UNIT_BYTES / (together * matrix.panel_bytes()))
+    /// `together` such matrices are multiplied at once with `tokens` rows.
+    fn of(matrix: &QuantizedMatrix<'_>, together: usize, tokens: usize, workers: usize) -> Self {
+        let most = match tokens {
+            1 => UNIT_BYTES / (together * matrix.panel_bytes()),
+            _ => UNIT_PANELS,
+        };
+        let size = most
+            .min(matrix.panels() / (UNITS_PER_WORKER * workers))
             .next_multiple_of(4)
             .max(4);
         Self {

@@ -6,6 +6,7 @@
 mod library;
 mod linear;
 mod operator;
+mod record;
 mod session;
 mod tensors;
 mod units;

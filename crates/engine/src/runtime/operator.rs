@@ -19,6 +19,7 @@ use ort::value::TensorElementType;
 use reasoning_rpc_cpu::{self as cpu, Heads, HeadsMut, Scratch, Simd, Stored};
 
 use super::linear::{QuantizedGather, QuantizedLinear};
+use super::record::Record;
 use super::tensors;
 use super::units::{Shape, Unit, Units};
 use super::workers::{self, Parts};
@@ -65,6 +66,7 @@ pub(crate) struct StepContext {
     units: Units,
     /// Results of chunks of caches that several units share.
     partial: Vec<f32>,
+    record: Record,
 }
 
 /// cos and sin of the step's positions; the same for every layer that has the same frequencies.
@@ -98,7 +100,8 @@ impl AttentionState {
             simd,
             threads,
             step: Mutex::default(),
-            scratches: Mutex::default(),
+            // One for each thread, so that no step finds too few.
+            scratches: Mutex::new((0..threads).map(|_| Scratch::new()).collect()),
             tiles: Mutex::default(),
             #[cfg(test)]
             fault: Mutex::default(),
@@ -114,6 +117,12 @@ impl AttentionState {
     /// The context of the step. A panic in a node leaves it as it was: rows are only lent.
     pub(crate) fn step(&self) -> MutexGuard<'_, StepContext> {
         self.step.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes every scratch large enough: which thread comes first to one is chance.
+    fn reserve_scratches(&self, bytes: usize) {
+        let mut scratches = self.scratches.lock().unwrap_or_else(PoisonError::into_inner);
+        scratches.iter_mut().for_each(|scratch| scratch.reserve(bytes));
     }
 
     fn with_scratch<T>(&self, work: impl FnOnce(&mut Scratch) -> T) -> T {
@@ -325,6 +334,7 @@ impl AttentionKernel {
             rotated,
             units,
             partial,
+            record,
             ..
         } = step;
         let half = head_dim / 2;
@@ -396,9 +406,17 @@ impl AttentionKernel {
             |row, kv_head| (range_of(row), before(row, kv_head)),
             &shape,
         );
+        let most = units.list.iter().map(|unit| unit.tokens.len()).max().unwrap_or(0);
+        let bytes = cpu::attend_scratch_bytes::<E>(most, group, head_dim);
+        self.state.reserve_scratches(bytes);
         if partial.len() < units.floats {
             partial.resize(units.floats, 0.0);
         }
+        record.lay_out(rows, kv_heads, |row, kv_head| {
+            let tokens = range_of(row).len();
+            (tokens * group, before(row, kv_head) + tokens)
+        })?;
+        let recorded = record.lend();
         let (rotated, units) = (&rotated[..], &*units);
         let (out, partial) = (Parts::new(out), Parts::new(partial));
         self.parallel(context, units.list.len(), true, |index| {
@@ -426,20 +444,43 @@ impl AttentionKernel {
                 unsafe { HeadsMut::from_raw(part, tokens.len(), group, head_dim, query_width) }
             };
             let simd = self.state.simd;
+            let count = tokens.len() * group;
+            let mut logits = rows[row].attention.map(|_| {
+                // SAFETY: each unit has chunks of its own.
+                unsafe { recorded.logits(row * kv_heads + kv_head, chunks, count) }
+            });
+            let add_attention = || {
+                let Some(of) = rows[row].attention else {
+                    return Ok(());
+                };
+                let (part, history) = (
+                    row * kv_heads + kv_head,
+                    cache.head(self.layer, kv_head).history(),
+                );
+                // SAFETY: of the units of this row and KV head, only the last one asks, when the others are done.
+                unsafe { recorded.add(simd, part, of, history, before, tokens.len(), group) }
+            };
             let Some(shared) = shared.map(|shared| &units.shared[shared]) else {
-                return self.state.with_scratch(|scratch| {
-                    let mut heads = heads()?;
-                    cpu::attend(
-                        simd,
-                        &pages,
-                        visible_before,
-                        queries,
-                        &mut heads,
-                        self.scale,
-                        scratch,
-                    )?;
-                    Ok(())
-                });
+                self.state.with_scratch(|scratch| {
+                    let (mut heads, scale) = (heads()?, self.scale);
+                    match &mut logits {
+                        Some(logits) => cpu::attend_recorded(
+                            simd,
+                            &pages,
+                            visible_before,
+                            queries,
+                            &mut heads,
+                            logits,
+                            scale,
+                            scratch,
+                        )?,
+                        None => {
+                            cpu::attend(simd, &pages, visible_before, queries, &mut heads, scale, scratch)?
+                        }
+                    }
+                    Ok::<(), Error>(())
+                })?;
+                return add_attention();
             };
             // SAFETY: each unit has chunks of its own.
             let mine = unsafe {
@@ -447,24 +488,41 @@ impl AttentionKernel {
                 partial.part(first, chunks.len() * shared.chunk)
             };
             self.state.with_scratch(|scratch| {
-                cpu::attend_chunks(
-                    simd,
-                    &pages,
-                    visible_before,
-                    queries,
-                    chunks.clone(),
-                    mine,
-                    self.scale,
-                    scratch,
-                )
+                let (chunks, scale) = (chunks.clone(), self.scale);
+                match &mut logits {
+                    Some(logits) => cpu::attend_chunks_recorded(
+                        simd,
+                        &pages,
+                        visible_before,
+                        queries,
+                        chunks,
+                        mine,
+                        logits,
+                        scale,
+                        scratch,
+                    ),
+                    None => cpu::attend_chunks(
+                        simd,
+                        &pages,
+                        visible_before,
+                        queries,
+                        chunks,
+                        mine,
+                        scale,
+                        scratch,
+                    ),
+                }
             })?;
             if shared.is_last() {
                 // SAFETY: the others are done with their parts.
                 let all = unsafe { partial.part(shared.floats.start, shared.floats.len()) };
                 cpu::merge_chunks(simd, all, &mut heads()?)?;
+                add_attention()?;
             }
             Ok(())
-        })
+        })?;
+        record.hand_over(rows, kv_heads, self.layer);
+        Ok(())
     }
 
     /// Runs `work` for every unit, on ONNX Runtime's own threads if `wide`.

@@ -2,7 +2,7 @@
 
 #![allow(unsafe_code)] // OrtApi::Run over borrowed memory
 
-use std::ffi::{CString, c_char, c_void};
+use std::ffi::{CStr, c_char, c_void};
 use std::path::Path;
 use std::ptr::{self, NonNull};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -40,8 +40,18 @@ impl Output {
 pub(crate) struct Session {
     session: ort::session::Session,
     memory: MemoryInfo,
-    names: Vec<CString>,
+    buffers: Buffers,
 }
+
+/// What a run hands over, inputs before outputs: reused, and empty between runs.
+#[derive(Default)]
+struct Buffers {
+    names: Vec<*const c_char>,
+    values: Vec<Value>,
+}
+
+// SAFETY: nothing is in it between runs, and a run has the session exclusively.
+unsafe impl Send for Buffers {}
 
 impl Session {
     /// Loads a graph file. `threads` = 0 leaves the number to ONNX Runtime.
@@ -71,21 +81,33 @@ impl Session {
         Ok(Self {
             session,
             memory: MemoryInfo::new()?,
-            names: Vec::new(),
+            buffers: Buffers::default(),
         })
     }
 
     /// Runs the graph. `inputs` and `outputs`: name, shape, memory. The memory of an output may be
-    /// that of an input where the operator that writes it allows so.
+    /// that of an input where the operator that writes it allows so. Allocates nothing of ours once it is warm.
     pub(crate) fn run(
         &mut self,
-        inputs: &[(&str, &[i64], Input<'_>)],
-        outputs: &[(&str, &[i64], Output)],
+        inputs: &[(&CStr, &[i64], Input<'_>)],
+        outputs: &[(&CStr, &[i64], Output)],
     ) -> Result<()> {
-        self.names.clear();
-        let mut values = Vec::with_capacity(inputs.len() + outputs.len());
+        let mut buffers = std::mem::take(&mut self.buffers);
+        let result = self.run_with(inputs, outputs, &mut buffers);
+        buffers.names.clear();
+        buffers.values.clear();
+        self.buffers = buffers;
+        result
+    }
+
+    fn run_with(
+        &self,
+        inputs: &[(&CStr, &[i64], Input<'_>)],
+        outputs: &[(&CStr, &[i64], Output)],
+        Buffers { names, values }: &mut Buffers,
+    ) -> Result<()> {
         for (name, shape, input) in inputs {
-            self.names.push(c_name(name)?);
+            names.push(name.as_ptr());
             values.push(match input {
                 Input::I64(data) => {
                     let data = NonNull::from(*data).cast();
@@ -124,7 +146,7 @@ impl Session {
         }
         for (name, shape, output) in outputs {
             check_len(name, shape, output.len)?;
-            self.names.push(c_name(name)?);
+            names.push(name.as_ptr());
             values.push(Value::new(
                 &self.memory,
                 output.data.cast(),
@@ -132,13 +154,11 @@ impl Session {
                 ElementType::ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT,
             )?);
         }
-        let names: Vec<*const c_char> = self.names.iter().map(|name| name.as_ptr()).collect();
-        let mut pointers: Vec<*mut sys::OrtValue> = values.iter().map(|value| value.0.as_ptr()).collect();
         let (input_names, output_names) = names.split_at(inputs.len());
-        let (input_values, output_values) = pointers.split_at_mut(inputs.len());
+        let (input_values, output_values) = values.split_at_mut(inputs.len());
         // SAFETY: names and values live until Run returns, one of each per input and output; every
         // value covers memory of the length that its shape says (check_len), which the caller
-        // keeps borrowed; outputs are given, so Run allocates none.
+        // keeps borrowed; outputs are given, so Run allocates none. A Value is a pointer to an OrtValue.
         let status = unsafe {
             (ort::api().Run)(
                 self.session.ptr().cast_mut(),
@@ -148,7 +168,7 @@ impl Session {
                 input_values.len(),
                 output_names.as_ptr(),
                 output_names.len(),
-                output_values.as_mut_ptr(),
+                output_values.as_mut_ptr().cast(),
             )
         };
         // SAFETY: the status comes from the call above and is consumed once.
@@ -157,21 +177,18 @@ impl Session {
     }
 }
 
-fn c_name(name: &str) -> Result<CString> {
-    CString::new(name).map_err(|_| Error::Internal(format!("tensor name {name:?} has a NUL")))
-}
-
-fn check_len(name: &str, shape: &[i64], len: usize) -> Result<()> {
+fn check_len(name: &CStr, shape: &[i64], len: usize) -> Result<()> {
     let expected: i64 = shape.iter().product();
     if usize::try_from(expected) != Ok(len) {
         return Err(Error::Internal(format!(
-            "tensor {name}: expected {expected} elements for shape {shape:?}, found {len}"
+            "tensor {name:?}: expected {expected} elements for shape {shape:?}, found {len}"
         )));
     }
     Ok(())
 }
 
 /// A tensor over borrowed memory; released with the handle.
+#[repr(transparent)]
 struct Value(NonNull<sys::OrtValue>);
 
 impl Value {

@@ -61,7 +61,11 @@ impl Task for EngineTask {
         let entries = self.peak_entries();
         let cache = self.sequence.cache_mut()?;
         // Another sequence may take them in between.
-        Ok(cache.fits(entries) && cache.reserve(entries).is_ok())
+        let admitted = cache.fits(entries) && cache.reserve(entries).is_ok();
+        if admitted {
+            self.sequence.make_room(self.new_tokens);
+        }
+        Ok(admitted)
     }
 
     fn refusal(&mut self) -> Error {

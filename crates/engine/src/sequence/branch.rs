@@ -3,9 +3,9 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use reasoning_rpc_core::Trigger;
+use reasoning_rpc_core::{Attention, Trigger};
 
-use super::Sequence;
+use super::{Sequence, position_of_generated};
 use crate::cache::CacheView;
 use crate::error::{Error, Result};
 use crate::sampling::{Sampler, SamplingOptions};
@@ -25,6 +25,11 @@ impl DrawLog {
             drawn: Vec::new(),
             seeds: vec![(0, seed)],
         }
+    }
+
+    /// Makes room for so many more draws.
+    pub(crate) fn reserve(&mut self, draws: usize) {
+        self.drawn.reserve(draws);
     }
 
     /// The token at `position` took a draw.
@@ -91,6 +96,7 @@ impl Sequence {
         let cache = self.cache.as_deref().ok_or(Error::Poisoned)?.fork(settled)?;
         Ok(Self {
             slot: self.shared.slots.open(),
+            chunk: self.chunk.clone(),
             cache: Some(Box::new(cache)),
             logits: self.logits.clone(),
             logits_ready: self.logits_ready,
@@ -108,6 +114,8 @@ impl Sequence {
             written: self.written,
             generated_written: self.generated_written,
             compressed_at: self.compressed_at,
+            #[cfg(test)]
+            hold_evictions: self.hold_evictions,
             shared: Arc::clone(&self.shared),
         })
     }
@@ -125,14 +133,14 @@ impl Sequence {
     }
 
     /// Shortens the text to its first `tokens` tokens, of which the last becomes pending: one step
-    /// gives its logits again. The sampler is put back too, a [`set_seed`](Self::set_seed) behind the
+    /// gives its logits again (with h2o all generated ones do, until the first entry went). The sampler is put back too, a [`set_seed`](Self::set_seed) behind the
     /// new end included, so that the text that follows is the one that followed. Ends the promise.
     /// The figures go on counting: they are of work, and that was done.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`], naming the lengths that are possible, if `tokens` is 0, beyond the
     /// text, or so small that a token which the last compression looked back from would be gone or
-    /// pending: what that dropped cannot come back. Nothing has changed then.
+    /// pending (with h2o, once an entry went, any token that was written): what that dropped cannot come back. Nothing has changed then.
     pub fn rewind(&mut self, tokens: usize) -> Result<()> {
         self.check_alive()?;
         let (earliest, len) = (self.compressed_at + 1, self.tokens.len());
@@ -146,12 +154,22 @@ impl Sequence {
                 false => format!("rewind: expected {earliest} to {len} tokens{why}, found {tokens}"),
             }));
         }
-        let written = self.written.min(tokens - 1);
+        let mut written = self.written.min(tokens - 1);
+        let again = self.compressed_at == 0
+            && self.keeps_history()
+            && self.policy.spec().attention == Some(Attention::Sum);
+        if again {
+            // What later queries have added to entries is put back by running the generated ones again.
+            written = written.min(position_of_generated(&self.given, 0) as usize);
+        }
         let mut draws = self.draws.clone();
         draws.truncate(tokens);
         let (seed, taken) = draws.state();
         let sampler = self.sampler_at(seed, taken, tokens)?;
         self.cache_mut()?.truncate(written as u32)?;
+        if again {
+            self.cache_mut()?.forget_history();
+        }
 
         (self.seed, self.sampler, self.draws) = (seed, sampler, draws);
         self.tokens.truncate(tokens);
@@ -199,6 +217,7 @@ impl Sequence {
         match self.policy.spec().trigger {
             Trigger::Never => false,
             Trigger::Interval(schedule) => schedule.due_at(0) <= self.shared.context(),
+            Trigger::EveryToken(rolling) => rolling.evictions(self.shared.context()) > 0,
             _ => true,
         }
     }

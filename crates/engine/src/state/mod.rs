@@ -28,7 +28,7 @@ use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use reasoning_rpc_core::{Aggregation, Budget, Policy, Pooling};
+use reasoning_rpc_core::{Aggregation, Budget, Policy, Pooling, Softmax};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -40,7 +40,7 @@ use crate::sampling::SamplingOptions;
 use crate::sequence::Sequence;
 
 const MAGIC: [u8; 8] = *b"RRPCSEQ\0";
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 const HASH_BYTES: usize = 32;
 const LONGEST_HEADER: usize = 1 << 14;
 
@@ -84,7 +84,13 @@ struct PolicyHeader {
     entries: Option<u64>,
     per_kv_head: bool,
     max_pooling: bool,
+    no_pooling: bool,
     kernel: u64,
+    softmax_over_all: bool,
+    /// Floats as their bits.
+    history: u32,
+    value_norms: bool,
+    redundancy: u32,
 }
 
 /// Floats as their bits.
@@ -128,7 +134,12 @@ fn policy_header(policy: &dyn Policy) -> Result<PolicyHeader> {
         entries,
         per_kv_head: options.aggregation == Aggregation::KvHead,
         max_pooling: options.pooling == Pooling::Max,
+        no_pooling: options.pooling == Pooling::None,
         kernel: options.kernel as u64,
+        softmax_over_all: options.softmax == Softmax::All,
+        history: options.history.to_bits(),
+        value_norms: options.value_norms,
+        redundancy: options.redundancy.to_bits(),
     })
 }
 

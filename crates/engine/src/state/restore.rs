@@ -4,7 +4,9 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use reasoning_rpc_core::{Aggregation, Budget, Policy, PolicyKind, Pooling, RpcOptions, Schedule, Trigger};
+use reasoning_rpc_core::{
+    Aggregation, Attention, Budget, Policy, PolicyKind, Pooling, RpcOptions, Schedule, Softmax, Trigger,
+};
 use sha2::{Digest, Sha256};
 
 use super::{HASH_BYTES, Header, LONGEST_HEADER, MAGIC, ModelName, PolicyHeader, VERSION};
@@ -65,9 +67,10 @@ pub(crate) fn restore(shared: &Arc<EngineShared>, bytes: &[u8]) -> Result<Sequen
     let policy = policy(&header.policy)?;
     let spec = policy.spec();
     let per_kv_head = spec.per_kv_head;
-    let schedule = match spec.trigger {
-        Trigger::Interval(schedule) => Some(schedule),
-        _ => None,
+    let (schedule, rolling) = match spec.trigger {
+        Trigger::Interval(schedule) => (Some(schedule), None),
+        Trigger::EveryToken(rolling) => (None, Some(rolling)),
+        _ => (None, None),
     };
     let s = &header.sampling;
     let sampling = SamplingOptions {
@@ -112,13 +115,36 @@ pub(crate) fn restore(shared: &Arc<EngineShared>, bytes: &[u8]) -> Result<Sequen
     };
     let given_written = given_of(written);
     let generated = written - given_written;
-    let done = schedule.map_or(0, |schedule| schedule.compressions(generated));
+    let done = match (schedule, rolling) {
+        (Some(schedule), _) => schedule.compressions(generated),
+        (None, Some(rolling)) => rolling.evictions(generated),
+        (None, None) => 0,
+    };
     let (recent, len) = match (schedule, done.checked_sub(1)) {
         (Some(schedule), Some(last)) => {
             let recent = schedule.due_at(last) - schedule.window();
             (recent, given_written + schedule.kept(last) + generated - recent)
         }
+        (None, Some(_)) => {
+            let window = rolling.map_or(0, |rolling| rolling.window(generated));
+            (generated - window, written - done)
+        }
         _ => (0, written),
+    };
+    // Tokens that were written when the last entries went.
+    let compressed_at = match (schedule, rolling, done.checked_sub(1)) {
+        (Some(schedule), _, Some(last)) => {
+            position_of_generated(&given, schedule.due_at(last) - 1) as usize + 1
+        }
+        // What the queries of all tokens have added up cannot be taken back.
+        (_, Some(_), Some(_)) if spec.attention == Some(Attention::Sum) => written,
+        (_, Some(rolling), Some(_)) => {
+            let last = (1..=generated)
+                .rev()
+                .find(|&count| rolling.evictions(count) > rolling.evictions(count - 1));
+            position_of_generated(&given, last.unwrap_or(1) - 1) as usize + 1
+        }
+        _ => 0,
     };
 
     // Refuses nothing that was not refused above, but for a lack of budget.
@@ -187,13 +213,17 @@ pub(crate) fn restore(shared: &Arc<EngineShared>, bytes: &[u8]) -> Result<Sequen
         return refuse("length", "the end", format!("{} more bytes", sections.0.len()));
     }
     let recent_from = position_of_generated(&given, recent);
+    let unordered_until = match rolling {
+        Some(_) => compressed_at,
+        None => 0,
+    };
     check_positions(
         entries,
         head_bytes,
         len,
         &given,
         recent_from,
-        written,
+        (written, unordered_until),
         (shape.kv_heads, per_kv_head),
     )?;
     let planes = 2 * shape.head_dim * shape.element_bytes * len;
@@ -223,10 +253,7 @@ pub(crate) fn restore(shared: &Arc<EngineShared>, bytes: &[u8]) -> Result<Sequen
     sequence.written = written;
     sequence.generated_written = generated;
     sequence.draws = draws;
-    if let (Some(schedule), Some(last)) = (schedule, done.checked_sub(1)) {
-        sequence.compressed_at =
-            position_of_generated(&sequence.given, schedule.due_at(last) - 1) as usize + 1;
-    }
+    sequence.compressed_at = compressed_at;
     Ok(sequence)
 }
 
@@ -292,12 +319,21 @@ fn policy(header: &PolicyHeader) -> Result<Arc<dyn Policy>> {
         } else {
             Aggregation::Layer
         },
-        pooling: if header.max_pooling {
-            Pooling::Max
-        } else {
-            Pooling::Average
+        pooling: match (header.max_pooling, header.no_pooling) {
+            (false, false) => Pooling::Average,
+            (true, false) => Pooling::Max,
+            (false, true) => Pooling::None,
+            (true, true) => return refuse("header", "one pooling", "two"),
         },
         kernel: header.kernel as usize,
+        softmax: if header.softmax_over_all {
+            Softmax::All
+        } else {
+            Softmax::Candidates
+        },
+        history: f32::from_bits(header.history),
+        value_norms: header.value_norms,
+        redundancy: f32::from_bits(header.redundancy),
     };
     kind.build(options).map_err(damaged)
 }
@@ -406,14 +442,16 @@ fn read_log(
 }
 
 /// Positions of every KV head: ascending, of written tokens, all that were given and all since the last
-/// compression's window began among them; the same for all KV heads of a layer if they share a set.
+/// compression's window began among them; the same for all KV heads of a layer if they share a set. Where single
+/// entries were dropped, those below `unordered_until` ascend as far as they were given first, and are in any order
+/// behind that.
 fn check_positions(
     entries: &[u8],
     head_bytes: usize,
     len: usize,
     given: &[Range<u32>],
     recent_from: u32,
-    written: usize,
+    (written, unordered_until): (usize, usize),
     (kv_heads, per_kv_head): (usize, bool),
 ) -> Result<()> {
     if len == 0 {
@@ -426,13 +464,36 @@ fn check_positions(
         .map(|range| range.end.min(recent_from).min(end).saturating_sub(range.start) as usize)
         .sum();
     let needed = early + end.saturating_sub(recent_from) as usize;
+    let front = match given.first() {
+        Some(range) => (range.end.min(end) as usize).min(unordered_until).min(len),
+        None => 0,
+    };
+    let tail = (written - unordered_until).min(len);
     let mut first: &[u8] = &[];
+    let mut sorted = Vec::new();
     for (head, bytes) in entries.chunks_exact(head_bytes).enumerate() {
         let positions = &bytes[bytes.len() - 4 * len..];
+        sorted.clear();
+        sorted.extend(
+            positions
+                .as_chunks::<4>()
+                .0
+                .iter()
+                .map(|word| u32::from_le_bytes(*word)),
+        );
+        if unordered_until > 0 {
+            let in_front = (0..)
+                .zip(&sorted[..front])
+                .all(|(expected, &found)| expected == found);
+            let behind = (0..end).rev().zip(sorted[len - tail..].iter().rev());
+            if !in_front || !behind.into_iter().all(|(expected, &found)| expected == found) {
+                return refuse("positions", "those given first, ..., the newest ones", "others");
+            }
+            sorted.sort_unstable();
+        }
         let mut ranges = given.iter().peekable();
         let (mut before, mut found) = (None, 0);
-        for word in positions.as_chunks::<4>().0 {
-            let position = u32::from_le_bytes(*word);
+        for &position in &sorted {
             if position >= end || before.is_some_and(|before| before >= position) {
                 return refuse("positions", format!("ascending ones below {end}"), position);
             }

@@ -3,6 +3,7 @@
 #![allow(unsafe_code)] // views are pointers
 
 mod caches;
+mod evictions;
 mod forks;
 mod operator;
 mod policies;

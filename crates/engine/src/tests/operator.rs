@@ -225,6 +225,7 @@ fn run(
             slot,
             cache,
             first_generated: None,
+            attention: None,
         });
     }
     let (tokens, rows) = (positions.len() as i64, slots.len() as i64);
@@ -238,15 +239,15 @@ fn run(
     session
         .run(
             &[
-                ("q", &[tokens, wide], float(&mut q)),
-                ("k", &[tokens, narrow], float(&mut k)),
-                ("v", &[tokens, narrow], float(&mut v)),
-                ("positions", &[tokens], Input::I64(&positions)),
-                ("row_offsets", &[rows + 1], Input::I32(&offsets)),
-                ("slots", &[rows], Input::I64(&slots)),
-                ("inv_freq", &[HEAD_DIM as i64 / 2], float(&mut frequencies)),
+                (c"q", &[tokens, wide], float(&mut q)),
+                (c"k", &[tokens, narrow], float(&mut k)),
+                (c"v", &[tokens, narrow], float(&mut v)),
+                (c"positions", &[tokens], Input::I64(&positions)),
+                (c"row_offsets", &[rows + 1], Input::I32(&offsets)),
+                (c"slots", &[rows], Input::I64(&slots)),
+                (c"inv_freq", &[HEAD_DIM as i64 / 2], float(&mut frequencies)),
             ],
-            &[("out", &[tokens, wide], Output::new(&mut out))],
+            &[(c"out", &[tokens, wide], Output::new(&mut out))],
         )
         .unwrap();
     let mut parts = Vec::new();

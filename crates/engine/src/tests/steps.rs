@@ -29,6 +29,7 @@ fn prepared(engine: &Engine, sequence: &mut Sequence) -> (CachedRunner, Step) {
         slot: sequence.slot,
         cache,
         first_generated: None,
+        attention: None,
     });
     (runner, step)
 }

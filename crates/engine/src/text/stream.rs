@@ -34,6 +34,9 @@ impl TextStream {
     pub fn with_special(with_special: bool) -> Self {
         Self {
             with_special,
+            // Longer than all but odd tokens, so that none makes them grow.
+            bytes: Vec::with_capacity(128),
+            text: String::with_capacity(128),
             ..Self::default()
         }
     }

@@ -1,0 +1,117 @@
+//! Several policies beside each other: a list of names, each with options of its own.
+
+use std::ffi::OsString;
+
+use crate::args::{Given, Group, Usage, option, usage};
+use crate::compression::{self, Choice};
+
+/// The label of the full cache, which the others are compared with.
+pub const FULL: &str = "none";
+
+/// The list.
+pub const GROUP: Group = Group {
+    title: "Policies",
+    options: &[option(
+        "policies",
+        "LIST",
+        "names between commas, each with options of its own behind\ncolons: none,rpc,rpc:ratio=8,random:interval=64:window=16\n[none,rpc]",
+    )],
+};
+
+/// The options that every policy has which does not say otherwise: those of one policy without its name.
+pub const SHARED_GROUP: Group = Group {
+    title: "KV cache, of every policy that does not say otherwise",
+    options: compression::GROUP.options.split_at(1).1,
+};
+
+/// A policy of the list.
+pub struct Named {
+    /// As it stands in the list.
+    pub label: String,
+    /// The policy.
+    pub choice: Choice,
+}
+
+/// Options that stand in each other's place.
+const BUDGETS: [&str; 3] = ["ratio", "entries", "bytes"];
+
+/// The list's policies; labels differ.
+pub fn parse(given: &Given) -> anyhow::Result<Vec<Named>> {
+    let list = given.text("policies")?.unwrap_or_else(|| "none,rpc".into());
+    let mut named: Vec<Named> = Vec::new();
+    for item in list.split(',').map(str::trim) {
+        if named.iter().any(|other| other.label == item) {
+            return usage(format!("--policies: expected each once, found {item:?} twice"));
+        }
+        let own = own_options(given, item)?;
+        named.push(Named {
+            label: item.to_owned(),
+            choice: Choice::parse(&own).map_err(|error| Usage(format!("--policies: {item}: {error}")))?,
+        });
+    }
+    Ok(named)
+}
+
+/// What was given, with the item's name and options in the place of the shared ones.
+fn own_options(given: &Given, item: &str) -> anyhow::Result<Given> {
+    let mut parts = item.split(':');
+    let name = parts.next().unwrap_or_default();
+    let mut own = given.without(&["policy"]).with("policy", name.into());
+    let mut budget = false;
+    for part in parts {
+        let options = || SHARED_GROUP.options.iter();
+        let found = part
+            .split_once('=')
+            .and_then(|(name, value)| Some((options().find(|option| option.name == name)?, value)));
+        let Some((option, value)) =
+            found.filter(|(option, _)| !["cache-dtype", "budget"].contains(&option.name))
+        else {
+            return usage(format!(
+                "--policies: {item}: expected an option of the policy such as ratio=8, found {part:?}"
+            ));
+        };
+        if BUDGETS.contains(&option.name) {
+            if !budget {
+                own = own.without(&BUDGETS);
+            }
+            budget = true;
+        }
+        own = own
+            .without(&[option.name])
+            .with(option.name, OsString::from(value));
+    }
+    Ok(own)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_shared_options_are_those_of_one_policy_without_its_name() {
+        assert_eq!(compression::GROUP.options[0].name, "policy");
+        assert_eq!(SHARED_GROUP.options[0].name, "interval");
+    }
+
+    #[test]
+    fn own_options_replace_shared_ones() {
+        let given = Given::default()
+            .with("interval", "64".into())
+            .with("ratio", "2".into());
+        let own = own_options(&given, "rpc:entries=48:window=7").unwrap();
+        let texts = |name| own.texts(name).unwrap();
+        assert_eq!(texts("policy"), ["rpc"]);
+        assert_eq!(
+            (texts("interval"), texts("window")),
+            (vec!["64".into()], vec!["7".into()])
+        );
+        assert_eq!(
+            (texts("entries"), texts("ratio")),
+            (vec!["48".into()], Vec::<String>::new())
+        );
+        for item in ["rpc:ratio", "rpc:colour=3", "rpc:budget=3", "rpc:policy=none"] {
+            let error = own_options(&given, item).unwrap_err().to_string();
+            assert!(error.contains("expected an option of the policy"), "{error}");
+        }
+    }
+}
