@@ -9,7 +9,7 @@ import subprocess
 import pytest
 from conftest import ALPHABET, END, GOLDEN, USER, generate, inspect, make_text_model, start, succeed
 
-COMMANDS = ["generate", "perplexity", "eval", "sweep", "tokenize", "inspect"]
+COMMANDS = ["generate", "perplexity", "eval", "sweep", "tokenize", "inspect", "trace"]
 
 
 def of(text):

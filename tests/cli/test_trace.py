@@ -61,14 +61,17 @@ def test_golden(name, flavour):
 
 # Bytes of their own in place of letters: quotes, &, a backslash, and the end of U+2028.
 HOSTILE_BYTES = {"Q": '"', "W": "&", "X": "\\", "Y": chr(0x80 + 162), "Z": chr(0xA8)}
-HOSTILE = """</script><script>window.hacked=1</script><!--<script>'"&lt;\\u003c\u2028<b onclick=x>é👍]]>{{}}
-${1}"""
+# One token. All others are bytes.
+HOSTILE_TOKEN = "</script><script>window.hacked=1</script><!--"
+HOSTILE = f"""{HOSTILE_TOKEN}<script>'"&lt;\\u003c\u2028<b onclick=x>é👍]]>{{{{}}}}
+{{1}}"""
 
 
 @pytest.fixture(scope="module")
 def hostile_model(tmp_path_factory):
     folder = make_text_model(tmp_path_factory.mktemp("models") / "<i>hostile' name")
     tokenizer = tokenizer_json()
+    tokenizer["added_tokens"][0]["content"] = HOSTILE_TOKEN
     vocabulary = tokenizer["model"]["vocab"]
     for letter, other in HOSTILE_BYTES.items():
         vocabulary[other] = vocabulary.pop(letter)
@@ -90,7 +93,7 @@ PROMPT = 9
 @pytest.fixture(scope="module", params=POLICIES)
 def traced(request, hostile_model, tmp_path_factory):
     """A hostile text's data and page."""
-    text = HOSTILE.replace("$", "") * 2
+    text = HOSTILE * 4
     page = tmp_path_factory.mktemp("pages") / "page #1.html"
     # The first byte of a character, and no second one.
     tokens = [*json.loads(succeed("tokenize", "--model", hostile_model, "--text", text).stdout), 92, 0, 92]
@@ -98,7 +101,7 @@ def traced(request, hostile_model, tmp_path_factory):
         hostile_model, "--ids", "-", "--prompt-tokens", PROMPT, *SIZES, *POLICIES[request.param], "--html", page,
         input=json.dumps(tokens),
     )  # fmt: skip
-    assert data["tokens"] == tokens
+    assert data["tokens"] == tokens and HOSTILE_TOKEN in data["pieces"]
     # An incomplete character before something else, and at the end.
     assert "".join(data["pieces"]) == text + "\ufffd\n\ufffd"
     return data, page
@@ -218,7 +221,7 @@ def test_a_token_is_told_of(traced, browser):
     browser.open(page.as_uri() + "#compression=1")
     browser.click(f"span[data-i='{PROMPT}']")
     told = "document.getElementById('token').textContent"
-    assert browser.evaluate(told).startswith(f"Token {PROMPT}: {json.dumps(data['pieces'][PROMPT])}, id ")
+    assert browser.evaluate(told).startswith(f"Token {PROMPT}: {json.dumps(data['pieces'][PROMPT], ensure_ascii=False)}, id ")
     browser.press("ArrowRight")
     assert browser.evaluate(told).startswith(f"Token {PROMPT + 1}: ")
     browser.press("End")
@@ -294,6 +297,7 @@ def test_errors(tiny, tmp_path):
         ([*text, "--ignore-eos"], ["--ignore-eos", "found --ids"]),
         ([*text, "--text", tmp_path / "ids"], ["one of --text and --ids, found both"]),
         (["--prompt-ids", "1", "--output", "json", "--prompt-tokens", 3], ["--prompt-tokens: expected with --text or --ids"]),
+        (["--prompt-ids", "1", "--output", "json", "--policy", "h2o"], ["--policy: expected one that compresses once in an interval", "h2o"]),
     ]:
         fail(2, "trace", "--model", tiny, *arguments, expected=expected)
     fail(1, "trace", "--model", tiny, *text, "--prompt-tokens", 3, expected=["more tokens than --prompt-tokens 3", "found 3"])

@@ -1,6 +1,6 @@
 //! The program `reasoning-rpc`: writes with a model whose KV cache is compressed on the way, says
-//! what that costs on a text and on tasks and what was kept, turns text into tokens and back, and says what a model
-//! and its cache take.
+//! what that costs on a text and on tasks and what was kept of a text, turns text into tokens and back, and says
+//! what a model and its cache take.
 //!
 //! Exit codes: 0; 1 for what went wrong while working; 2 for a command line that cannot be used;
 //! 130 for an answer that Ctrl-C ended (its output is complete).

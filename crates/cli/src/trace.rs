@@ -21,9 +21,6 @@ use crate::perplexity::{self, Source};
 use crate::prompt::{self, Prompt};
 use crate::{compression, interrupt, model, sampling};
 
-/// The exit code of an answer that Ctrl-C ended, as shells have it.
-const CANCELLED: u8 = 130;
-
 /// The command.
 pub const COMMAND: Command = Command {
     name: "trace",
@@ -77,11 +74,12 @@ and compressions, as `generate` has them, in order of time, then layer, each wit
   kept          positions in the text that stay, one list for the layer or for each KV head
   window_start  the first position of the window; tokens from there on, and the prompt, stay
   candidates    for each KV head the positions that could be dropped
-  scores        for each KV head one for each candidate, as the policy was shown them, before it pools
-                or averages; empty for a policy that looks at none
+  scores        for each KV head one for each candidate, as the policy was shown them, before it
+                pools or averages; empty for a policy that looks at none
 Scores in the page are rounded to a byte, on a logarithmic scale.
 
-With --text or --ids, --seed [0] is for the policy random alone.",
+With --text or --ids, --seed [0] is for the policy random alone. Policies that drop an entry at
+every token (h2o, tova) have no compressions to show.",
     run,
 };
 
@@ -192,7 +190,7 @@ fn run(given: &Given) -> anyhow::Result<ExitCode> {
         output::print(&(serde_json::to_string(&Data::from(&trace))? + "\n"))?;
     }
     Ok(match reason {
-        Some(StopReason::Cancelled) => ExitCode::from(CANCELLED),
+        Some(StopReason::Cancelled) => ExitCode::from(interrupt::EXIT_CODE),
         _ => ExitCode::SUCCESS,
     })
 }

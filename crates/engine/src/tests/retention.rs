@@ -29,13 +29,13 @@ fn over_candidates(before: &Before) -> Vec<f64> {
 }
 
 /// What the policy was to be shown.
-fn scores(kind: PolicyKind, before: &Before) -> Vec<f64> {
+fn scores(options: &RpcOptions, kind: PolicyKind, before: &Before) -> Vec<f64> {
     match kind {
         PolicyKind::Rpc => over_candidates(before),
         PolicyKind::SnapKv | PolicyKind::RKv => window_attention(before),
         PolicyKind::Lookahead | PolicyKind::LookaheadMerge => {
             // The policy adds a part of the last scores.
-            let scores = reference(&RpcOptions::default(), PolicyKind::Lookahead, before, 0).scores;
+            let scores = reference(options, PolicyKind::Lookahead, before, 0).scores;
             let past = before.candidates.iter().map(|&entry| 0.3 * before.history[entry]);
             scores
                 .iter()
@@ -89,7 +89,7 @@ fn check(kind: PolicyKind, aggregation: Aggregation) {
                 let found = &record.candidates[kv_head];
                 let positions = before.candidates.iter().map(|&entry| before.positions[entry]);
                 assert_eq!(found.positions, positions.collect::<Vec<_>>(), "{kind:?}");
-                let expected = scores(kind, before);
+                let expected = scores(&options, kind, before);
                 assert_eq!(found.scores.len(), expected.len(), "{kind:?}");
                 for (&found, expected) in found.scores.iter().zip(expected) {
                     let error = (f64::from(found) - expected).abs();
