@@ -163,7 +163,7 @@ public:
     }
 
     /** Gives the memory of free cache blocks back to the system, at once: the bytes; see rrpc_engine_trim. */
-    std::uint64_t trim()
+    std::uint64_t trim() const
     {
         std::uint64_t bytes = 0;
         detail::check(rrpc_engine_trim(get(), &bytes));
