@@ -22,7 +22,7 @@ def generate_fails(code, model, *arguments, expected, **options):
 @pytest.mark.parametrize(
     "arguments, expected",
     [
-        ([], ["expected a command (generate, perplexity, tokenize, inspect)", "found nothing"]),
+        ([], ["expected a command (generate, perplexity, eval, analyze, sweep, tokenize, inspect, trace)", "found nothing"]),
         (["frobnicate"], ["expected a command", 'found "frobnicate"']),
         (["--frobnicate"], ["expected a command", "found --frobnicate"]),
         (["-x"], ["expected a command", "found -x"]),
