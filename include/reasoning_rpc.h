@@ -1610,8 +1610,8 @@ typedef struct rrpc_metrics {
      */
     double attention_seconds;
     /**
-     * Of step_seconds, those inside products with quantised matrices, their norms, gates and residuals. 0
-     * where ONNX Runtime multiplies.
+     * Of step_seconds, those inside products with quantised matrices, their norms, gates and residuals, and
+     * the lookup of their rows. 0 where ONNX Runtime multiplies.
      */
     double product_seconds;
 } rrpc_metrics;

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import pty
 import shutil
 import signal
 import subprocess
@@ -30,6 +31,26 @@ ALPHABET = [b for b in b"\n" + bytes(range(32, 127)) if b not in b'"#$%&*@\\^`~'
 ]
 END, USER = 94, 95
 TEMPLATE = "{% for m in messages %}<|user|>{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}a: {% endif %}"
+
+
+def seen_on_a_terminal(*arguments):
+    """Runs to the end with standard error on a terminal: the running program, what stood there."""
+    ours, theirs = pty.openpty()
+    process = start(*arguments, stderr=theirs)
+    os.close(theirs)
+    seen = b""
+    while True:
+        try:
+            part = os.read(ours, 4096)
+        except OSError:  # the other end was closed
+            break
+        if not part:
+            break
+        seen += part
+    os.close(ours)
+    process.stdout.read()
+    assert process.wait(timeout=60) == 0
+    return seen
 
 
 def start(*arguments, env=None, **options):

@@ -1,14 +1,12 @@
 """`reasoning-rpc eval`: answers are those of `generate`, a run goes on where it was, and the report adds up."""
 
 import json
-import os
-import pty
 import re
 import signal
 from html.parser import HTMLParser
 
 import pytest
-from conftest import fail, generate, start, succeed
+from conftest import fail, generate, seen_on_a_terminal, start, succeed
 
 # The tiny model writes noise: what can be said of it is that it writes words, without ever being asked.
 PROBLEMS = [
@@ -204,23 +202,7 @@ def test_ctrl_c(text_model, problems, tmp_path):
 
 
 def test_progress_is_for_terminals(text_model, problems, tmp_path):
-    ours, theirs = pty.openpty()
-    process = start(
-        "eval", "--model", text_model, "--out", tmp_path / "out", "--problems", problems, *OPTIONS, stderr=theirs
-    )
-    os.close(theirs)
-    seen = b""
-    while True:
-        try:
-            part = os.read(ours, 4096)
-        except OSError:  # the other end was closed
-            break
-        if not part:
-            break
-        seen += part
-    os.close(ours)
-    process.stdout.read()
-    assert process.wait(timeout=60) == 0
+    seen = seen_on_a_terminal("eval", "--model", text_model, "--out", tmp_path / "out", "--problems", problems, *OPTIONS)
     assert b"rpc [" in seen and b"4/4 answers" in seen
 
 

@@ -2,12 +2,11 @@
 
 import json
 import os
-import pty
 import signal
 import subprocess
 
 import pytest
-from conftest import ALPHABET, END, GOLDEN, USER, generate, inspect, make_text_model, start, succeed
+from conftest import ALPHABET, END, GOLDEN, USER, generate, inspect, make_text_model, seen_on_a_terminal, start, succeed
 
 COMMANDS = ["generate", "perplexity", "eval", "sweep", "tokenize", "inspect", "trace"]
 
@@ -158,22 +157,7 @@ def test_a_reader_that_goes_away(text_model):
 
 
 def test_progress_is_for_terminals(text_model):
-    ours, theirs = pty.openpty()
-    process = start(
-        "generate", "--model", text_model, "--prompt", "x" * 1000, "--max-tokens", 3, stderr=theirs
-    )
-    os.close(theirs)
-    seen = b""
-    while True:
-        try:
-            part = os.read(ours, 4096)
-        except OSError:  # the other end was closed
-            break
-        if not part:
-            break
-        seen += part
-    os.close(ours)
-    assert process.wait(timeout=60) == 0
+    seen = seen_on_a_terminal("generate", "--model", text_model, "--prompt", "x" * 1000, "--max-tokens", 3)
     total = len("user: \na: ") + 1 + 1000
     assert f"prefill 256/{total} tokens".encode() in seen and f"prefill {total}/{total}".encode() in seen
     assert b"\r\x1b[K" in seen

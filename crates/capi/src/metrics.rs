@@ -47,8 +47,8 @@ pub struct rrpc_metrics {
     pub budget_peak_bytes: u64,
     /// Of step_seconds, those inside attention nodes: rotation, appending, attending. 0 in portable graphs.
     pub attention_seconds: f64,
-    /// Of step_seconds, those inside products with quantised matrices, their norms, gates and residuals. 0
-    /// where ONNX Runtime multiplies.
+    /// Of step_seconds, those inside products with quantised matrices, their norms, gates and residuals, and
+    /// the lookup of their rows. 0 where ONNX Runtime multiplies.
     pub product_seconds: f64,
 }
 

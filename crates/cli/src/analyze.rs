@@ -6,12 +6,12 @@ use std::process::ExitCode;
 use anyhow::Context;
 use reasoning_rpc_engine::Engine;
 use reasoning_rpc_engine::model::Model;
-use reasoning_rpc_engine::text::encode_raw;
 use reasoning_rpc_eval::analysis::{self, Analysis, Kept, Text};
 use reasoning_rpc_eval::entropy::Trace;
 
 use crate::args::{Command, Given, Group, Opt, option, parse_ids, usage};
 use crate::output::{self, Progress};
+use crate::perplexity::raw_ids;
 use crate::policies::{self, Named};
 use crate::prompt::read_text;
 use crate::{interrupt, model};
@@ -74,13 +74,7 @@ pub const COMMAND: Command = Command {
         },
         policies::SHARED_GROUP,
         model::GROUP,
-        Group {
-            title: "Output",
-            options: &[
-                option("html", "FILE", "a page with plots"),
-                option("output", "HOW", "text or json [text]"),
-            ],
-        },
+        output::PAGE_GROUP,
     ],
     notes: "\
 Entropy is that of token n-grams (n = 1, 2, 3), in bits. Redundancy (n = 1, 2, 4) is the share of
@@ -96,22 +90,15 @@ struct Source {
 }
 
 fn run(given: &Given) -> anyhow::Result<ExitCode> {
-    let json = given
-        .choice("output", &[("text", false), ("json", true)])?
-        .unwrap_or(false);
+    let json = given.json()?;
     let (texts, ids, traces) = (given.paths("text"), given.paths("ids"), given.paths("trace"));
     if texts.is_empty() && ids.is_empty() && traces.is_empty() {
         return usage("expected --text, --ids or --trace, found none");
     }
-    let count = |name, default| -> anyhow::Result<usize> {
-        let given = given.number(name, "a whole number, 1 or more", |count: &usize| *count > 0)?;
-        Ok(given.unwrap_or(default))
-    };
+    let count = |name, default| -> anyhow::Result<usize> { Ok(given.count(name)?.unwrap_or(default)) };
     let most = count("max-tokens", usize::MAX)?;
     let prompt_tokens = count("prompt-tokens", 64)?;
-    let seed = given
-        .number("seed", "a whole number below 2^64", |_| true)?
-        .unwrap_or(0);
+    let seed = given.seed()?.unwrap_or(0);
     let named = match given.has("policies") {
         true => policies::parse(given)?,
         false => Vec::new(),
@@ -123,12 +110,10 @@ fn run(given: &Given) -> anyhow::Result<ExitCode> {
     let mut sources = Vec::new();
     if !texts.is_empty() {
         let model = Model::open(&given.model()?, false)?;
-        let tokens = &model.manifest().tokens;
-        let bos = tokens.bos.filter(|_| tokens.add_bos);
         for path in &texts {
             sources.push(Source {
                 name: name_of(path),
-                tokens: encode_raw(model.tokenizer()?, &read_text(path)?, bos)?,
+                tokens: raw_ids(&model, &read_text(path)?)?,
             });
         }
     }

@@ -247,6 +247,22 @@ impl Given {
         }
     }
 
+    /// The value of an option that counts.
+    pub fn count(&self, name: &str) -> anyhow::Result<Option<usize>> {
+        self.number(name, "a whole number, 1 or more", |count| *count > 0)
+    }
+
+    /// The option `--seed`.
+    pub fn seed(&self) -> anyhow::Result<Option<u64>> {
+        self.number("seed", "a whole number below 2^64", |_| true)
+    }
+
+    /// Whether `--output` says json, and not text.
+    pub fn json(&self) -> anyhow::Result<bool> {
+        let json = self.choice("output", &[("text", false), ("json", true)])?;
+        Ok(json.unwrap_or(false))
+    }
+
     /// The value of an option that is one of a few words.
     pub fn choice<T: Copy>(&self, name: &str, choices: &[(&str, T)]) -> anyhow::Result<Option<T>> {
         let Some(text) = self.text(name)? else {

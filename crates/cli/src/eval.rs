@@ -108,19 +108,14 @@ answers in --out that it would write the same way are taken as they are. Ctrl-C 
 };
 
 fn run(given: &Given) -> anyhow::Result<ExitCode> {
-    let json = given
-        .choice("output", &[("text", false), ("json", true)])?
-        .unwrap_or(false);
+    let json = given.json()?;
     let Some(out) = given.path("out") else {
         return usage("expected --out DIR, found none");
     };
     let models = model::folders(given)?;
     let base = model::options_of(given, &models[0])?;
     let named = policies::parse(given)?;
-    let count = |name, default| -> anyhow::Result<usize> {
-        let given = given.number(name, "a whole number, 1 or more", |count: &usize| *count > 0)?;
-        Ok(given.unwrap_or(default))
-    };
+    let count = |name, default| -> anyhow::Result<usize> { Ok(given.count(name)?.unwrap_or(default)) };
     let limit = count("limit", usize::MAX)?;
     let files = given.paths("problems");
     if files.is_empty() {
@@ -182,9 +177,9 @@ fn run(given: &Given) -> anyhow::Result<ExitCode> {
         setup_lines.push((
             format!("model {}", model.name),
             format!(
-                "manifest {}, cache of {} bytes an element, {}",
+                "manifest {}, cache of {}, {}",
                 &model.digest[..16],
-                engine.cache_shape().element_bytes,
+                engine.cache_type().name(),
                 engine.simd().name()
             ),
         ));

@@ -73,7 +73,7 @@ fn run(given: &Given) -> anyhow::Result<ExitCode> {
     let compression = compression::Choice::parse(given)?;
     let sampling = sampling::parse(given)?;
     let answer = GenerateOptions {
-        max_tokens: given.number("max-tokens", "a whole number, 1 or more", |count| *count > 0)?,
+        max_tokens: given.count("max-tokens")?,
         stop: given.texts("stop")?,
         ignore_eos: given.has("ignore-eos"),
     };

@@ -114,12 +114,9 @@ struct Peak {
 }
 
 fn run(given: &Given) -> anyhow::Result<ExitCode> {
-    let json = given
-        .choice("output", &[("text", false), ("json", true)])?
-        .unwrap_or(false);
+    let json = given.json()?;
     let folder = given.model()?;
-    let count = |name| given.number(name, "a whole number, 1 or more", |count| *count > 0);
-    let (prompt_tokens, max_tokens) = (count("prompt-tokens")?, count("max-tokens")?);
+    let (prompt_tokens, max_tokens) = (given.count("prompt-tokens")?, given.count("max-tokens")?);
     let compression = compression::Choice::parse(given)?;
     let cache_type = compression::cache_type(given)?;
 

@@ -7,7 +7,18 @@ use std::io::{self, IsTerminal, Write};
 use anyhow::Context;
 pub use reasoning_rpc_eval::plot::human;
 
+use crate::args::{Group, option};
+
 const STDOUT: &str = "standard output";
+
+/// For commands that also write a page.
+pub const PAGE_GROUP: Group = Group {
+    title: "Output",
+    options: &[
+        option("html", "FILE", "a page with plots"),
+        option("output", "HOW", "text or json [text]"),
+    ],
+};
 
 /// Writes to standard output at once.
 pub fn print(text: &str) -> anyhow::Result<()> {

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use reasoning_rpc_engine::core::{NoCompression, Policy};
+use reasoning_rpc_engine::model::Model;
 use reasoning_rpc_engine::sampling::SamplingOptions;
 use reasoning_rpc_engine::text::encode_raw;
 use reasoning_rpc_engine::{Engine, EngineOptions, Sequence, SequenceOptions};
@@ -110,16 +111,12 @@ struct Against {
 }
 
 fn run(given: &Given) -> anyhow::Result<ExitCode> {
-    let json = given
-        .choice("output", &[("text", false), ("json", true)])?
-        .unwrap_or(false);
+    let json = given.json()?;
     let against = given.choice("against", &[("none", ())])?.is_some();
     let compression = compression::Choice::parse(given)?;
     let prompt_tokens = prompt_tokens(given)?;
-    let max_tokens = given.number("max-tokens", "a whole number, 1 or more", |count| *count > 0)?;
-    let seed = given
-        .number("seed", "a whole number below 2^64", |_| true)?
-        .unwrap_or(0);
+    let max_tokens = given.count("max-tokens")?;
+    let seed = given.seed()?.unwrap_or(0);
     let source = Source::parse(given)?;
     let options = EngineOptions {
         prefill_chunk: CHUNK,
@@ -190,8 +187,7 @@ fn run(given: &Given) -> anyhow::Result<ExitCode> {
 
 /// The option `--prompt-tokens`.
 pub fn prompt_tokens(given: &Given) -> anyhow::Result<usize> {
-    let count = given.number("prompt-tokens", "a whole number, 1 or more", |count| *count > 0)?;
-    Ok(count.unwrap_or(DEFAULT_PROMPT_TOKENS))
+    Ok(given.count("prompt-tokens")?.unwrap_or(DEFAULT_PROMPT_TOKENS))
 }
 
 /// The tokens of a text, more than the prompt's and as many as the context holds.
@@ -217,6 +213,13 @@ pub fn ids(
     Ok(ids)
 }
 
+/// The tokens of a raw text, behind the one that begins every text if the model has one.
+pub fn raw_ids(model: &Model, text: &str) -> anyhow::Result<Vec<u32>> {
+    let tokens = &model.manifest().tokens;
+    let bos = tokens.bos.filter(|_| tokens.add_bos);
+    Ok(encode_raw(model.tokenizer()?, text, bos)?)
+}
+
 /// Where the tokens come from.
 pub enum Source {
     /// A raw text.
@@ -239,11 +242,7 @@ impl Source {
     fn ids(self, engine: &Engine) -> anyhow::Result<Vec<u32>> {
         match self {
             Self::Ids(ids) => Ok(ids),
-            Self::Text(text) => {
-                let tokens = &engine.model().manifest().tokens;
-                let bos = tokens.bos.filter(|_| tokens.add_bos);
-                Ok(encode_raw(engine.model().tokenizer()?, &text, bos)?)
-            }
+            Self::Text(text) => raw_ids(engine.model(), &text),
         }
     }
 }

@@ -58,9 +58,7 @@ pub fn parse(given: &Given) -> anyhow::Result<Choice> {
         "a number above 0; 1 is off",
         |value: &f32| value.is_finite() && *value > 0.0,
     )?;
-    let seed = given
-        .number("seed", "a whole number below 2^64", |_| true)?
-        .unwrap_or_else(random_seed);
+    let seed = given.seed()?.unwrap_or_else(random_seed);
     Ok(Box::new(move |model: SamplingOptions| SamplingOptions {
         temperature: temperature.unwrap_or(model.temperature),
         top_k: top_k.unwrap_or(model.top_k),

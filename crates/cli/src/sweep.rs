@@ -38,13 +38,7 @@ pub const COMMAND: Command = Command {
         },
         policies::GROUP,
         policies::SHARED_GROUP,
-        Group {
-            title: "Output",
-            options: &[
-                option("html", "FILE", "a page with plots"),
-                option("output", "HOW", "text or json [text]"),
-            ],
-        },
+        output::PAGE_GROUP,
     ],
     notes: "\
 Answers are greedy and never end before the longest length. Speed is that of all answers together,
@@ -55,15 +49,10 @@ Run it on a machine that does nothing else.",
 };
 
 fn run(given: &Given) -> anyhow::Result<ExitCode> {
-    let json = given
-        .choice("output", &[("text", false), ("json", true)])?
-        .unwrap_or(false);
+    let json = given.json()?;
     let options = model::options(given)?;
     let named = policies::parse(given)?;
-    let count = |name, default| -> anyhow::Result<usize> {
-        let given = given.number(name, "a whole number, 1 or more", |count: &usize| *count > 0)?;
-        Ok(given.unwrap_or(default))
-    };
+    let count = |name, default| -> anyhow::Result<usize> { Ok(given.count(name)?.unwrap_or(default)) };
     let (batch, prompt_tokens, rounds) = (
         count("batch", 1)?,
         count("prompt-tokens", 128)?,
@@ -107,9 +96,7 @@ fn run(given: &Given) -> anyhow::Result<ExitCode> {
         lengths: lengths.unwrap_or_else(defaults),
         prompt_tokens,
         batch,
-        seed: given
-            .number("seed", "a whole number below 2^64", |_| true)?
-            .unwrap_or(0),
+        seed: given.seed()?.unwrap_or(0),
     };
     sweep::check(&sweep)?;
     interrupt::watch();
@@ -159,10 +146,7 @@ fn run(given: &Given) -> anyhow::Result<ExitCode> {
             "rounds".to_owned(),
             format!("{rounds}, in turns, the median of each figure"),
         ),
-        (
-            "cache".to_owned(),
-            format!("{} bytes an element", engine.cache_shape().element_bytes),
-        ),
+        ("cache".to_owned(), engine.cache_type().name().to_owned()),
     ];
     for Named { label, choice } in &named {
         setup.push((format!("policy {label}"), choice.describe()));

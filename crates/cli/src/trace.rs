@@ -13,6 +13,7 @@ use reasoning_rpc_engine::text::{TextStream, Tokenizer};
 use reasoning_rpc_engine::{
     CompressionRecord, Engine, Event, GenerateOptions, Sequence, SequenceOptions, StopReason,
 };
+use reasoning_rpc_eval::analysis;
 use serde::Serialize;
 
 use crate::args::{Command, Given, Group, option, switch, usage};
@@ -121,7 +122,7 @@ fn run(given: &Given) -> anyhow::Result<ExitCode> {
     let options = model::options(given)?;
     let compression = compression::Choice::parse(given)?;
     let sampling = sampling::parse(given)?;
-    let max_tokens = given.number("max-tokens", "a whole number, 1 or more", |count| *count > 0)?;
+    let max_tokens = given.count("max-tokens")?;
     let start = parse_start(given, max_tokens)?;
     if let Some(path) = &html {
         // Not after a long answer.
@@ -187,7 +188,7 @@ fn run(given: &Given) -> anyhow::Result<ExitCode> {
         write_page(path, &trace)?;
     }
     if json {
-        output::print(&(serde_json::to_string(&Data::from(&trace))? + "\n"))?;
+        output::print(&(serde_json::to_string(&trace.data())? + "\n"))?;
     }
     Ok(match reason {
         Some(StopReason::Cancelled) => ExitCode::from(interrupt::EXIT_CODE),
@@ -258,24 +259,16 @@ fn read(
     prompt_tokens: usize,
     progress: &mut Progress,
 ) -> anyhow::Result<()> {
-    let (prompt, text) = ids.split_at(prompt_tokens);
-    sequence.append_tokens(prompt)?;
-    sequence.reserve(text.len())?;
-    let Some((&last, text)) = text.split_last() else {
-        return Ok(());
-    };
-    for &id in text {
-        sequence.accept(id)?;
-    }
-    while sequence.pending() > 0 {
-        let done = ids.len() - 1 - sequence.pending();
-        if interrupt::asked() {
-            anyhow::bail!("interrupted after {done} tokens");
-        }
+    let mut reached = 0;
+    let ended = analysis::read_into(engine, sequence, ids, prompt_tokens, &mut |done| {
+        reached = done;
         progress.show(&format!("{done}/{} tokens", ids.len()));
-        engine.step(&mut [&mut *sequence])?;
+        !interrupt::asked()
+    })?;
+    if !ended {
+        anyhow::bail!("interrupted after {reached} tokens");
     }
-    Ok(sequence.accept(last)?)
+    Ok(sequence.accept(ids[ids.len() - 1])?)
 }
 
 /// The text that each token completes; put together, the text, control tokens included. A token that ends
@@ -318,9 +311,9 @@ fn write_page(path: &Path, trace: &Trace<'_>) -> anyhow::Result<()> {
     fs::write(path, page).with_context(|| path.display().to_string())
 }
 
-/// What `--output json` prints.
+/// A trace as data, with compressions as `--output json` has them, or as the page's script reads them.
 #[derive(Serialize)]
-struct Data<'a> {
+struct Data<'a, C> {
     model: &'a str,
     policy: &'a str,
     layers: usize,
@@ -328,7 +321,7 @@ struct Data<'a> {
     prompt_tokens: usize,
     tokens: &'a [u32],
     pieces: &'a [String],
-    compressions: Vec<Compression<'a>>,
+    compressions: Vec<C>,
 }
 
 /// One compression of one layer.
@@ -344,9 +337,23 @@ struct Compression<'a> {
     scores: Vec<&'a [f32]>,
 }
 
-impl<'a> From<&'a Trace<'a>> for Data<'a> {
-    fn from(trace: &'a Trace<'a>) -> Self {
-        let records = trace.rounds.iter().flat_map(|round| {
+impl Trace<'_> {
+    fn with<C>(&self, compressions: Vec<C>) -> Data<'_, C> {
+        Data {
+            model: &self.model,
+            policy: self.policy,
+            layers: self.layers,
+            kv_heads: self.kv_heads,
+            prompt_tokens: self.prompt_tokens,
+            tokens: self.tokens,
+            pieces: &self.pieces,
+            compressions,
+        }
+    }
+
+    /// What `--output json` prints.
+    fn data(&self) -> Data<'_, Compression<'_>> {
+        let records = self.rounds.iter().flat_map(|round| {
             round.layers.iter().map(|record| Compression {
                 at_token: record.at_token,
                 layer: record.layer,
@@ -358,15 +365,6 @@ impl<'a> From<&'a Trace<'a>> for Data<'a> {
                 scores: record.candidates.iter().map(|head| &head.scores[..]).collect(),
             })
         });
-        Self {
-            model: &trace.model,
-            policy: trace.policy,
-            layers: trace.layers,
-            kv_heads: trace.kv_heads,
-            prompt_tokens: trace.prompt_tokens,
-            tokens: trace.tokens,
-            pieces: &trace.pieces,
-            compressions: records.collect(),
-        }
+        self.with(records.collect())
     }
 }

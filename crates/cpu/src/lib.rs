@@ -35,8 +35,8 @@ mod vector;
 
 pub use append::append;
 pub use attend::{
-    ATTEND_CHUNK, ATTEND_TOKEN_TILE, add_attention, attend, attend_chunks, attend_chunks_recorded,
-    attend_recorded, attend_scratch_bytes, chunk_floats, merge_chunks, recorded_floats,
+    ATTEND_CHUNK, ATTEND_TOKEN_TILE, add_attention, attend, attend_chunks, attend_recorded,
+    attend_scratch_bytes, chunk_floats, merge_chunks, recorded_floats,
 };
 pub use compact::{PositionPagesMut, compact, compact_positions, move_entry};
 pub use element::{Element, Stored};

@@ -202,7 +202,8 @@ impl Engine {
     /// bytes of it were resident. Whole pages only: of a block's first and last page, what neighbours in use
     /// share stays. The budget is as it was, and blocks are used again as before; their pages come anew.
     ///
-    /// From any thread. Steps go on beside it but for those that take or free blocks, which wait. Graphs of the portable flavour keep their caches elsewhere: 0 then.
+    /// From any thread. Steps go on beside it but for those that take or free blocks, which wait. Graphs of the
+    /// portable flavour keep their caches elsewhere: 0 then.
     pub fn trim(&self) -> usize {
         self.shared.pool.trim()
     }
@@ -299,11 +300,22 @@ impl EngineShared {
         moment: &Moment<'_>,
         log: &mut Vec<CompressionRecord>,
     ) -> Result<()> {
+        self.dropping(cache, |cache, workspace| {
+            compress::compress(self.simd, cache, moment, workspace, log)
+        })
+    }
+
+    /// Lends a workspace to work that drops entries of a cache, and counts what went.
+    fn dropping(
+        &self,
+        cache: &mut SequenceCache,
+        work: impl FnOnce(&mut SequenceCache, &mut Workspace) -> Result<()>,
+    ) -> Result<()> {
         let lock = || self.workspaces.lock().unwrap_or_else(PoisonError::into_inner);
         let taken = lock().pop();
         let mut workspace = taken.unwrap_or_default();
         let (start, before) = (Instant::now(), cache.entries());
-        let result = compress::compress(self.simd, cache, moment, &mut workspace, log);
+        let result = work(cache, &mut workspace);
         lock().push(workspace);
         if result.is_ok() {
             self.counters
@@ -314,17 +326,9 @@ impl EngineShared {
 
     /// Drops what a policy that does so at every token drops now.
     pub(crate) fn evict(&self, cache: &mut SequenceCache, moment: &Moment<'_>) -> Result<()> {
-        let lock = || self.workspaces.lock().unwrap_or_else(PoisonError::into_inner);
-        let taken = lock().pop();
-        let mut workspace = taken.unwrap_or_default();
-        let (start, before) = (Instant::now(), cache.entries());
-        let result = evict::evict(self.simd, cache, moment, &mut workspace.eviction);
-        lock().push(workspace);
-        if result.is_ok() {
-            self.counters
-                .compressed(before.saturating_sub(cache.entries()), start.elapsed());
-        }
-        result
+        self.dropping(cache, |cache, workspace| {
+            evict::evict(self.simd, cache, moment, &mut workspace.eviction)
+        })
     }
 
     /// Figures of this engine since it was opened.

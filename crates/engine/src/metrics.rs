@@ -32,8 +32,8 @@ pub struct Metrics {
     pub step_time: Duration,
     /// Of the steps' time, that inside attention nodes: rotation, appending, attending. 0 in portable graphs.
     pub attention_time: Duration,
-    /// Of the steps' time, that inside products with quantised matrices, their norms, gates and residuals. 0 where
-    /// ONNX Runtime multiplies.
+    /// Of the steps' time, that inside products with quantised matrices, their norms, gates and residuals, and
+    /// the lookup of their rows. 0 where ONNX Runtime multiplies.
     pub product_time: Duration,
     /// Time of the compressions.
     pub compaction_time: Duration,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use reasoning_rpc_engine::core::Policy;
 use reasoning_rpc_engine::sampling::SamplingOptions;
-use reasoning_rpc_engine::{Engine, SequenceOptions};
+use reasoning_rpc_engine::{Engine, Sequence, SequenceOptions};
 use serde::Serialize;
 
 use crate::entropy::{ENTROPY_LENGTHS, Mean, Moment, REDUNDANCY_LENGTHS, Trace, entropy, redundancy};
@@ -75,12 +75,6 @@ pub fn read(
     seed: u64,
     stop: &dyn Fn() -> bool,
 ) -> Result<Option<Trace>> {
-    if prompt_tokens == 0 || prompt_tokens >= tokens.len() {
-        return Err(Error::Problem(format!(
-            "expected more tokens than the {prompt_tokens} of a prompt of at least one, found {}",
-            tokens.len()
-        )));
-    }
     let mut sequence = engine.sequence(SequenceOptions {
         policy,
         sampling: SamplingOptions {
@@ -89,24 +83,50 @@ pub fn read(
         },
         record_kept: true,
     })?;
-    let (prompt, rest) = tokens.split_at(prompt_tokens);
-    sequence.append_tokens(prompt)?;
-    sequence.reserve(rest.len())?;
-    // The last token of an answer is never run.
-    for &token in &rest[..rest.len() - 1] {
+    if !read_into(engine, &mut sequence, tokens, prompt_tokens, &mut |_| !stop())? {
+        return Ok(None);
+    }
+    Ok(Some(Trace {
+        prompt_ids: tokens[..prompt_tokens].to_vec(),
+        tokens: tokens[prompt_tokens..].to_vec(),
+        compressions: sequence.compressions().iter().map(Into::into).collect(),
+    }))
+}
+
+/// Has an empty sequence read a text as if it had written it behind its first `prompt_tokens`: all but the last token,
+/// which is never run in an answer either. `go_on` is told before each step how many tokens were run; false if it said no.
+///
+/// # Errors
+/// The engine's; [`Error::Problem`] if there is nothing behind the prompt.
+pub fn read_into(
+    engine: &Engine,
+    sequence: &mut Sequence,
+    tokens: &[u32],
+    prompt_tokens: usize,
+    go_on: &mut dyn FnMut(usize) -> bool,
+) -> Result<bool> {
+    let behind = match prompt_tokens {
+        0 => None,
+        _ => tokens.get(prompt_tokens..).and_then(<[u32]>::split_last),
+    };
+    let Some((_, run)) = behind else {
+        return Err(Error::Problem(format!(
+            "expected more tokens than the {prompt_tokens} of a prompt of at least one, found {}",
+            tokens.len()
+        )));
+    };
+    sequence.append_tokens(&tokens[..prompt_tokens])?;
+    sequence.reserve(run.len() + 1)?;
+    for &token in run {
         sequence.accept(token)?;
     }
     while sequence.pending() > 0 {
-        if stop() {
-            return Ok(None);
+        if !go_on(tokens.len() - 1 - sequence.pending()) {
+            return Ok(false);
         }
-        engine.step(&mut [&mut sequence])?;
+        engine.step(&mut [&mut *sequence])?;
     }
-    Ok(Some(Trace {
-        prompt_ids: prompt.to_vec(),
-        tokens: rest.to_vec(),
-        compressions: sequence.compressions().iter().map(Into::into).collect(),
-    }))
+    Ok(true)
 }
 
 fn percent(share: Option<f64>) -> String {

@@ -22,7 +22,7 @@ def write(result: dict[str, Any], folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     commit = result["machine"]["commit"].split()[0]
     stem = folder / f"{time.strftime('%Y-%m-%d-%H%M', time.gmtime())}-{commit}"
-    stem.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
+    stem.with_suffix(".json").write_text(json.dumps(result) + "\n")
     plotted = "decode" in result
     if plotted:
         plot(result, stem.with_suffix(".svg"))
@@ -124,7 +124,7 @@ def decode(result: dict[str, Any]) -> str:
                 step = parts["step_seconds"]
                 shares = [parts["product_seconds"] / step, parts["attention_seconds"] / step]
                 lines.append([label, str(length), *(f"{share:.1%}" for share in [*shares, 1 - sum(shares)])])
-    text.append("Where our step's time goes; the rest is ONNX Runtime's overhead between nodes, the embedding's row and the copy of the logits.")
+    text.append("Where our step's time goes; the rest is ONNX Runtime's overhead between nodes, and the copy of the logits.")
     text.append(table(["", "entries", "products, norms, gates", "attention", "rest"], lines))
     held = section["held"]
     if held:

@@ -7,19 +7,6 @@ use super::{Round, Trace};
 
 const TEMPLATE: &str = include_str!("page.html");
 
-/// What the script in the page reads.
-#[derive(Serialize)]
-struct Data<'a> {
-    model: &'a str,
-    policy: &'a str,
-    layers: usize,
-    kv_heads: usize,
-    prompt_tokens: usize,
-    tokens: &'a [u32],
-    pieces: &'a [String],
-    compressions: Vec<Packed>,
-}
-
 /// A compression of all layers.
 #[derive(Serialize)]
 struct Packed {
@@ -47,16 +34,7 @@ pub fn html(trace: &Trace<'_>) -> anyhow::Result<String> {
         compressions.push(pack(round, before, trace.prompt_tokens)?);
         before = Some(round);
     }
-    let data = Data {
-        model: &trace.model,
-        policy: trace.policy,
-        layers: trace.layers,
-        kv_heads: trace.kv_heads,
-        prompt_tokens: trace.prompt_tokens,
-        tokens: trace.tokens,
-        pieces: &trace.pieces,
-        compressions,
-    };
+    let data = trace.with(compressions);
     let Some((head, tail)) = TEMPLATE.split_once("@DATA@") else {
         anyhow::bail!("the page's template has no place for the data");
     };

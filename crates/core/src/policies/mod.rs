@@ -147,6 +147,24 @@ fn keep_all_but_worst(plan: &mut LayerPlan<'_>, scores: &[f32], positions: &[u32
     plan.push_room(keep)
 }
 
+/// The mean of the scores of some heads, each of as many candidates.
+fn mean<'a>(mut heads: impl Iterator<Item = &'a [f32]>) -> Result<Vec<f32>, PlanError> {
+    let mut mean = heads.next().unwrap_or_default().to_vec();
+    let mut count = 1.0;
+    for head in heads {
+        if head.len() != mean.len() {
+            return Err(PlanError::UnequalHeads {
+                expected: mean.len(),
+                found: head.len(),
+            });
+        }
+        mean.iter_mut().zip(head).for_each(|(sum, x)| *sum += x);
+        count += 1.0;
+    }
+    mean.iter_mut().for_each(|sum| *sum /= count);
+    Ok(mean)
+}
+
 /// Adds the `keep` best of `scores` to the plan as its next kept set.
 fn keep_best(plan: &mut LayerPlan<'_>, scores: &[f32], keep: usize) -> Result<(), PlanError> {
     let (best, _) = plan.room(scores.len(), 0)?;

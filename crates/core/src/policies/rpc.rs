@@ -3,7 +3,7 @@
 
 use crate::plan::{LayerPlan, PlanError};
 use crate::policies::r_kv::redundancy;
-use crate::policies::{PolicyKind, keep_best};
+use crate::policies::{PolicyKind, keep_best, mean};
 use crate::policy::{LayerView, Policy, ScoreRule, Spec, Trigger};
 use crate::pooling::{Pooling, check_kernel};
 use crate::schedule::{Budget, OptionError, Schedule};
@@ -127,9 +127,7 @@ impl Rpc {
     pub fn schedule(&self) -> &Schedule {
         &self.schedule
     }
-}
 
-impl Rpc {
     /// With what goes beyond the paper.
     fn plan_weighted(&self, view: &LayerView<'_>, plan: &mut LayerPlan<'_>) -> Result<(), PlanError> {
         let RpcOptions {
@@ -164,9 +162,9 @@ impl Rpc {
             redundancies.extend(view.head_keys()?.map(|keys| redundancy(keys, view.head_dim)));
         }
         if aggregation == Aggregation::Layer {
-            heads = vec![mean(&heads)?];
+            heads = vec![mean(heads.iter().map(Vec::as_slice))?];
             if penalty > 0.0 {
-                redundancies = vec![mean(&redundancies)?];
+                redundancies = vec![mean(redundancies.iter().map(Vec::as_slice))?];
             }
         }
         for (index, scores) in heads.iter().enumerate() {
@@ -183,23 +181,6 @@ impl Rpc {
         }
         Ok(())
     }
-}
-
-/// The mean over heads.
-fn mean(heads: &[Vec<f32>]) -> Result<Vec<f32>, PlanError> {
-    let count = heads.first().map_or(0, Vec::len);
-    let mut mean = vec![0.0; count];
-    for head in heads {
-        if head.len() != count {
-            return Err(PlanError::UnequalHeads {
-                expected: count,
-                found: head.len(),
-            });
-        }
-        mean.iter_mut().zip(head).for_each(|(sum, x)| *sum += x);
-    }
-    mean.iter_mut().for_each(|sum| *sum /= heads.len() as f32);
-    Ok(mean)
 }
 
 impl Policy for Rpc {

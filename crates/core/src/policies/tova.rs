@@ -1,7 +1,7 @@
 //! Token omission via attention (TOVA, arXiv 2401.06104): an entry is worth what the newest query gives it.
 
 use crate::plan::{LayerPlan, PlanError};
-use crate::policies::{PolicyKind, RpcOptions, keep_all_but_worst};
+use crate::policies::{PolicyKind, RpcOptions, keep_all_but_worst, mean};
 use crate::policy::{Attention, LayerView, Policy, Spec, Trigger};
 use crate::rolling::Rolling;
 use crate::schedule::Schedule;
@@ -36,19 +36,9 @@ impl Policy for Tova {
     }
 
     fn plan(&self, view: &LayerView<'_>, plan: &mut LayerPlan<'_>) -> Result<(), PlanError> {
-        let mut heads = view.head_scores()?;
-        let mut sums = heads.next().unwrap_or_default().to_vec();
-        for head in heads {
-            if head.len() != sums.len() {
-                return Err(PlanError::UnequalHeads {
-                    expected: sums.len(),
-                    found: head.len(),
-                });
-            }
-            sums.iter_mut().zip(head).for_each(|(sum, score)| *sum += score);
-        }
+        let scores = mean(view.head_scores()?)?;
         let positions = view.head_positions()?.next().unwrap_or_default();
-        keep_all_but_worst(plan, &sums, positions)
+        keep_all_but_worst(plan, &scores, positions)
     }
 
     fn recipe(&self) -> Option<(PolicyKind, RpcOptions)> {

@@ -1,5 +1,6 @@
 //! Chunks of a cache: what each gives a query, and how that is merged.
 
+use super::record::check_logits;
 use super::{check, run};
 use crate::element::Stored;
 use crate::error::{Error, at_least, at_most, exactly, times};
@@ -25,29 +26,14 @@ pub fn chunk_floats(head_dim: usize) -> usize {
 
 /// [`attend`](crate::attend()) over some chunks of the entries alone: what each gives each query goes to `partial`, `[chunks][tokens *
 /// group]` times [`chunk_floats`], for [`merge_chunks`]. Chunk c is the entries from `c * ATTEND_CHUNK` on, up to the next one or to what
-/// the last token sees. Several threads can work on the chunks of one cache, each with its part of `partial`.
+/// the last token sees. Several threads can work on the chunks of one cache, each with its part of `partial`. `logits` are as for [`attend_recorded`](crate::attend_recorded()), of these
+/// chunks.
 ///
 /// # Errors
-/// As [`attend`](crate::attend()); when a chunk begins behind what the last token sees, or `partial` is not as long as that.
-#[allow(clippy::too_many_arguments)] // those of `attend`, and the chunks
+/// As [`attend_recorded`](crate::attend_recorded()); when a chunk begins behind what the last token sees, or `partial` is not as long as
+/// that.
+#[allow(clippy::too_many_arguments)] // those of `attend_recorded`, and the chunks
 pub fn attend_chunks<E: Stored>(
-    simd: Simd,
-    pages: &KvPages<'_, E>,
-    before: usize,
-    queries: Heads<'_>,
-    chunks: Range<usize>,
-    partial: &mut [f32],
-    scale: f32,
-    scratch: &mut ScratchOn<'_>,
-) -> Result<(), Error> {
-    chunks_recorded(
-        simd, pages, before, queries, chunks, partial, None, scale, scratch,
-    )
-}
-
-/// [`attend_chunks`], and the logits if they are wanted.
-#[allow(clippy::too_many_arguments)] // as above
-pub(super) fn chunks_recorded<E: Stored>(
     simd: Simd,
     pages: &KvPages<'_, E>,
     before: usize,
@@ -69,6 +55,7 @@ pub(super) fn chunks_recorded<E: Stored>(
         times(what, floats, chunk_floats(pages.layout().head_dim))?,
         partial.len(),
     )?;
+    check_logits(logits.as_deref(), &chunks, queries)?;
     if partial.is_empty() {
         return Ok(());
     }

@@ -14,7 +14,8 @@ use crate::vector::{Kernel, Vector};
 pub use chunks::{ATTEND_CHUNK, attend_chunks, chunk_floats, merge_chunks};
 use chunks::{State, Target};
 use int8::{Words, query_words};
-pub use record::{add_attention, attend_chunks_recorded, attend_recorded, recorded_floats};
+use record::check_logits;
+pub use record::{add_attention, recorded_floats};
 use std::ops::Range;
 use tile::{AHEAD_BYTES, Addresses, Tile};
 
@@ -45,35 +46,30 @@ pub fn attend<E: Stored>(
     scale: f32,
     scratch: &mut ScratchOn<'_>,
 ) -> Result<(), Error> {
-    let end = check(simd, pages, before, queries)?;
-    attend_all(
-        simd,
-        pages,
-        before,
-        queries,
-        0..end.div_ceil(ATTEND_CHUNK),
-        out,
-        None,
-        scale,
-        scratch,
-    )
+    attend_recorded(simd, pages, before, queries, out, None, scale, scratch)
 }
 
-#[allow(clippy::too_many_arguments)] // as for `run`
-fn attend_all<E: Stored>(
+/// [`attend`], which leaves the scaled logits, if they are wanted, in `logits` for [`add_attention`]: `[chunks][tokens * group]` rows of
+/// [`ATTEND_CHUNK`] floats, of which those of entries that a query does not see may be anything.
+///
+/// # Errors
+/// As [`attend`]; when `logits` is not [`recorded_floats`] of all chunks long.
+#[allow(clippy::too_many_arguments)] // those of `attend`, and the logits
+pub fn attend_recorded<E: Stored>(
     simd: Simd,
     pages: &KvPages<'_, E>,
     before: usize,
     queries: Heads<'_>,
-    chunks: Range<usize>,
     out: &mut HeadsMut<'_>,
     logits: Option<&mut [f32]>,
     scale: f32,
     scratch: &mut ScratchOn<'_>,
 ) -> Result<(), Error> {
+    let chunks = 0..check(simd, pages, before, queries)?.div_ceil(ATTEND_CHUNK);
     exactly("head_dim of the output", pages.layout().head_dim, out.head_dim())?;
     exactly("tokens of the output", queries.tokens(), out.tokens())?;
     exactly("query heads of the output", queries.group(), out.group())?;
+    check_logits(logits.as_deref(), &chunks, queries)?;
     if queries.tokens() == 0 || queries.group() == 0 {
         return Ok(());
     }

@@ -1,13 +1,9 @@
 //! What attention each entry gets, of the logits that attention leaves behind.
 
-use super::chunks::chunks_recorded;
-use super::{ATTEND_CHUNK, attend_all, check};
-use crate::element::Stored;
+use super::ATTEND_CHUNK;
 use crate::error::{Error, at_least, at_most, exactly, plus, times};
-use crate::heads::{Heads, HeadsMut};
+use crate::heads::Heads;
 use crate::kernels::TILE;
-use crate::pages::KvPages;
-use crate::scratch::ScratchOn;
 use crate::simd::Simd;
 use crate::vector::{Kernel, Vector};
 use std::ops::Range;
@@ -19,60 +15,17 @@ pub fn recorded_floats(chunks: usize, queries: usize) -> usize {
     chunks.saturating_mul(queries).saturating_mul(ATTEND_CHUNK)
 }
 
-/// [`attend`](crate::attend()), which leaves the scaled logits in `logits` for [`add_attention`]: `[chunks][tokens * group]` rows of
-/// [`ATTEND_CHUNK`] floats, of which those of entries that a query does not see may be anything.
-///
-/// # Errors
-/// As [`attend`](crate::attend()); when `logits` is not [`recorded_floats`] of all chunks long.
-#[allow(clippy::too_many_arguments)] // those of `attend`, and the logits
-pub fn attend_recorded<E: Stored>(
-    simd: Simd,
-    pages: &KvPages<'_, E>,
-    before: usize,
+/// Whether the logits of some chunks, if they are wanted, have room.
+pub(super) fn check_logits(
+    logits: Option<&[f32]>,
+    chunks: &Range<usize>,
     queries: Heads<'_>,
-    out: &mut HeadsMut<'_>,
-    logits: &mut [f32],
-    scale: f32,
-    scratch: &mut ScratchOn<'_>,
 ) -> Result<(), Error> {
-    let chunks = 0..check(simd, pages, before, queries)?.div_ceil(ATTEND_CHUNK);
+    let Some(logits) = logits else {
+        return Ok(());
+    };
     let count = times(LOGITS, queries.tokens(), queries.group())?;
-    exactly(LOGITS, recorded_floats(chunks.len(), count), logits.len())?;
-    attend_all(
-        simd,
-        pages,
-        before,
-        queries,
-        chunks,
-        out,
-        Some(logits),
-        scale,
-        scratch,
-    )
-}
-
-/// [`attend_chunks`](crate::attend_chunks()), which leaves the scaled logits of these chunks in `logits`.
-///
-/// # Errors
-/// As [`attend_chunks`](crate::attend_chunks()); when `logits` is not [`recorded_floats`] of these chunks long.
-#[allow(clippy::too_many_arguments)] // those of `attend_chunks`, and the logits
-pub fn attend_chunks_recorded<E: Stored>(
-    simd: Simd,
-    pages: &KvPages<'_, E>,
-    before: usize,
-    queries: Heads<'_>,
-    chunks: Range<usize>,
-    partial: &mut [f32],
-    logits: &mut [f32],
-    scale: f32,
-    scratch: &mut ScratchOn<'_>,
-) -> Result<(), Error> {
-    let count = times(LOGITS, queries.tokens(), queries.group())?;
-    exactly(LOGITS, recorded_floats(chunks.len(), count), logits.len())?;
-    let logits = Some(logits);
-    chunks_recorded(
-        simd, pages, before, queries, chunks, partial, logits, scale, scratch,
-    )
+    exactly(LOGITS, recorded_floats(chunks.len(), count), logits.len())
 }
 
 /// Adds to each entry the attention that the last tokens of a call give it: `out[e] += sum over t in tokens and g of softmax over the

@@ -344,6 +344,7 @@ fn bits_do_not_depend_on_who_attends_which_chunk() {
                             queries,
                             range,
                             part,
+                            None,
                             call.scale,
                             &mut scratch,
                         );

@@ -4,8 +4,8 @@ use crate::cache::{Cache, bits};
 use crate::rng::{ForElement, Rng, for_elements};
 use crate::{EXP, U, logit_error, paths};
 use reasoning_rpc_cpu::{
-    ATTEND_CHUNK, Element, Error, Heads, HeadsMut, Scratch, Simd, add_attention, attend,
-    attend_chunks_recorded, attend_recorded, chunk_floats, merge_chunks, move_entry, recorded_floats,
+    ATTEND_CHUNK, Element, Error, Heads, HeadsMut, Scratch, Simd, add_attention, attend, attend_chunks,
+    attend_recorded, chunk_floats, merge_chunks, move_entry, recorded_floats,
 };
 
 struct Attention<'r>(&'r mut Rng);
@@ -70,7 +70,7 @@ fn check<E: Element>(simd: Simd, rng: &mut Rng) {
         before,
         heads(0, tokens),
         &mut to,
-        &mut logits,
+        Some(&mut logits),
         scale,
         &mut scratch,
     )
@@ -84,14 +84,14 @@ fn check<E: Element>(simd: Simd, rng: &mut Rng) {
     let mut partial = vec![f32::NAN; chunks * count * chunk_floats(head_dim)];
     let mut parts = vec![f32::NAN; recorded_floats(chunks, count)];
     for chunk in 0..chunks {
-        attend_chunks_recorded(
+        attend_chunks(
             simd,
             &cache.pages(),
             before,
             heads(0, tokens),
             chunk..chunk + 1,
             &mut partial[chunk * count * chunk_floats(head_dim)..][..count * chunk_floats(head_dim)],
-            &mut parts[recorded_floats(chunk, count)..][..recorded_floats(1, count)],
+            Some(&mut parts[recorded_floats(chunk, count)..][..recorded_floats(1, count)]),
             scale,
             &mut scratch,
         )
@@ -115,7 +115,7 @@ fn check<E: Element>(simd: Simd, rng: &mut Rng) {
             before + token,
             heads(token, token + 1),
             &mut to,
-            &mut logits,
+            Some(&mut logits),
             scale,
             &mut scratch,
         )

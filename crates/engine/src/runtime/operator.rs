@@ -415,7 +415,7 @@ impl AttentionKernel {
         record.lay_out(rows, kv_heads, |row, kv_head| {
             let tokens = range_of(row).len();
             (tokens * group, before(row, kv_head) + tokens)
-        })?;
+        });
         let recorded = record.lend();
         let (rotated, units) = (&rotated[..], &*units);
         let (out, partial) = (Parts::new(out), Parts::new(partial));
@@ -462,22 +462,17 @@ impl AttentionKernel {
             };
             let Some(shared) = shared.map(|shared| &units.shared[shared]) else {
                 self.state.with_scratch(|scratch| {
-                    let (mut heads, scale) = (heads()?, self.scale);
-                    match &mut logits {
-                        Some(logits) => cpu::attend_recorded(
-                            simd,
-                            &pages,
-                            visible_before,
-                            queries,
-                            &mut heads,
-                            logits,
-                            scale,
-                            scratch,
-                        )?,
-                        None => {
-                            cpu::attend(simd, &pages, visible_before, queries, &mut heads, scale, scratch)?
-                        }
-                    }
+                    let (heads, logits) = (&mut heads()?, logits.as_deref_mut());
+                    cpu::attend_recorded(
+                        simd,
+                        &pages,
+                        visible_before,
+                        queries,
+                        heads,
+                        logits,
+                        self.scale,
+                        scratch,
+                    )?;
                     Ok::<(), Error>(())
                 })?;
                 return add_attention();
@@ -488,30 +483,17 @@ impl AttentionKernel {
                 partial.part(first, chunks.len() * shared.chunk)
             };
             self.state.with_scratch(|scratch| {
-                let (chunks, scale) = (chunks.clone(), self.scale);
-                match &mut logits {
-                    Some(logits) => cpu::attend_chunks_recorded(
-                        simd,
-                        &pages,
-                        visible_before,
-                        queries,
-                        chunks,
-                        mine,
-                        logits,
-                        scale,
-                        scratch,
-                    ),
-                    None => cpu::attend_chunks(
-                        simd,
-                        &pages,
-                        visible_before,
-                        queries,
-                        chunks,
-                        mine,
-                        scale,
-                        scratch,
-                    ),
-                }
+                cpu::attend_chunks(
+                    simd,
+                    &pages,
+                    visible_before,
+                    queries,
+                    chunks.clone(),
+                    mine,
+                    logits.as_deref_mut(),
+                    self.scale,
+                    scratch,
+                )
             })?;
             if shared.is_last() {
                 // SAFETY: the others are done with their parts.

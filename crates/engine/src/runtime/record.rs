@@ -35,7 +35,7 @@ impl Record {
         rows: &[StepRow],
         kv_heads: usize,
         shape: impl Fn(usize, usize) -> (usize, usize),
-    ) -> Result<()> {
+    ) {
         self.parts.clear();
         let (mut logits, mut sums) = (0, 0);
         for (index, row) in rows.iter().enumerate() {
@@ -56,7 +56,6 @@ impl Record {
         }
         self.logits.resize(self.logits.len().max(logits), 0.0);
         self.sums.resize(self.sums.len().max(sums), 0.0);
-        Ok(())
     }
 
     pub(super) fn lend(&mut self) -> Recorded<'_> {

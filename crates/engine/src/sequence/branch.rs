@@ -133,14 +133,16 @@ impl Sequence {
     }
 
     /// Shortens the text to its first `tokens` tokens, of which the last becomes pending: one step
-    /// gives its logits again (with h2o all generated ones do, until the first entry went). The sampler is put back too, a [`set_seed`](Self::set_seed) behind the
-    /// new end included, so that the text that follows is the one that followed. Ends the promise.
+    /// gives its logits again (with h2o all generated ones do, until the first entry went). The sampler is put
+    /// back too, a [`set_seed`](Self::set_seed) behind the new end included, so that the text that follows is the
+    /// one that followed. Ends the promise.
     /// The figures go on counting: they are of work, and that was done.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`], naming the lengths that are possible, if `tokens` is 0, beyond the
     /// text, or so small that a token which the last compression looked back from would be gone or
-    /// pending (with h2o, once an entry went, any token that was written): what that dropped cannot come back. Nothing has changed then.
+    /// pending (with h2o, once an entry went, any token that was written): what that dropped cannot come back.
+    /// Nothing has changed then.
     pub fn rewind(&mut self, tokens: usize) -> Result<()> {
         self.check_alive()?;
         let (earliest, len) = (self.compressed_at + 1, self.tokens.len());

@@ -5,7 +5,7 @@ use reasoning_rpc_core::{Aggregation, Budget, PolicyKind, Pooling, RpcOptions, S
 use reasoning_rpc_test_support::{Random, seed};
 
 use super::{fixed, none, prompt, prompt_up_to, run_pending, start, tiny, write};
-use crate::{CacheType, Sequence};
+use crate::{CacheType, Engine, Sequence};
 
 pub(super) const P: usize = 24;
 pub(super) const R: usize = 6;
@@ -369,6 +369,34 @@ fn check_in(kind: PolicyKind, cache: CacheType) {
     check_with(kind, cache, RpcOptions::default(), Random::new(seed()));
 }
 
+/// Writes 170 tokens, with some given in between, and shows what lay in the cache before and after each compression,
+/// and how many were before it.
+pub(super) fn each_compression(
+    engine: &Engine,
+    sequence: &mut Sequence,
+    random: &mut Random,
+    mut check: impl FnMut(&Sequence, usize, &[Before], &[Before]),
+) {
+    let turn = random.below(150);
+    for token in 0..170 {
+        if token == turn {
+            sequence.append_tokens(&prompt(random, 9)).unwrap();
+        }
+        while sequence.pending() > 0 {
+            engine.shared.advance(&mut [&mut *sequence], |_| 7).unwrap();
+            if !sequence.is_due() {
+                continue;
+            }
+            let remembered = sequence.policy.spec().window_queries();
+            let before = look(sequence, remembered);
+            let done = sequence.stats.compressions;
+            sequence.compress_if_due().unwrap();
+            check(sequence, done, &before, &look(sequence, remembered));
+        }
+        sequence.sample().unwrap();
+    }
+}
+
 fn check_with(kind: PolicyKind, cache: CacheType, options: RpcOptions, mut random: Random) {
     let engine = tiny(|options| options.cache_type = Some(cache));
     let budget = match random.below(2) {
@@ -384,22 +412,13 @@ fn check_with(kind: PolicyKind, cache: CacheType, options: RpcOptions, mut rando
     let policy = kind.build(options).unwrap();
     let schedule = options.schedule().unwrap();
     let mut sequence = start(&engine, policy, &prompt_up_to(&mut random, 30));
-    let (turn, mut compared) = (random.below(150), 0);
-    for token in 0..170 {
-        if token == turn {
-            sequence.append_tokens(&prompt(&mut random, 9)).unwrap();
-        }
-        while sequence.pending() > 0 {
-            engine.shared.advance(&mut [&mut sequence], |_| 7).unwrap();
-            if !sequence.is_due() {
-                continue;
-            }
-            let remembered = sequence.policy.spec().window_queries();
-            let before = look(&sequence, remembered);
-            let done = sequence.stats.compressions;
-            sequence.compress_if_due().unwrap();
-            let after = look(&sequence, remembered);
-            for (index, (before, found)) in before.iter().zip(&after).enumerate() {
+    let mut compared = 0;
+    each_compression(
+        &engine,
+        &mut sequence,
+        &mut random,
+        |sequence, done, before, after| {
+            for (index, (before, found)) in before.iter().zip(after).enumerate() {
                 let expected = reference(&options, kind, before, schedule.kept(done));
                 let record = &sequence.log[sequence.log.len() - 3 + index / 2];
                 assert_eq!(record.kept.len(), 2, "a set for each KV head");
@@ -448,9 +467,8 @@ fn check_with(kind: PolicyKind, cache: CacheType, options: RpcOptions, mut rando
                     }
                 }
             }
-        }
-        sequence.sample().unwrap();
-    }
+        },
+    );
     assert!(compared >= 12, "{compared} heads were compared");
 }
 

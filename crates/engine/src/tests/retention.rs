@@ -4,8 +4,8 @@
 use reasoning_rpc_core::{Aggregation, Budget, PolicyKind, RpcOptions};
 use reasoning_rpc_test_support::{Random, seed};
 
-use super::policies::{Before, P, R, dot, look, reference, window_attention};
-use super::{prompt, prompt_up_to, rpc, run_pending, start, tiny, write};
+use super::policies::{Before, P, R, dot, each_compression, reference, window_attention};
+use super::{prompt_up_to, rpc, run_pending, start, tiny, write};
 use crate::CompressionRecord;
 
 /// float32 against float64: exponentials, and sums of some hundred of them.
@@ -67,22 +67,14 @@ fn check(kind: PolicyKind, aggregation: Aggregation) {
         &prompt_up_to(&mut random, 30),
     );
     sequence.record_scores(true);
-    let (turn, mut compressions) = (random.below(150), 0);
-    for token in 0..170 {
-        if token == turn {
-            sequence.append_tokens(&prompt(&mut random, 9)).unwrap();
-        }
-        while sequence.pending() > 0 {
-            engine.shared.advance(&mut [&mut sequence], |_| 7).unwrap();
-            if !sequence.is_due() {
-                continue;
-            }
-            let remembered = sequence.policy.spec().window_queries();
-            let before = look(&sequence, remembered);
-            sequence.compress_if_due().unwrap();
-            let after = look(&sequence, remembered);
+    let mut compressions = 0;
+    each_compression(
+        &engine,
+        &mut sequence,
+        &mut random,
+        |sequence, _, before, after| {
             compressions += 1;
-            for (index, (before, after)) in before.iter().zip(&after).enumerate() {
+            for (index, (before, after)) in before.iter().zip(after).enumerate() {
                 let (layer, kv_head) = (index / 2, index % 2);
                 let record = &sequence.log[sequence.log.len() - 3 + layer];
                 assert_eq!((record.layer, record.candidates.len()), (layer, 2));
@@ -105,9 +97,8 @@ fn check(kind: PolicyKind, aggregation: Aggregation) {
                 assert_eq!(after.positions, stayed, "{kind:?}");
                 assert!(kept.iter().all(|position| found.positions.contains(position)));
             }
-        }
-        sequence.sample().unwrap();
-    }
+        },
+    );
     assert!(compressions >= 3, "{compressions} compressions");
 }
 
