@@ -445,7 +445,7 @@ impl AttentionKernel {
             };
             let simd = self.state.simd;
             let count = tokens.len() * group;
-            let mut logits = rows[row].attention.map(|_| {
+            let logits = rows[row].attention.map(|_| {
                 // SAFETY: each unit has chunks of its own.
                 unsafe { recorded.logits(row * kv_heads + kv_head, chunks, count) }
             });
@@ -462,13 +462,12 @@ impl AttentionKernel {
             };
             let Some(shared) = shared.map(|shared| &units.shared[shared]) else {
                 self.state.with_scratch(|scratch| {
-                    let (heads, logits) = (&mut heads()?, logits.as_deref_mut());
                     cpu::attend_recorded(
                         simd,
                         &pages,
                         visible_before,
                         queries,
-                        heads,
+                        &mut heads()?,
                         logits,
                         self.scale,
                         scratch,
@@ -490,7 +489,7 @@ impl AttentionKernel {
                     queries,
                     chunks.clone(),
                     mine,
-                    logits.as_deref_mut(),
+                    logits,
                     self.scale,
                     scratch,
                 )
