@@ -1,5 +1,5 @@
 //! Quantised matrices in huge pages of our own. A step reads them all, and from the page cache, with its pages of 4 KB, a core
-//! reads a tenth slower.
+//! reads a fifth slower.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
