@@ -21,7 +21,7 @@ pub mod selection;
 mod vectors;
 
 pub use budget::CacheShape;
-pub use plan::{LayerPlan, Merge, PlanError, PlanMemory};
+pub use plan::{LayerPlan, Merge, PlanError, PlanMemory, PlanParts};
 pub use policies::{Aggregation, NoCompression, PolicyKind, Rpc, RpcOptions, Softmax};
 pub use policy::{Attention, LayerView, Policy, ScoreRule, Spec, Trigger};
 pub use pooling::Pooling;

@@ -28,7 +28,7 @@ pub trait Policy: Any + Send + Sync {
     /// written; exact, so that a request is admitted or refused before its first token.
     fn peak_generated(&self, generated: usize) -> usize;
 
-    /// Chooses for one layer. `plan` arrives empty, with the memory that [`LayerPlan::over`] asks for.
+    /// Chooses for one layer. `plan` arrives empty, with the memory that [`PlanParts`](crate::PlanParts) names.
     ///
     /// # Errors
     /// What the view shows does not fit the policy.
@@ -61,6 +61,8 @@ pub struct Spec {
     /// Whether the store keeps a float for every entry between compressions, 0 at first, which the plan
     /// sets for those that stay.
     pub history: bool,
+    /// Whether its plans merge dropped candidates into kept ones, and shift keys.
+    pub merges: bool,
 }
 
 impl Spec {
