@@ -443,7 +443,8 @@ static void create_compressor(void)
     options.kv_heads = one_in(8) ? NO_HEADS[below(4)] : KV_HEADS;
     options.head_dim = one_in(8) ? NO_DIM[below(5)] : DIM;
     options.dtype = one_in(8) ? (uint32_t)number() : 1 + below(4);
-    static const float FREQUENCIES[DIM / 2] = {1, 0.5f, 0.25f, 0.1f, 0.05f, 0.01f, 0.001f, 0};
+    /* As many as any head has. */
+    static const float FREQUENCIES[128] = {1, 0.5f, 0.25f, 0.1f, 0.05f, 0.01f, 0.001f};
     static const uint32_t POLICIES[] = {0, 1, 2, 7, 8};
     options.policy = one_in(8) ? (uint32_t)number() : POLICIES[below(5)];
     options.inv_freq = one_in(20) ? NULL : FREQUENCIES;

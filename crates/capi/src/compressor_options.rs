@@ -18,8 +18,8 @@ use crate::sequence::{
 };
 use crate::sized::{self, sized};
 
-/// More than any head has pairs.
-const MOST_FREQUENCIES: usize = 1 << 16;
+/// As many pairs as any head has.
+const MOST_FREQUENCIES: usize = 128;
 
 /// The host's memory: tensors, workspaces and everything else lie in main memory.
 pub const RRPC_DEVICE_CPU: u32 = 0;
