@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use reasoning_rpc_core::{Policy, PolicyKind, Schedule, ScoreRule};
+use reasoning_rpc_core::{Policy, PolicyKind, Queries, Schedule, ScoreRule};
 use reasoning_rpc_cpu::Simd;
 
 use crate::ahead::Ahead;
@@ -65,6 +65,8 @@ impl Compressor {
             return refuse("scale", "a finite number above 0", scale);
         }
         let mut rpc = options.rpc;
+        // Nothing is there to be asked while a token attends.
+        rpc.queries = Queries::Stored;
         if !matches!(options.selection, Selection::Rpc) {
             // Not looked at.
             rpc.kernel = 1;

@@ -2,8 +2,8 @@
 //! show.
 
 use crate::plan::{LayerPlan, Merge, PlanError};
-use crate::policies::{PolicyKind, RpcOptions, keep_best};
-use crate::policy::{LayerView, Policy, ScoreRule, Spec, Trigger};
+use crate::policies::{PolicyKind, Queries, RpcOptions, keep_best};
+use crate::policy::{Attention, LayerView, Policy, ScoreRule, Spec, Trigger};
 use crate::schedule::Schedule;
 use crate::vectors::dot;
 
@@ -24,16 +24,23 @@ const LARGEST_RISE: f64 = 3.0;
 /// weighted by scores, a key that raises its expected logit by r = min(3, ln(W / s)), and the score W: with
 /// mu and C the mean and second moments of the queries over sqrt(head_dim),
 /// u = (C + 0.1 tr(C) / head_dim I)^-1 mu, its key rises by r u / (mu . u).
+///
+/// With [`Queries::Online`] the mean attention is what [`Attention::Ahead`] adds up, and mu and C are sums too.
 #[derive(Debug, Clone, Copy)]
 pub struct Lookahead {
     schedule: Schedule,
     merges: bool,
+    queries: Queries,
 }
 
 impl Lookahead {
     /// At the steps of a schedule.
-    pub fn new(schedule: Schedule, merges: bool) -> Self {
-        Self { schedule, merges }
+    pub fn new(schedule: Schedule, merges: bool, queries: Queries) -> Self {
+        Self {
+            schedule,
+            merges,
+            queries,
+        }
     }
 
     fn kind(&self) -> PolicyKind {
@@ -52,13 +59,24 @@ impl Policy for Lookahead {
     fn spec(&self) -> Spec {
         Spec {
             trigger: Trigger::Interval(self.schedule),
-            scores: Some(ScoreRule::IntervalAhead),
             per_kv_head: true,
             keys: self.merges,
-            queries: self.merges,
-            history: true,
             merges: self.merges,
-            ..Spec::default()
+            ..match self.queries {
+                Queries::Stored => Spec {
+                    scores: Some(ScoreRule::IntervalAhead),
+                    queries: self.merges,
+                    history: true,
+                    ..Spec::default()
+                },
+                Queries::Online => Spec {
+                    attention: Some(Attention::Ahead {
+                        interval: self.schedule.interval(),
+                    }),
+                    moments: self.merges,
+                    ..Spec::default()
+                },
+            }
         }
     }
 
@@ -68,28 +86,45 @@ impl Policy for Lookahead {
 
     fn plan(&self, view: &LayerView<'_>, plan: &mut LayerPlan<'_>) -> Result<(), PlanError> {
         let keep = self.schedule.kept(view.done);
-        let mut keys = view.keys;
-        let heads = view.head_scores()?.zip(view.head_history()?);
-        for (kv_head, (attention, history)) in heads.enumerate() {
+        let online = self.queries == Queries::Online;
+        let (mut keys, mut history) = (view.keys, view.history);
+        for (kv_head, attention) in view.head_scores()?.enumerate() {
             let count = attention.len();
             let moments = if self.merges { view.head_dim } else { 0 };
             let (scratch, moments) = plan.take_scratch(count, moments)?;
             let (scores, norms) = scratch.split_at_mut(count);
-            for ((score, attention), history) in scores.iter_mut().zip(attention).zip(history) {
-                *score = attention + HISTORY * history;
+            scores.copy_from_slice(attention);
+            // What is added up online began with the share of the last score.
+            if !online {
+                let own = history.split_off(..count).unwrap_or_default();
+                if own.len() != count {
+                    return Err(PlanError::Scores(format!(
+                        "history: expected one for each of {count} candidates, found {}",
+                        own.len()
+                    )));
+                }
+                for (score, history) in scores.iter_mut().zip(own) {
+                    *score += HISTORY * history;
+                }
             }
             keep_best(plan, scores, keep)?;
             if self.merges {
-                let own = keys.split_off(..count * view.head_dim).unwrap_or_default();
-                let width = view.queries.len() / view.candidates.len();
-                let queries = &view.queries[kv_head * width..][..width];
+                let asked = if online { view.moments } else { view.queries };
+                let width = asked.len() / view.candidates.len();
+                let asked = &asked[kv_head * width..][..width];
                 let head = Head {
                     kv_head: kv_head as u32,
-                    keys: own,
-                    queries,
+                    keys: keys.split_off(..count * view.head_dim).unwrap_or_default(),
+                    queries: match online {
+                        true => Asked::Moments(asked),
+                        false => Asked::Queries(asked),
+                    },
                     head_dim: view.head_dim,
                 };
                 head.merge(plan, scores, &mut norms[..count], moments)?;
+            }
+            if online {
+                scores.iter_mut().for_each(|score| *score *= HISTORY);
             }
             plan.push_history(scores)?;
             plan.put_scratch((scratch, moments));
@@ -98,7 +133,11 @@ impl Policy for Lookahead {
     }
 
     fn recipe(&self) -> Option<(PolicyKind, RpcOptions)> {
-        Some((self.kind(), RpcOptions::of(&self.schedule)))
+        let options = RpcOptions {
+            queries: self.queries,
+            ..RpcOptions::of(&self.schedule)
+        };
+        Some((self.kind(), options))
     }
 }
 
@@ -106,8 +145,16 @@ impl Policy for Lookahead {
 struct Head<'a> {
     kv_head: u32,
     keys: &'a [f32],
-    queries: &'a [f32],
+    queries: Asked<'a>,
     head_dim: usize,
+}
+
+/// What there is of the queries.
+#[derive(Clone, Copy)]
+enum Asked<'a> {
+    Queries(&'a [f32]),
+    /// As [`LayerView::moments`].
+    Moments(&'a [f32]),
 }
 
 impl Head<'_> {
@@ -120,12 +167,15 @@ impl Head<'_> {
         moments: &mut [f64],
     ) -> Result<(), PlanError> {
         let (count, head_dim) = (scores.len(), self.head_dim);
-        if self.keys.len() != count * head_dim || self.queries.is_empty() {
+        let (queries, expected) = match self.queries {
+            Asked::Queries(queries) => (queries.len(), head_dim),
+            Asked::Moments(moments) => (moments.len(), head_dim * (head_dim + 1)),
+        };
+        if self.keys.len() != count * head_dim || queries < expected {
             return Err(PlanError::Scores(format!(
-                "keys and queries: expected {} floats and some, found {} and {}",
+                "keys and queries: expected {} floats and at least {expected}, found {} and {queries}",
                 count * head_dim,
                 self.keys.len(),
-                self.queries.len()
             )));
         }
         let first = plan.merge_count();
@@ -212,24 +262,35 @@ impl Head<'_> {
         let (moments, rest) = scratch.split_at_mut(n * n);
         let (mean, rest) = rest.split_at_mut(n);
         let solution = &mut rest[..n];
-        let count = (self.queries.len() / n) as f64;
         let scale = 1.0 / (n as f64).sqrt();
-        moments.fill(0.0);
-        mean.fill(0.0);
-        for row in self.queries.chunks_exact(n) {
-            let query = &mut *solution;
-            for (x, &element) in query.iter_mut().zip(row) {
-                *x = f64::from(element) * scale;
+        match self.queries {
+            Asked::Queries(queries) => {
+                moments.fill(0.0);
+                mean.fill(0.0);
+                for row in queries.chunks_exact(n) {
+                    let query = &mut *solution;
+                    for (x, &element) in query.iter_mut().zip(row) {
+                        *x = f64::from(element) * scale;
+                    }
+                    for (index, &x) in query.iter().enumerate() {
+                        mean[index] += x;
+                        // The lower triangle.
+                        let row = &mut moments[index * n..][..index + 1];
+                        row.iter_mut().zip(&*query).for_each(|(sum, y)| *sum += x * y);
+                    }
+                }
+                let count = (queries.len() / n) as f64;
+                mean.iter_mut().for_each(|x| *x /= count);
+                moments.iter_mut().for_each(|x| *x /= count);
             }
-            for (index, &x) in query.iter().enumerate() {
-                mean[index] += x;
-                // The lower triangle.
-                let row = &mut moments[index * n..][..index + 1];
-                row.iter_mut().zip(&*query).for_each(|(sum, y)| *sum += x * y);
+            Asked::Moments(given) => {
+                let (first, second) = given.split_at(n);
+                let means = mean.iter_mut().zip(first);
+                means.for_each(|(x, &y)| *x = f64::from(y) * scale);
+                let products = moments.iter_mut().zip(second);
+                products.for_each(|(x, &y)| *x = f64::from(y) * scale * scale);
             }
         }
-        mean.iter_mut().for_each(|x| *x /= count);
-        moments.iter_mut().for_each(|x| *x /= count);
         let trace: f64 = (0..n).map(|i| moments[i * n + i]).sum();
         for i in 0..n {
             moments[i * n + i] += RIDGE * trace / n as f64;
