@@ -4,7 +4,7 @@ use std::ptr;
 use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 
 use reasoning_rpc_engine::core::{
-    Aggregation, Budget, NoCompression, Policy, PolicyKind, Pooling, RpcOptions, Softmax,
+    Aggregation, Budget, NoCompression, Policy, PolicyKind, Pooling, Queries, RpcOptions, Softmax,
 };
 use reasoning_rpc_engine::sampling::SamplingOptions;
 use reasoning_rpc_engine::scheduler::{Refused, ScheduledAnswer};
@@ -43,7 +43,8 @@ pub const RRPC_POLICY_RANDOM: u32 = 5;
 /// R-KV: attention against the redundancy of keys.
 pub const RRPC_POLICY_R_KV: u32 = 6;
 /// The attention of the last `interval` tokens' queries, rotated on to where the next ones will ask from. Not
-/// with models of the portable flavour. It remembers interval * heads * head_dim floats per layer.
+/// with models of the portable flavour. It remembers interval * heads * head_dim floats per layer, or, with
+/// RRPC_QUERIES_ONLINE as `queries`, none.
 pub const RRPC_POLICY_LOOKAHEAD: u32 = 7;
 /// The same, and what is dropped is merged into what is kept.
 pub const RRPC_POLICY_LOOKAHEAD_MERGE: u32 = 8;
@@ -90,6 +91,15 @@ pub const RRPC_POOLING_NONE: u32 = 2;
 pub const RRPC_SOFTMAX_CANDIDATES: u32 = 0;
 /// A query's attention is shared out among all entries that it sees.
 pub const RRPC_SOFTMAX_ALL: u32 = 1;
+
+/// All queries of an interval are stored, interval * heads * head_dim floats per layer, and each is asked about all
+/// entries when the interval ends.
+pub const RRPC_QUERIES_STORED: u32 = 0;
+/// No queries are stored: each is asked while its token attends, about the entries that it sees, which it reads anyway.
+/// An entry misses the queries before it, which costs some accuracy, and steps take longer; two floats are kept per entry,
+/// and for a merge head_dim * (head_dim + 1) floats per KV head and layer and the queries of 64 tokens. Until the first
+/// compression a rewind runs tokens again; after it, tokens that were run cannot be taken back.
+pub const RRPC_QUERIES_ONLINE: u32 = 1;
 
 /// A text under generation: tokens, cache, compression policy and sampler. Used by one call at a time.
 /// A handle: never dereferenced, checked at every call.
@@ -159,6 +169,10 @@ pub struct rrpc_sequence_options {
     /// Weight w of the redundancy of keys, as RRPC_POLICY_R_KV has it, 0 to 1: (1 - w) times the pooled scores
     /// less w times it, both normalised to a maximum of 1. Default 0.
     pub redundancy: f32,
+    /// RRPC_POLICY_LOOKAHEAD and RRPC_POLICY_LOOKAHEAD_MERGE: one of RRPC_QUERIES_. Default RRPC_QUERIES_STORED.
+    pub queries: u32,
+    /// 0.
+    pub reserved2: u32,
 }
 
 sized!(rrpc_sequence_options {
@@ -184,6 +198,8 @@ sized!(rrpc_sequence_options {
     value_norms,
     history,
     redundancy,
+    queries,
+    reserved2,
 });
 
 /// A text inside a struct or an array. This struct never grows.
@@ -393,6 +409,8 @@ fn defaults(engine: &Engine) -> rrpc_sequence_options {
         seed: sampling.seed,
         budget_entries: 0,
         budget_bytes: 0,
+        queries: RRPC_QUERIES_STORED,
+        reserved2: 0,
         softmax: RRPC_SOFTMAX_CANDIDATES,
         value_norms: 0,
         history: rpc.history,
@@ -413,12 +431,8 @@ pub(crate) unsafe fn convert(
         // SAFETY: the caller's promise.
         given = unsafe { sized::read("options", options, given) }?;
     }
-    if given.reserved != 0 {
-        return Err(Failure::argument(format!(
-            "options.reserved: expected 0, found {}",
-            given.reserved
-        )));
-    }
+    args::zero("options.reserved", given.reserved)?;
+    args::zero("options.reserved2", given.reserved2)?;
     let policy: Arc<dyn Policy> = match choice("options.policy", given.policy, &POLICIES)? {
         PolicyKind::None => Arc::new(NoCompression),
         kind => kind
@@ -492,6 +506,14 @@ fn rpc_options(
         history: given.history,
         value_norms: flag("options.value_norms", given.value_norms)?,
         redundancy: given.redundancy,
+        queries: choice(
+            "options.queries",
+            given.queries,
+            &[
+                (RRPC_QUERIES_STORED, Queries::Stored),
+                (RRPC_QUERIES_ONLINE, Queries::Online),
+            ],
+        )?,
     })
 }
 
