@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 VARIANTS = {"plain": 0.0, "dropout": 0.3}
-# Characters of the reasoning, and about as many definitions.
-LENGTHS = {100: 8, 200: 15, 340: 23}
+# Characters of the reasoning, and about as many lines.
+LENGTHS = {80: 8, 150: 14, 220: 19}
 TOLERANCE = 0.05
 
 
@@ -41,7 +41,7 @@ def train(options: argparse.Namespace) -> int:
     from reasoning_rpc_export.cli import main as export
 
     from .checkpoint import write_checkpoint
-    from .training import SHAPE, Plan
+    from .training import Plan
     from .training import train as run
 
     options.out.mkdir(parents=True, exist_ok=True)
@@ -51,7 +51,7 @@ def train(options: argparse.Namespace) -> int:
         say = lambda text, name=name: print(f"{name}: {text}", flush=True)
         plan = Plan(seed=options.seed, drop=drop, **changes)
         weights = run(plan, options.out / f"{name}.npz", options.out / "trunk.npz", say)
-        write_checkpoint(options.out / f"{name}-huggingface", weights, SHAPE)
+        write_checkpoint(options.out / f"{name}-huggingface", weights, plan.shape)
         code = export([str(options.out / f"{name}-huggingface"), str(options.out / name), "--weights", "fp32"])
         if code:
             return code
@@ -62,15 +62,15 @@ def write_problems(out: Path, count: int) -> None:
     """length-N.jsonl for each length: problems whose reasoning is as long, to 5%; none was trained on but by chance."""
     from .problems import make_problem
 
-    for length, definitions in LENGTHS.items():
+    for length, lines in LENGTHS.items():
         generator = random.Random(f"problems {length}")
-        lines: list[str] = []
-        while len(lines) < count:
-            problem = make_problem(generator, definitions + generator.randint(-1, 1))
+        found: list[str] = []
+        while len(found) < count:
+            problem = make_problem(generator, lines + generator.randint(-1, 1))
             if abs(len(problem.reasoning) - length) <= TOLERANCE * length:
-                fields = {"id": len(lines) + 1, "prompt": problem.prompt, "answer": problem.answer, "checker": "math"}
-                lines.append(json.dumps(fields) + "\n")
-        (out / f"length-{length}.jsonl").write_text("".join(lines))
+                fields = {"id": len(found) + 1, "prompt": problem.prompt, "answer": problem.answer, "checker": "math"}
+                found.append(json.dumps(fields) + "\n")
+        (out / f"length-{length}.jsonl").write_text("".join(found))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
 """Problems whose reasoning is long and has one right text: definitions to look up, compute, re-check and recap.
 
-A problem defines variables one after the other, each a digit or the sum or difference of two earlier ones, modulo 10.
-Between the definitions it asks, at random, for earlier variables to be re-checked or recapped. The last definition is
-marked with `!`; its value is the answer.
+The lines of a problem are labelled A, B, C ... and define variables one after the other, each a digit or the sum or
+difference of two earlier ones, modulo 10. Between the definitions, at random, earlier variables are to be re-checked (?)
+or recapped (#). The last definition is marked (!); its value is the answer.
 
-    problem     b=3;k=8;h=k+b;?h;v=b-k;#k;!m=v+h;>
-    reasoning   b=3;k=8;h=k+b=8+3=1;?h=k+b=8+3=1;v=b-k=3-8=5;#k=8;!m=v+h=5+1=6;
+    problem     Ab3;Bk8;Ch=k+b;D?h;Ev=b-k;F#k;G!m=v+h;>
+    reasoning   Ab3;Bk8;Ch=k+b=k8+b3=h1;D?h=k+b=k8+b3=h1;Ev=b-k=b3-k8=v5;F#k8;G!m=v+h=v5+h1=m6;
 
 The problem has every definition, so that one can be looked up at any time; values of variables that are computed stand
 in the reasoning alone. One character is one token.
@@ -17,17 +17,18 @@ import random
 import string
 from dataclasses import dataclass
 
-NAMES = string.ascii_letters
+LABELS = string.ascii_uppercase
+NAMES = string.ascii_lowercase
 END = "<|end|>"
 # The order decides the ids; the end comes last.
-CHARACTERS = string.digits + NAMES + "=+-;?#!>"
+CHARACTERS = string.digits + LABELS + NAMES + "=+-;?#!>"
 IDS = {character: index for index, character in enumerate(CHARACTERS)}
 END_ID = len(CHARACTERS)
-VOCABULARY = 80  # rounded up
+VOCABULARY = 72  # rounded up
 
-LEAVES = 3  # the first definitions are digits
-LEAF_SHARE = 0.15  # of the later ones
-RECHECK_SHARE = RECAP_SHARE = 0.3  # behind a definition
+LEAVES = 3  # the first lines define digits
+LEAF_SHARE = 0.15  # of the later definitions
+RECHECK_SHARE, RECAP_SHARE = 0.2, 0.15  # of the lines
 
 
 @dataclass(frozen=True)
@@ -39,42 +40,38 @@ class Problem:
     answer: int
 
 
-def make_problem(generator: random.Random, definitions: int) -> Problem:
-    """A problem of so many definitions (4 to 52)."""
-    if not LEAVES < definitions <= len(NAMES):
-        raise ValueError(f"definitions: expected {LEAVES + 1} to {len(NAMES)}, found {definitions}")
-    names = generator.sample(NAMES, definitions)
+def make_problem(generator: random.Random, lines: int) -> Problem:
+    """A problem of so many lines, 5 to 26."""
+    if not LEAVES + 2 <= lines <= len(LABELS):
+        raise ValueError(f"lines: expected {LEAVES + 2} to {len(LABELS)}, found {lines}")
+    names = generator.sample(NAMES, len(NAMES))
     values: dict[str, int] = {}
     worked: dict[str, str] = {}  # what a definition comes to, written out
-    asked: set[str] = set()
-    prompt: list[str] = []
-    reasoning: list[str] = []
-
-    def write(item: str, line: str) -> None:
-        prompt.append(f"{item};")
-        reasoning.append(f"{line};")
-
-    for index, name in enumerate(names):
-        mark = "!" if index + 1 == definitions else ""
+    prompt, reasoning = "", ""
+    for index, label in enumerate(LABELS[:lines]):
+        mark = "!" if index + 1 == lines else ""
+        kind = generator.random()
+        if index >= LEAVES and not mark and kind < RECHECK_SHARE + RECAP_SHARE:
+            name = generator.choice(list(values))
+            request = "?" if kind < RECHECK_SHARE else "#"
+            line = worked[name] if request == "?" else f"{name}{values[name]}"
+            prompt += f"{label}{request}{name};"
+            reasoning += f"{label}{request}{line};"
+            continue
+        name = names[len(values)]
         if index < LEAVES or (not mark and generator.random() < LEAF_SHARE):
             values[name] = generator.randrange(10)
-            definition = worked[name] = f"{name}={values[name]}"
+            definition = worked[name] = f"{name}{values[name]}"
         else:
-            left, right = generator.sample(names[:index], 2)
+            left, right = generator.sample(list(values), 2)
             sign = generator.choice("+-")
-            values[name] = (values[left] + (values[right] if sign == "+" else -values[right])) % 10
             definition = f"{name}={left}{sign}{right}"
-            worked[name] = f"{definition}={values[left]}{sign}{values[right]}={values[name]}"
-        write(mark + definition, mark + worked[name])
-        for kind, share in (("?", RECHECK_SHARE), ("#", RECAP_SHARE)):
-            free = [other for other in names[: index + 1] if kind + other not in asked]
-            if mark or not free or generator.random() >= share:
-                continue
-            other = generator.choice(free)
-            asked.add(kind + other)
-            line = worked[other] if kind == "?" else f"{other}={values[other]}"
-            write(kind + other, kind + line)
-    return Problem("".join(prompt) + ">", "".join(reasoning), values[names[-1]])
+            value = (values[left] + (values[right] if sign == "+" else -values[right])) % 10
+            worked[name] = f"{definition}={left}{values[left]}{sign}{right}{values[right]}={name}{value}"
+            values[name] = value
+        prompt += f"{label}{mark}{definition};"
+        reasoning += f"{label}{mark}{worked[name]};"
+    return Problem(prompt + ">", reasoning, values[name])
 
 
 def first_error(problem: str, reasoning: str) -> int | None:
@@ -94,22 +91,20 @@ def solve(problem: str) -> str:
     values: dict[str, int] = {}
     worked: dict[str, str] = {}
     lines = []
-    for item in problem.removesuffix(">").split(";")[:-1]:
-        if item[0] == "?":
-            lines.append("?" + worked[item[1]])
+    for line in problem.removesuffix(">").split(";")[:-1]:
+        item = line[1:].lstrip("?#!")
+        head, name, right = line.removesuffix(item), item[0], item[1:]
+        if "#" in head:
+            lines.append(f"{line}{values[name]}")
             continue
-        if item[0] == "#":
-            lines.append(f"{item}={values[item[1]]}")
-            continue
-        mark, definition = ("!", item[1:]) if item[0] == "!" else ("", item)
-        name, right = definition[0], definition[2:]
-        if len(right) == 1:
-            values[name], worked[name] = int(right), definition
-        else:
-            left, other = values[right[0]], values[right[2]]
-            values[name] = (left + other if right[1] == "+" else left - other) % 10
-            worked[name] = f"{definition}={left}{right[1]}{other}={values[name]}"
-        lines.append(mark + worked[name])
+        if right.isdigit():
+            values[name], worked[name] = int(right), item
+        elif right:
+            first, sign, second = right[1:]
+            left, other = values[first], values[second]
+            values[name] = (left + other if sign == "+" else left - other) % 10
+            worked[name] = f"{item}={first}{left}{sign}{second}{other}={name}{values[name]}"
+        lines.append(head + worked[name])
     return "".join(f"{line};" for line in lines)
 
 

@@ -23,7 +23,6 @@ from . import network
 from .network import Parameters, Shape
 from .problems import END_ID, VOCABULARY, Problem, encode, make_problem
 
-SHAPE = Shape(vocab_size=VOCABULARY)
 PAD = 64  # texts are padded to a multiple, so that few shapes are compiled
 
 
@@ -31,12 +30,13 @@ PAD = 64  # texts are padded to a multiple, so that few shapes are compiled
 class Plan:
     """What decides the weights."""
 
+    shape: Shape = Shape(vocab_size=VOCABULARY)
     seed: int = 1
-    steps: int = 4000
-    tokens: int = 2048  # of a step, about
-    definitions: int = 24  # the most of a problem
-    growing: float = 0.5  # the share of the steps in which the most grows from 5 to that
-    rate: float = 3e-3
+    steps: int = 3000
+    tokens: int = 1536  # of a step, about
+    lines: int = 20  # the most of a problem
+    growing: float = 0.5  # the share of the steps in which the most grows from 6 to that
+    rate: float = 2e-3
     warmup: int = 100
     decay: float = 0.05
     clip: float = 1.0
@@ -44,8 +44,8 @@ class Plan:
     drop_from: float = 0.5  # from this share of the steps on
     window: int = 16  # entries that are this near are always seen
 
-    def most_definitions(self, step: int) -> int:
-        return round(5 + (self.definitions - 5) * min(1.0, step / (self.growing * self.steps)))
+    def most_lines(self, step: int) -> int:
+        return round(6 + (self.lines - 6) * min(1.0, step / (self.growing * self.steps)))
 
     @property
     def trunk(self) -> int:
@@ -80,9 +80,9 @@ def make_batch(problems: list[Problem]) -> Batch:
 def draw_batch(plan: Plan, step: int) -> Batch:
     """Problems of one size, as many as have about `tokens`."""
     generator = random.Random(f"{plan.seed} {step}")
-    most = plan.most_definitions(step)
-    definitions = generator.randint(4, most)
-    return make_batch([make_problem(generator, definitions) for _ in range(max(1, plan.tokens // (22 * definitions)))])
+    most = plan.most_lines(step)
+    lines = generator.randint(5, most)
+    return make_batch([make_problem(generator, lines) for _ in range(max(1, plan.tokens // (20 * lines)))])
 
 
 def causal(length: int) -> jax.Array:
@@ -91,11 +91,11 @@ def causal(length: int) -> jax.Array:
 
 def visible(batch: dict[str, jax.Array], plan: Plan, key: jax.Array) -> jax.Array:
     """[layers or 1, B, KV heads or 1, T, T]: what is seen. Of the reasoning, entries vanish once they are `window` back."""
-    size, length = batch["ids"].shape
+    shape, (size, length) = plan.shape, batch["ids"].shape
     seen = causal(length)[None, None, None]
     if not plan.drop:
         return seen
-    kept = jax.random.uniform(key, (SHAPE.num_hidden_layers, size, SHAPE.num_key_value_heads, 1, length)) >= plan.drop
+    kept = jax.random.uniform(key, (shape.num_hidden_layers, size, shape.num_key_value_heads, 1, length)) >= plan.drop
     index = jnp.arange(length)
     given = (index[None, :] < batch["begins"][:, None])[None, :, None, None, :]
     near = (index[:, None] - index[None, :] < plan.window)[None, None, None]
@@ -108,14 +108,15 @@ def targets(batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
     return batch["ids"][:, 1:], (index >= batch["begins"][:, None]) & (index < batch["ends"][:, None])
 
 
-def run(parameters: Parameters, batch: dict[str, jax.Array], seen: jax.Array) -> jax.Array:
+def run(parameters: Parameters, shape: Shape, batch: dict[str, jax.Array], seen: jax.Array) -> jax.Array:
+    """Logits [B, T - 1, vocabulary] of the next ids."""
     positions = jnp.broadcast_to(jnp.arange(batch["ids"].shape[1]), batch["ids"].shape)
-    return network.logits(parameters, SHAPE, batch["ids"], positions, seen)[:, :-1]
+    return network.logits(parameters, shape, batch["ids"], positions, seen)[:, :-1]
 
 
 def loss(parameters: Parameters, batch: dict[str, jax.Array], plan: Plan, key: jax.Array) -> jax.Array:
     """Mean negative log likelihood of the reasoning's tokens."""
-    scores = jax.nn.log_softmax(run(parameters, batch, visible(batch, plan, key)))
+    scores = jax.nn.log_softmax(run(parameters, plan.shape, batch, visible(batch, plan, key)))
     following, counted = targets(batch)
     picked = jnp.take_along_axis(scores, following[..., None], -1)[..., 0]
     return -jnp.sum(picked * counted) / jnp.sum(counted)
@@ -143,14 +144,14 @@ def update(state: State, batch: dict[str, jax.Array], plan: Plan, step: jax.Arra
     return new, value
 
 
-@jax.jit
-def right(parameters: Parameters, batch: dict[str, jax.Array]) -> jax.Array:
+@partial(jax.jit, static_argnames="shape")
+def right(parameters: Parameters, shape: Shape, batch: dict[str, jax.Array]) -> jax.Array:
     """Which texts greedy decoding with the full cache writes without an error.
 
     Given the right text so far, the likeliest token is always the right one: so greedy decoding gives that text.
     """
     following, counted = targets(batch)
-    best = jnp.argmax(run(parameters, batch, causal(batch["ids"].shape[1])[None, None, None]), -1)
+    best = jnp.argmax(run(parameters, shape, batch, causal(batch["ids"].shape[1])[None, None, None]), -1)
     return jnp.all((best == following) | ~counted, axis=1)
 
 
@@ -158,16 +159,16 @@ def arrays(batch: Batch) -> dict[str, jax.Array]:
     return {name: jnp.asarray(value) for name, value in vars(batch).items()}
 
 
-def exactness(parameters: Parameters, definitions: int, count: int, seed: str) -> float:
-    """The share of `count` problems of so many definitions whose whole reasoning is right."""
+def exactness(parameters: Parameters, shape: Shape, lines: int, count: int, seed: str) -> float:
+    """The share of `count` problems of so many lines whose whole reasoning is right."""
     generator = random.Random(seed)
-    problems = [make_problem(generator, definitions) for _ in range(count)]
-    found = [right(parameters, arrays(make_batch(problems[at : at + 10]))) for at in range(0, count, 10)]
+    problems = [make_problem(generator, lines) for _ in range(count)]
+    found = [right(parameters, shape, arrays(make_batch(problems[at : at + 10]))) for at in range(0, count, 10)]
     return float(jnp.concatenate(found).mean())
 
 
 def begin(plan: Plan) -> State:
-    weights = network.initialize(SHAPE, plan.seed)
+    weights = network.initialize(plan.shape, plan.seed)
     zeros = lambda: {name: jnp.zeros_like(value) for name, value in weights.items()}
     return {"weights": weights, "mean": zeros(), "square": zeros()}
 
@@ -192,8 +193,13 @@ def load(path: Path, plan: Plan) -> tuple[State, int, float]:
         return state, int(file["step"]), float(file["seconds"])
 
 
-def train(plan: Plan, checkpoint: Path, trunk: Path, say=print, save_every: float = 60.0) -> Parameters:
-    """Trains to the end, from the checkpoint if there is one, else from the trunk if there is one."""
+def train(
+    plan: Plan, checkpoint: Path, trunk: Path, say=print, save_every: float = 60.0, limit: float = math.inf
+) -> Parameters | None:
+    """Trains to the end, from the checkpoint if there is one, else from the trunk if there is one.
+
+    None if it stopped before, after `limit` seconds: the checkpoint has what was reached.
+    """
     plain = replace(plan, drop=0.0)
     if checkpoint.exists():
         state, step, before = load(checkpoint, plan)
@@ -210,14 +216,16 @@ def train(plan: Plan, checkpoint: Path, trunk: Path, say=print, save_every: floa
         now = time.monotonic()
         seconds = before + now - start
         if step % 25 == 0:
-            most = plan.most_definitions(step)
-            say(f"step {step} of {plan.steps}, {seconds:.0f} s, up to {most} definitions: loss {float(value):.4f}")
+            most = plan.most_lines(step)
+            say(f"step {step} of {plan.steps}, {seconds:.0f} s, up to {most} lines: loss {float(value):.4f}")
         if step % 200 == 0 or step == plan.steps:
-            shares = [f"{n}: {exactness(state['weights'], n, 50, 'watch'):.2f}" for n in (8, 16, plan.definitions)]
-            say(f"step {step}: reasoning without an error, by definitions: {', '.join(shares)}")
+            shares = [f"{n}: {exactness(state['weights'], plan.shape, n, 50, 'watch'):.2f}" for n in (8, 16, plan.lines)]
+            say(f"step {step}: reasoning without an error, by lines: {', '.join(shares)}")
         if step == plan.trunk and not trunk.exists():
             save(trunk, state, step, seconds, plain)
         if now - saved > save_every or step == plan.steps:
             save(checkpoint, state, step, seconds, plan)
             saved = now
+            if step < plan.steps and now - start > limit:
+                return None
     return state["weights"]
