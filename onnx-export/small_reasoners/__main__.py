@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import sys
 from pathlib import Path
+
+# One thread: the same sums on every machine, and cores left for others. Read when JAX is imported.
+os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false")
 
 VARIANTS = {"plain": 0.0, "dropout": 0.3}
 # Characters of the reasoning, and about as many lines.
