@@ -169,3 +169,8 @@ def quantile(blocks):
     """Student's 97.5% quantile, to 1% from 10 blocks on (Cornish and Fisher's first term)."""
     z = 1.959964
     return z + (z**3 + z) / (4 * (blocks - 1))
+
+
+def table(head, rows):
+    rule = ["---"] + ["---:"] * (len(head) - 1)
+    return "\n".join("| " + " | ".join(row) + " |" for row in [head, rule, *rows]) + "\n"

@@ -11,7 +11,7 @@ the table; a figure that is not there is printed as not run. A benchmark's file 
 import sys
 
 import cells
-from cells import Cell, mean, quantile, ratio
+from cells import Cell, mean, quantile, ratio, table
 
 MODELS = {"smollm2": "SmolLM2-135M", "qwen25coder": "Qwen2.5-Coder-0.5B"}
 TEXTS = {
@@ -71,22 +71,25 @@ def columns(cell):
     return [with_error(mean(cell, "nll_minus_full")), with_error(mean(cell, "kl"))[1:]] if cell else [NOT_RUN] * 2
 
 
-def table(head, rows):
-    rule = ["---"] + ["---:"] * (len(head) - 1)
-    return "\n".join("| " + " | ".join(row) + " |" for row in [head, rule, *rows]) + "\n"
-
-
 def policies(options):
-    # By value: the ratios that figures of others exist for come first, the wider model and what is slow last.
-    order = [
-        Cell(model, text, f"{policy}:ratio={c}")
-        for model in MODELS
-        for c in (4, 8, 2)
-        for text in READ
-        for policy in POLICIES.values()
+    def some(model, names, ratios):
+        of = [POLICIES[name] for name in names]
+        return [Cell(model, text, f"{policy}:ratio={c}") for c in ratios for text in READ for policy in of]
+
+    rolling = [name for name in POLICIES if name in cells.ROLLING]
+    others = [name for name in POLICIES if name not in rolling]
+    core = [name for name in others if name.startswith(("rpc", "lookahead"))]
+    # What is wanted first and cheap comes first.
+    stages = [
+        some("smollm2", others, (4, 8)),
+        some("qwen25coder", core, (4, 8)),
+        some("smollm2", others, (2,)),
+        some("smollm2", rolling, RATIOS),
+        some("qwen25coder", others, (4, 8, 2)),
+        some("qwen25coder", rolling, RATIOS),
     ]
-    if not options.print:
-        cells.run(sorted(order, key=lambda cell: cell.policy.startswith(cells.ROLLING)), options)
+    for stage in [] if options.print else stages:
+        cells.run(stage, options)
     for model, name in MODELS.items():
         for text in READ:
             found = {
