@@ -70,6 +70,12 @@ def answers(task, options):
     return found
 
 
+def figures(answer):
+    """Right, tokens, ended by itself, compressions, peak bytes."""
+    ended = answer["stop_reason"] in ("eos", "stop")
+    return [answer["score"]["passed"], answer["tokens"], ended, answer["compressions"], answer["cache_peak_bytes"]]
+
+
 def wilson(share, count):
     """Wilson's score interval, 95%."""
     z = 1.959964

@@ -1,17 +1,20 @@
 """The tables of docs/accuracy.md on texts, in Markdown.
 
-    texts.py policies|intervals|options --benchmarks DIR --models DIR [--results DIR] [--only WORD ...] [--print]
+    texts.py policies|intervals|options|memory --benchmarks DIR --models DIR [--results DIR] [--only WORD ...] [--print]
 
 policies: every policy, three texts, two models, P = 256, R = 32, c = 2, 4, 8, fp32. intervals: SmolLM2 at P = 1024 with
-caches of fp16 and int8. options: variants of rpc, chosen on one text and reported on three others. The models are
+caches of fp16 and int8. options: variants of rpc, chosen on one text and reported on three others. memory: what
+policies take with fp16 caches, for answers of 8,000 tokens (SmolLM2) and 32,000. The models are
 --models DIR/smollm2-fp32 and DIR/qwen25coder-fp32. Runs what --results lacks, one file for each figure, and then prints
 the table; a figure that is not there is printed as not run. A benchmark's file or a model that is absent is an error.
 """
 
+import json
+import subprocess
 import sys
 
 import cells
-from cells import Cell, mean, quantile, ratio, table
+from cells import PROMPT_TOKENS, Cell, mean, quantile, ratio, table
 
 MODELS = {"smollm2": "SmolLM2-135M", "qwen25coder": "Qwen2.5-Coder-0.5B"}
 TEXTS = {
@@ -119,6 +122,21 @@ def policies(options):
     print(table(["model", "text", "c", "NLL", "KL", "at most 0.6 (NLL, KL)"], rows))
 
 
+    print("**lookahead-merge at c = 8 beside rpc at c = 4**: with the queries that it remembers it takes as many bytes here\n")
+    rows = []
+    for model, name in MODELS.items():
+        pairs = []
+        for text in READ:
+            pair = [
+                Cell(model, text, f"{policy}:ratio={c}").read(options.results)
+                for policy, c in (("lookahead-merge", 8), ("rpc:aggregation=layer", 4))
+            ]
+            rows.append([name, TEXTS[text], *shares([pair] if all(pair) else [])[:2]])
+            pairs.append(pair)
+        rows.append([name, "all three", *shares(pairs if all(all(pair) for pair in pairs) else [])[:2]])
+    print(table(["model", "text", "NLL of rpc's", "KL of rpc's"], rows))
+
+
 def shares(pairs):
     """The ratio of losses, of divergences, and what can be said of them."""
     if not pairs:
@@ -191,9 +209,31 @@ def options_search(options):
     print(table(["text", "c", "variant", "NLL - full", "KL", "NLL of rpc's", "KL of rpc's"], rows))
 
 
+def memory(options):
+    """What a policy takes: its cache, and what it remembers beside it, as `reasoning-rpc inspect` counts."""
+    rows = []
+    for model, tokens in (("smollm2", 8000), ("qwen25coder", 32000)):
+        folder = options.models / f"{model}-fp32"
+        cells.need(options.program, folder / "manifest.json")
+        for interval in (256, 1024, 4096):
+            for policy, c in (("none", 4), ("rpc", 4), ("lookahead", 4), ("lookahead", 8)):
+                command = [
+                    options.program, "inspect", "--model", folder, "--prompt-tokens", PROMPT_TOKENS, "--max-tokens", tokens,
+                    "--policy", policy, "--interval", interval, "--ratio", c, "--cache-dtype", "fp16", "--output", "json",
+                ]  # fmt: skip
+                done = subprocess.run([str(word) for word in command], stdout=subprocess.PIPE, check=True)
+                answer = json.loads(done.stdout)["answer"]
+                cache, beside = answer["peak_compressed"]["bytes"], answer["query_bytes"] + answer["history_bytes"]
+                whole = cache if policy == "none" else whole
+                name = policy if policy == "none" else f"{policy}, c={c}"
+                sizes = [f"{size / 2**20:.1f}" for size in (cache, beside)]
+                rows.append([MODELS[model], str(interval), name, *sizes, f"{(cache + beside) / whole:.2f}"])
+    print(table(["model", "P", "policy", "cache, MiB", "beside it, MiB", "of the whole cache"], rows))
+
+
 def main() -> int:
     parser = cells.arguments(__doc__)
-    tables = {"policies": policies, "intervals": intervals, "options": options_search}
+    tables = {"policies": policies, "intervals": intervals, "options": options_search, "memory": memory}
     parser.add_argument("table", choices=tables)
     options = parser.parse_args()
     tables[options.table](options)
