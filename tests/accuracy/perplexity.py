@@ -5,8 +5,8 @@
 DIR/perplexity/expected.json names texts, policies and ratios; the text TEXT.MODEL lies beside it as TEXT.MODEL.json,
 token ids. Its model is --models DIR/MODEL-fp32, an export with fp32 weights. A row is the mean negative log-likelihood
 of the tokens behind the first compression, less that with the whole cache. What --results has is not run again (the
-cells are those of texts.py); a row that is not there is printed as not run. Exits with 1 if a figure is further from the
-expected one than 5e-4, or if none is there; a file that is absent is an error.
+cells are those of texts.py); a row that is not there is printed as not run. Exits with 1 if a figure is further from
+the expected one than 5e-4, or if none is there; a file that is absent is an error.
 """
 
 import json

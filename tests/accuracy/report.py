@@ -41,8 +41,9 @@ def main() -> int:
 
     KEPT.mkdir(parents=True, exist_ok=True)
     folder = options.results / "texts"
-    found = {str(path.relative_to(folder).with_suffix("")): json.loads(path.read_text()) for path in sorted(folder.rglob("*.json"))}
-    write("texts", found)
+    paths = sorted(folder.rglob("*.json"))
+    name = lambda path: str(path.relative_to(folder).with_suffix(""))
+    write("texts", {name(path): json.loads(path.read_text()) for path in paths})
     for task in tasks.TASKS:
         kept = {}
         for policy, answers in tasks.answers(task, options).items():
@@ -54,8 +55,9 @@ def main() -> int:
 
 def write(name, figures):
     if figures:
-        lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(value, separators=(',', ':'))}" for key, value in figures.items())
-        (KEPT / f"{name}.json").write_text("{\n" + lines + "\n}\n")
+        compact = lambda value: json.dumps(value, separators=(",", ":"))
+        lines = [f"{json.dumps(key)}: {compact(value)}" for key, value in figures.items()]
+        (KEPT / f"{name}.json").write_text("{\n" + ",\n".join(lines) + "\n}\n")
 
 
 if __name__ == "__main__":

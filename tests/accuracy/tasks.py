@@ -3,11 +3,11 @@
     tasks.py humaneval|ifeval --benchmarks DIR --models DIR [--results DIR] [--only POLICY ...] [--limit N] [--print]
 
 humaneval: Qwen2.5-Coder-0.5B continues the functions of DIR/humaneval.jsonl, which scripts/fetch-humaneval fetches;
-P = 32, R = 16. ifeval: SmolLM2-135M answers DIR/ifeval.jsonl in up to 512 tokens; P = 64, R = 16. Greedy, every policy at
-c = 4, rpc and random also at 2 and 8. The models are --models DIR/qwen25coder-int8 and DIR/smollm2-int8. Answers are those
-of `reasoning-rpc eval`, one policy after the other in the order of the table; those that --results has are taken as they
-are. A policy without answers is printed as not run; one that has some is compared on those. A benchmark's file or a model
-that is absent is an error.
+P = 32, R = 16. ifeval: SmolLM2-135M answers DIR/ifeval.jsonl in up to 512 tokens; P = 64, R = 16. Greedy, every policy
+at c = 4, rpc and random also at 2 and 8. The models are --models DIR/qwen25coder-int8 and DIR/smollm2-int8. Answers
+are those of `reasoning-rpc eval`, one policy after the other in the order of the table; those that --results has are
+taken as they are. A policy without answers is printed as not run; one that has some is compared on those. A
+benchmark's file or a model that is absent is an error.
 """
 
 import json
@@ -127,7 +127,8 @@ def main() -> int:
     cells.need(problems)
     total = sum(bool(line.strip()) for line in problems.read_text().splitlines())
     found = answers(options.table, options)
-    head = ["policy", "problems", "right (95%)", "better", "worse", "p", "finished", "tokens", "compressions", "peak, MiB"]
+    head = ["policy", "problems", "right (95%)", "better", "worse", "p", "finished", "tokens", "compressions"]
+    head.append("peak, MiB")
     rows = [row(policy, found[policy], found[NONE], total) for policy in POLICIES]
     print(cells.table(head, rows))
     # Problems on which nothing is compressed say nothing of compression.

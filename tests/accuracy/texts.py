@@ -122,7 +122,7 @@ def policies(options):
     print(table(["model", "text", "c", "NLL", "KL", "at most 0.6 (NLL, KL)"], rows))
 
 
-    print("**lookahead-merge at c = 8 beside rpc at c = 4**: with the queries that it remembers it takes as many bytes here\n")
+    print("**lookahead-merge at c = 8 beside rpc at c = 4**: with the queries it remembers, as many bytes here\n")
     rows = []
     for model, name in MODELS.items():
         pairs = []
@@ -194,8 +194,8 @@ def options_search(options):
         return print("The texts for the report: not run.")
     chosen = ["rpc"] + [variant for variant in known if variant != "rpc"][:REPORTED]
     settings = [(text, c) for c in (4, 8) for text in READ]
-    # rpc's own sets are per layer: the same cell as in the table of policies.
-    name = lambda variant, c: f"{'rpc:aggregation=layer' if variant == 'rpc' else variant}:ratio={c}"
+    # rpc's own sets are per layer: the cell of the table of policies.
+    name = lambda variant, c: f"{variant if variant != 'rpc' else 'rpc:aggregation=layer'}:ratio={c}"
     if not options.print:
         cells.run([Cell("smollm2", text, name(v, c)) for text, c in settings for v in chosen], options)
     print("\n**Reported on texts that nothing was chosen on**\n")
@@ -218,8 +218,9 @@ def memory(options):
         for interval in (256, 1024, 4096):
             for policy, c in (("none", 4), ("rpc", 4), ("lookahead", 4), ("lookahead", 8)):
                 command = [
-                    options.program, "inspect", "--model", folder, "--prompt-tokens", PROMPT_TOKENS, "--max-tokens", tokens,
-                    "--policy", policy, "--interval", interval, "--ratio", c, "--cache-dtype", "fp16", "--output", "json",
+                    options.program, "inspect", "--model", folder, "--prompt-tokens", PROMPT_TOKENS, "--output", "json",
+                    "--max-tokens", tokens, "--policy", policy, "--interval", interval, "--ratio", c,
+                    "--cache-dtype", "fp16",
                 ]  # fmt: skip
                 done = subprocess.run([str(word) for word in command], stdout=subprocess.PIPE, check=True)
                 answer = json.loads(done.stdout)["answer"]

@@ -452,8 +452,8 @@ impl Reader {
     }
 }
 
-/// [`Reader::read`] of several at once, a token at a time: those that cannot take more in a step share the passes
-/// over the weights.
+/// [`Reader::read`] of several at once, a token at a time: those that cannot take more in a step share the
+/// passes over the weights.
 fn read_together(
     readers: &mut [&mut Reader],
     engine: &Engine,
