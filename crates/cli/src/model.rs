@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use reasoning_rpc_engine::EngineOptions;
+use reasoning_rpc_engine::{Engine, EngineOptions};
 
 use crate::args::{Given, Group, Opt, option, switch};
 use crate::compression;
@@ -73,4 +73,20 @@ pub fn options_of(given: &Given, folder: &Path) -> anyhow::Result<EngineOptions>
         map_weights: given.has("map-weights"),
         ..EngineOptions::new(folder)
     })
+}
+
+/// An engine for so many sequences at once: if no budget was named, what the whole context of each of them takes
+/// uncompressed.
+pub fn open(options: &EngineOptions, sequences: usize) -> anyhow::Result<Engine> {
+    let engine = Engine::open(options)?;
+    if options.budget.is_some() || sequences == 1 {
+        return Ok(engine);
+    }
+    let budget = engine.budget().0.saturating_mul(sequences);
+    drop(engine);
+    Ok(Engine::open(&EngineOptions {
+        budget: Some(budget),
+        verify_weights: false,
+        ..options.clone()
+    })?)
 }
