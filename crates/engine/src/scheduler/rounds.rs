@@ -174,7 +174,7 @@ pub(super) struct Rounds<T: Task> {
 pub(super) fn emptied<'a, T>(mut list: Vec<&mut T>) -> Vec<&'a mut T> {
     list.clear();
     // Collected where it lies: the allocations of a step are counted by a test.
-    list.into_iter().filter_map(|_| None).collect()
+    list.into_iter().map_while(|_| None).collect()
 }
 
 /// Lets nothing new in when the thread ends, however it does.
