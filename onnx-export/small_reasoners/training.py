@@ -68,21 +68,31 @@ class Batch:
     ends: np.ndarray
 
 
+def padded(problems: list[Problem]) -> int:
+    """The length of the longest text, its end included, rounded up."""
+    return -(-max(len(problem.prompt + problem.reasoning) + 1 for problem in problems) // PAD) * PAD
+
+
 def make_batch(problems: list[Problem]) -> Batch:
     texts = [encode(problem.prompt + problem.reasoning) + [END_ID] for problem in problems]
-    longest = -(-max(map(len, texts)) // PAD) * PAD
-    ids = np.zeros((len(texts), longest), np.int32)
+    ids = np.zeros((len(texts), padded(problems)), np.int32)
     for row, text in zip(ids, texts):
         row[: len(text)] = text
     return Batch(ids, np.array([len(p.prompt) for p in problems]), np.array([len(text) for text in texts]))
 
 
 def draw_batch(plan: Plan, step: int) -> Batch:
-    """Problems of one size, as many as have about `tokens`."""
+    """Problems of one size, as many as have `tokens` when they are padded: one number of rows for each length."""
     generator = random.Random(f"{plan.seed} {step}")
     most = plan.most_lines(step)
     lines = generator.randint(5, most)
-    return make_batch([make_problem(generator, lines) for _ in range(max(1, plan.tokens // (20 * lines)))])
+    problems = [make_problem(generator, lines) for _ in range(8)]
+    length = padded(problems)
+    while len(problems) < plan.tokens // length:
+        problem = make_problem(generator, lines)
+        if padded([problem]) <= length:
+            problems.append(problem)
+    return make_batch(sorted(problems, key=lambda problem: -padded([problem]))[: max(1, plan.tokens // length)])
 
 
 def causal(length: int) -> jax.Array:
@@ -218,8 +228,8 @@ def train(
         if step % 25 == 0:
             most = plan.most_lines(step)
             say(f"step {step} of {plan.steps}, {seconds:.0f} s, up to {most} lines: loss {float(value):.4f}")
-        if step % 200 == 0 or step == plan.steps:
-            shares = [f"{n}: {exactness(state['weights'], plan.shape, n, 50, 'watch'):.2f}" for n in (8, 16, plan.lines)]
+        if step % 250 == 0 or step == plan.steps:
+            shares = [f"{n}: {exactness(state['weights'], plan.shape, n, 40, 'watch'):.2f}" for n in (plan.lines // 2, plan.lines)]
             say(f"step {step}: reasoning without an error, by lines: {', '.join(shares)}")
         if step == plan.trunk and not trunk.exists():
             save(trunk, state, step, seconds, plain)

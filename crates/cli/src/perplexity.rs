@@ -113,7 +113,7 @@ struct Against {
 fn run(given: &Given) -> anyhow::Result<ExitCode> {
     let json = given.json()?;
     let against = given.choice("against", &[("none", ())])?.is_some();
-    let compression = compression::Choice::parse(given)?;
+    let compression = compression::Choice::parse(given)?.without_thoughts()?;
     let prompt_tokens = prompt_tokens(given)?;
     let max_tokens = given.count("max-tokens")?;
     let seed = given.seed()?.unwrap_or(0);
