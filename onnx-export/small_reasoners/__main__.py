@@ -12,7 +12,8 @@ from pathlib import Path
 # One thread: the same sums on every machine, and cores left for others. Read when JAX is imported.
 os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false")
 
-VARIANTS = {"plain": 0.0, "dropout": 0.3}
+# What is different in the second half of the training.
+VARIANTS = {"plain": {}, "dropout": {"drop": 0.3}, "lightthinker": {"gists": 2}}
 # Characters of the reasoning, and about as many lines.
 LENGTHS = {80: 8, 150: 14, 220: 19}
 TOLERANCE = 0.05
@@ -24,7 +25,10 @@ def main(arguments: list[str] | None = None) -> int:
     command = commands.add_parser("train", help="trains the models, exports them, and writes problems")
     command.add_argument("out", type=Path, help="folder; training goes on from the checkpoints that it has")
     command.add_argument("--seed", type=int, default=1)
+    command.add_argument("--variants", nargs="+", choices=VARIANTS, default=["plain", "dropout"], help="[plain dropout]")
     command.add_argument("--steps", type=int, help="training steps of each model [the plan's]")
+    command.add_argument("--lines", type=int, help="the most lines of a problem in training [the plan's]")
+    command.add_argument("--tokens", type=int, help="tokens of a training step [the plan's]")
     command.add_argument("--problems", type=int, default=200, help="problems of each length [200]")
     command = commands.add_parser("curve", help="accuracy against trace length, compressions and policy")
     command.add_argument("out", type=Path, help="what train wrote")
@@ -50,10 +54,11 @@ def train(options: argparse.Namespace) -> int:
 
     options.out.mkdir(parents=True, exist_ok=True)
     write_problems(options.out, options.problems)
-    changes = {"steps": options.steps} if options.steps else {}
-    for name, drop in VARIANTS.items():
+    named = {name: getattr(options, name) for name in ("steps", "lines", "tokens")}
+    changes = {name: value for name, value in named.items() if value}
+    for name in options.variants:
         say = lambda text, name=name: print(f"{name}: {text}", flush=True)
-        plan = Plan(seed=options.seed, drop=drop, **changes)
+        plan = Plan(seed=options.seed, **VARIANTS[name], **changes)
         weights = run(plan, options.out / f"{name}.npz", options.out / "trunk.npz", say)
         write_checkpoint(options.out / f"{name}-huggingface", weights, plan.shape)
         code = export([str(options.out / f"{name}-huggingface"), str(options.out / name), "--weights", "fp32"])

@@ -17,7 +17,7 @@ from synthetic import Model
 
 from small_reasoners import checkpoint
 from small_reasoners.__main__ import LENGTHS, TOLERANCE, write_problems
-from small_reasoners.problems import CHARACTERS, END_ID, LABELS, VOCABULARY, encode, first_error, make_problem, solve
+from small_reasoners.problems import CHARACTERS, END_ID, GIST_ID, LABELS, VOCABULARY, encode, first_error, make_problem, solve, tokens
 
 PROMPT = "Ab3;Bk8;Ch=k+b;D?h;Ev=b-k;F#k;G?b;H!m=v+h;>"
 REASONING = "Ab3;Bk8;Ch=k+b=k8+b3=h1;D?h=k+b=k8+b3=h1;Ev=b-k=b3-k8=v5;F#k8;G?b3;H!m=v+h=v5+h1=m6;"
@@ -92,7 +92,7 @@ def test_problem_files_have_their_lengths_and_are_the_same_each_time(tmp_path: P
 def test_every_character_has_an_id() -> None:
     vocab = checkpoint.tokenizer()["model"]["vocab"]
     assert [vocab[character] for character in CHARACTERS] == list(range(END_ID))
-    assert len(vocab) == END_ID + 1 <= VOCABULARY
+    assert len(vocab) == END_ID + 1 == GIST_ID < VOCABULARY
 
 
 def test_training_goes_on_where_it_was_and_exports_what_it_trained(tmp_path: Path) -> None:
@@ -111,6 +111,7 @@ def test_training_goes_on_where_it_was_and_exports_what_it_trained(tmp_path: Pat
     plain = train(replace(plan, drop=0.0), tmp_path / "plain.npz", trunk, print)
     assert all((whole[name] == again[name]).all() for name in whole)
     assert not all((whole[name] == plain[name]).all() for name in whole)
+    train(replace(plan, drop=0.0, gists=2), tmp_path / "gists.npz", trunk, print)
     with pytest.raises(SystemExit, match="expected a checkpoint of"):
         train(replace(plan, steps=5), tmp_path / "plain.npz", trunk, print)
 
@@ -124,3 +125,42 @@ def test_training_goes_on_where_it_was_and_exports_what_it_trained(tmp_path: Pat
     found = np.asarray(run(whole, shape, batch, causal(batch["ids"].shape[1])[None, None, None]))
     expected = logits_of(model, batch["ids"][0].tolist())[:-1]
     np.testing.assert_allclose(found[0], expected, atol=1e-4)
+
+
+def test_what_training_hides(generator: random.Random) -> None:
+    pytest.importorskip("jax", reason="JAX is not installed: requirements-train.lock")
+    import jax
+
+    from small_reasoners.training import Plan, arrays, make_batch, targets, visible
+
+    problems = [make_problem(generator, lines) for lines in (5, 8)]
+    batch = make_batch(problems, 2)
+    following, counted = (np.asarray(x) for x in targets(arrays(batch)))
+    seen = np.asarray(visible(arrays(batch), Plan(gists=2), jax.random.key(0)))[0, :, 0]
+    for row, problem in enumerate(problems):
+        # Walks the text as an engine does: a line goes when its gists are written.
+        ids, cache, line, expected = tokens(problem, 2), [], [], []
+        for at, token in enumerate(ids):
+            assert sorted(np.flatnonzero(seen[row, at])) == sorted([*cache, *line, at]), at
+            line.append(at)
+            if at < len(problem.prompt):
+                cache, line = [*cache, at], []
+            elif token == GIST_ID and ids[at + 1] != GIST_ID:
+                cache, line = [*cache, at - 1, at], []
+            elif token != GIST_ID:
+                expected.append(token)
+        assert following[row][counted[row]].tolist() == expected == [*encode(problem.reasoning), END_ID]
+
+    batch = make_batch(problems)
+    plan = Plan(drop=0.3)
+    kept = np.asarray(visible(arrays(batch), plan, jax.random.key(int(generator.random() * 1e9))))
+    index = np.arange(batch.ids.shape[1])
+    causal = index[:, None] >= index
+    for row, begin in enumerate(batch.begins):
+        always = causal & ((index < begin) | (index[:, None] - index < plan.window))
+        assert kept[:, row][..., always].all() and not kept[:, row][..., ~causal].any()
+        # A key that is dropped is dropped for all queries that are far enough, in its layer and KV head.
+        old = kept[:, row, :, -1, begin : -plan.window]
+        assert ((kept[:, row, :, -2, begin : -plan.window - 1]) == old[..., :-1]).all()
+    share = kept[:, :, :, -1, max(batch.begins) : -plan.window].mean()
+    assert abs(share - 0.7) < 0.15, "of some hundred draws"
