@@ -105,7 +105,9 @@ def markdown(table: list[dict], models: list[str], options: argparse.Namespace) 
             full = next(row for row in rows if row["policy"] == "none")
             text += f"\n### {model}, traces of {length} tokens\n\n"
             text += f"Full cache: {cell(full)}, of {full['problems']} problems.\n\n"
-            text += "| compressions (interval) | " + " | ".join(f"{n} ({p})" for n, p in zip(counts, intervals)) + " |\n"
+            done = {row["compressions"]: row["mean_compressions"] for row in rows if row["policy"] == "rpc"}
+            heads = (f"{done[n]:.1f} ({p})" for n, p in zip(counts, intervals))
+            text += "| compressions (interval) | " + " | ".join(heads) + " |\n"
             text += "| --- |" + " ---: |" * len(counts) + "\n"
             for policy in POLICIES:
                 cells = {row["compressions"]: cell(row) for row in rows if row["policy"] == policy}

@@ -16,7 +16,7 @@ from reference import logits_of
 from synthetic import Model
 
 from small_reasoners import checkpoint
-from small_reasoners.__main__ import LENGTHS, TOLERANCE, write_problems
+from small_reasoners.__main__ import TOLERANCE, lengths, write_problems
 from small_reasoners.problems import CHARACTERS, END_ID, GIST_ID, LABELS, VOCABULARY, encode, first_error, make_problem, solve, tokens
 
 PROMPT = "Ab3;Bk8;Ch=k+b;D?h;Ev=b-k;F#k;G?b;H!m=v+h;>"
@@ -75,8 +75,9 @@ def test_sizes_outside_of_the_labels_are_refused(generator: random.Random) -> No
 
 
 def test_problem_files_have_their_lengths_and_are_the_same_each_time(tmp_path: Path) -> None:
-    write_problems(tmp_path, 20)
-    for length in LENGTHS:
+    write_problems(tmp_path, 20, 20)
+    assert list(lengths(20)) == [100, 160, 220]
+    for length in lengths(20):
         text = (tmp_path / f"length-{length}.jsonl").read_text()
         problems = [json.loads(line) for line in text.splitlines()]
         assert [problem["id"] for problem in problems] == list(range(1, 21))
@@ -85,7 +86,7 @@ def test_problem_files_have_their_lengths_and_are_the_same_each_time(tmp_path: P
             assert abs(len(reasoning) - length) <= TOLERANCE * length
             assert reasoning.endswith(f"{problem['answer']};")
     (tmp_path / "again").mkdir()
-    write_problems(tmp_path / "again", 20)
+    write_problems(tmp_path / "again", 20, 20)
     assert (tmp_path / "again" / f"length-{length}.jsonl").read_text() == text
 
 
