@@ -123,7 +123,7 @@ fn forks_and_rewinds_go_on_as_the_text_did() {
             }
             let mut fork = sequence.fork().unwrap();
             let len = fork.tokens().len();
-            let tokens = len.saturating_sub(random.below(12)).max(1);
+            let tokens = (len - random.below(12).min(len)).max(text.len());
             if fork.rewind(tokens).is_ok() && len <= end {
                 rewound += 1;
                 // What followed a delimiter that stays is put back.
