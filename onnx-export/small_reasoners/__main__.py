@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("--program", type=Path, default=Path("target/release/reasoning-rpc"))
     command.add_argument("--compressions", type=int, nargs="+", default=[1, 2, 4, 8])
     command.add_argument("--ratio", type=int, default=4)
-    command.add_argument("--window", type=int, default=16)
+    command.add_argument("--window", type=int, default=8)
     command.add_argument("--limit", type=int, help="problems of each length [all]")
     options = parser.parse_args(arguments)
     if options.command == "train":
