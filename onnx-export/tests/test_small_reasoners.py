@@ -17,6 +17,7 @@ from synthetic import Model
 
 from small_reasoners import checkpoint
 from small_reasoners.__main__ import TOLERANCE, lengths, write_problems
+from small_reasoners.curve import peak_entries
 from small_reasoners.problems import CHARACTERS, END_ID, GIST_ID, LABELS, VOCABULARY, encode, first_error, make_problem, solve, tokens
 
 PROMPT = "Ab3;Bk8;Ch=k+b;D?h;Ev=b-k;F#k;G?b;H!m=v+h;>"
@@ -165,3 +166,18 @@ def test_what_training_hides(generator: random.Random) -> None:
         assert ((kept[:, row, :, -2, begin : -plan.window - 1]) == old[..., :-1]).all()
     share = kept[:, :, :, -1, max(batch.begins) : -plan.window].mean()
     assert abs(share - 0.7) < 0.15, "of some hundred draws"
+
+
+def test_the_peak_is_that_of_a_schedule_played_through(generator: random.Random) -> None:
+    for _ in range(200):
+        ratio, window = generator.randint(1, 8), generator.randint(1, 20)
+        interval = ratio * generator.randint(window // ratio + 1, 40)
+        length = generator.randint(1, 400)
+        held = most = done = 0
+        for written in range(1, length):
+            held += 1
+            most = max(most, held)
+            if written == window + (done + 1) * interval:
+                done += 1
+                held = done * interval // ratio + window
+        assert peak_entries(length, interval, window, ratio) == most
