@@ -25,7 +25,7 @@ class EngineOptions(Struct):
     _fields_ = fields(
         (c_char_p, "onnxruntime"),
         (c_uint64, "budget_bytes"),
-        (c_uint32, "threads cache_dtype block_entries prefill_chunk verify_weights reserved"),
+        (c_uint32, "threads cache_dtype block_entries prefill_chunk verify_weights map_weights"),
     )
 
 
@@ -46,11 +46,12 @@ class SequenceOptions(Struct):
         (c_uint64, "seed budget_entries budget_bytes"),
         (c_uint32, "softmax value_norms"),
         (c_float, "history redundancy"),
+        (c_uint32, "queries reserved2"),
         (POINTER(c_uint32), "delimiters"),
         (c_size_t, "num_delimiters"),
         (POINTER(c_uint32), "gists"),
         (c_size_t, "num_gists"),
-        (c_uint32, "resume reserved_2"),
+        (c_uint32, "resume reserved3"),
     )
 
 

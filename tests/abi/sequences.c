@@ -36,6 +36,7 @@ static void rpc_options_are_checked(void)
     REFUSED(ratio, 0, "ratio: expected at least 1, found 0");
     REFUSED(aggregation, 2, "options.aggregation: expected one of 0, 1, found 2");
     REFUSED(pooling, 7, "options.pooling: expected one of 0, 1, 2, found 7");
+    REFUSED(queries, 2, "options.queries: expected one of 0, 1, found 2");
     REFUSED(softmax, 2, "options.softmax: expected one of 0, 1, found 2");
     REFUSED(value_norms, 2, "options.value_norms: expected 0 or 1, found 2");
     REFUSED(history, 1.5f, "history: expected 0 to 1, found 1.5");
@@ -44,7 +45,7 @@ static void rpc_options_are_checked(void)
     REFUSED(kernel, 0, "kernel");
     REFUSED(record_kept, 2, "options.record_kept: expected 0 or 1, found 2");
     REFUSED(reserved, 1, "options.reserved");
-    REFUSED(reserved_2, 1, "options.reserved_2");
+    REFUSED(reserved3, 1, "options.reserved3");
     REFUSED(policy, RRPC_POLICY_LIGHTTHINKER, "delimiters: expected token ids, found none");
     REFUSED(temperature, -1, "temperature");
     REFUSED(top_p, 1.5f, "top_p");

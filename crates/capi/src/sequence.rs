@@ -4,7 +4,8 @@ use std::ptr;
 use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 
 use reasoning_rpc_engine::core::{
-    Aggregation, Budget, LightThinker, NoCompression, Policy, PolicyKind, Pooling, RpcOptions, Softmax,
+    Aggregation, Budget, LightThinker, NoCompression, Policy, PolicyKind, Pooling, Queries, RpcOptions,
+    Softmax,
 };
 use reasoning_rpc_engine::sampling::SamplingOptions;
 use reasoning_rpc_engine::scheduler::{Refused, ScheduledAnswer};
@@ -43,7 +44,8 @@ pub const RRPC_POLICY_RANDOM: u32 = 5;
 /// R-KV: attention against the redundancy of keys.
 pub const RRPC_POLICY_R_KV: u32 = 6;
 /// The attention of the last `interval` tokens' queries, rotated on to where the next ones will ask from. Not
-/// with models of the portable flavour. It remembers interval * heads * head_dim floats per layer.
+/// with models of the portable flavour. It remembers interval * heads * head_dim floats per layer, or, with
+/// RRPC_QUERIES_ONLINE as `queries`, none.
 pub const RRPC_POLICY_LOOKAHEAD: u32 = 7;
 /// The same, and what is dropped is merged into what is kept.
 pub const RRPC_POLICY_LOOKAHEAD_MERGE: u32 = 8;
@@ -100,6 +102,15 @@ pub const RRPC_POOLING_NONE: u32 = 2;
 pub const RRPC_SOFTMAX_CANDIDATES: u32 = 0;
 /// A query's attention is shared out among all entries that it sees.
 pub const RRPC_SOFTMAX_ALL: u32 = 1;
+
+/// All queries of an interval are stored, interval * heads * head_dim floats per layer, and each is asked about all
+/// entries when the interval ends.
+pub const RRPC_QUERIES_STORED: u32 = 0;
+/// No queries are stored: each is asked while its token attends, about the entries that it sees, which it reads anyway.
+/// An entry misses the queries before it, which costs some accuracy, and steps take longer; two floats are kept per entry,
+/// and for a merge head_dim * (head_dim + 1) floats per KV head and layer and the queries of 64 tokens. Until the first
+/// compression a rewind runs tokens again; after it, tokens that were run cannot be taken back.
+pub const RRPC_QUERIES_ONLINE: u32 = 1;
 
 /// A text under generation: tokens, cache, compression policy and sampler. Used by one call at a time.
 /// A handle: never dereferenced, checked at every call.
@@ -169,6 +180,10 @@ pub struct rrpc_sequence_options {
     /// Weight w of the redundancy of keys, as RRPC_POLICY_R_KV has it, 0 to 1: (1 - w) times the pooled scores
     /// less w times it, both normalised to a maximum of 1. Default 0.
     pub redundancy: f32,
+    /// RRPC_POLICY_LOOKAHEAD and RRPC_POLICY_LOOKAHEAD_MERGE: one of RRPC_QUERIES_. Default RRPC_QUERIES_STORED.
+    pub queries: u32,
+    /// 0.
+    pub reserved2: u32,
     /// Token ids that end a thought, `num_delimiters` of them, 1 to 4096; copied. This and the next four are read for
     /// RRPC_POLICY_LIGHTTHINKER only. Default NULL.
     pub delimiters: *const u32,
@@ -183,7 +198,7 @@ pub struct rrpc_sequence_options {
     /// RRPC_NO_TOKEN.
     pub resume: u32,
     /// 0.
-    pub reserved_2: u32,
+    pub reserved3: u32,
 }
 
 sized!(rrpc_sequence_options {
@@ -209,12 +224,14 @@ sized!(rrpc_sequence_options {
     value_norms,
     history,
     redundancy,
+    queries,
+    reserved2,
     delimiters,
     num_delimiters,
     gists,
     num_gists,
     resume,
-    reserved_2,
+    reserved3,
 });
 
 /// A text inside a struct or an array. This struct never grows.
@@ -424,6 +441,8 @@ fn defaults(engine: &Engine) -> rrpc_sequence_options {
         seed: sampling.seed,
         budget_entries: 0,
         budget_bytes: 0,
+        queries: RRPC_QUERIES_STORED,
+        reserved2: 0,
         softmax: RRPC_SOFTMAX_CANDIDATES,
         value_norms: 0,
         history: rpc.history,
@@ -433,7 +452,7 @@ fn defaults(engine: &Engine) -> rrpc_sequence_options {
         gists: ptr::null(),
         num_gists: 0,
         resume: RRPC_NO_TOKEN,
-        reserved_2: 0,
+        reserved3: 0,
     }
 }
 
@@ -450,13 +469,9 @@ pub(crate) unsafe fn convert(
         // SAFETY: the caller's promise.
         given = unsafe { sized::read("options", options, given) }?;
     }
-    if given.reserved != 0 {
-        return Err(Failure::argument(format!(
-            "options.reserved: expected 0, found {}",
-            given.reserved
-        )));
-    }
-    args::zero("options.reserved_2", given.reserved_2)?;
+    args::zero("options.reserved", given.reserved)?;
+    args::zero("options.reserved2", given.reserved2)?;
+    args::zero("options.reserved3", given.reserved3)?;
     let mut policies = POLICIES.map(|(number, kind)| (number, Some(kind))).to_vec();
     policies.push((RRPC_POLICY_LIGHTTHINKER, None));
     let policy: Arc<dyn Policy> = match choice("options.policy", given.policy, &policies)? {
@@ -547,6 +562,14 @@ fn rpc_options(
         history: given.history,
         value_norms: flag("options.value_norms", given.value_norms)?,
         redundancy: given.redundancy,
+        queries: choice(
+            "options.queries",
+            given.queries,
+            &[
+                (RRPC_QUERIES_STORED, Queries::Stored),
+                (RRPC_QUERIES_ONLINE, Queries::Online),
+            ],
+        )?,
     })
 }
 

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use reasoning_rpc_engine::CacheType;
 use reasoning_rpc_engine::core::{
-    Aggregation, Budget, CacheShape, LightThinker, Policy, PolicyKind, Pooling, Rpc, RpcOptions, Softmax,
+    Aggregation, Budget, CacheShape, LightThinker, Policy, PolicyKind, Pooling, Queries, Rpc, RpcOptions,
+    Softmax,
 };
 use reasoning_rpc_engine::model::Flavour;
 
@@ -31,6 +32,11 @@ const BYTES: Opt = option(
     "bytes",
     "BYTES",
     "in place of --ratio: as many --entries as keep all generated ones,\nwindow and P new ones included, within BYTES",
+);
+const QUERIES: Opt = option(
+    "queries",
+    "HOW",
+    "of lookahead and lookahead-merge, stored or online: store the\nqueries of P tokens, or ask each while it attends, which takes no\nmemory but time and some accuracy [stored]",
 );
 const DELIMITERS: Opt = option(
     "delimiters",
@@ -90,6 +96,7 @@ pub const GROUP: Group = Group {
         ),
         option("pooling", "HOW", "avg, max or none of neighbouring scores [avg]"),
         option("kernel", "N", "width of the pooling, odd [7]"),
+        QUERIES,
         DELIMITERS,
         GISTS,
         RESUME,
@@ -105,7 +112,16 @@ pub const GROUP: Group = Group {
 /// For commands that only count.
 pub const SIZE_GROUP: Group = Group {
     title: "KV cache",
-    options: &[POLICY, INTERVAL, WINDOW, RATIO, ENTRIES, BYTES, CACHE_DTYPE],
+    options: &[
+        POLICY,
+        INTERVAL,
+        WINDOW,
+        RATIO,
+        ENTRIES,
+        BYTES,
+        QUERIES,
+        CACHE_DTYPE,
+    ],
 };
 
 /// The policy that the options name, checked as far as it goes without the model.
@@ -171,6 +187,12 @@ impl Choice {
                 .choice("value-norms", &[("no", false), ("yes", true)])?
                 .unwrap_or(defaults.value_norms),
             redundancy: share("redundancy")?.unwrap_or(defaults.redundancy),
+            queries: given
+                .choice(
+                    "queries",
+                    &[("stored", Queries::Stored), ("online", Queries::Online)],
+                )?
+                .unwrap_or(defaults.queries),
         };
         let bytes = given.bytes("bytes")?;
         let checked = match bytes {
@@ -236,6 +258,10 @@ impl Choice {
             "{}, interval {interval}, window {window}, {budget}",
             self.kind.name()
         );
+        let looks_ahead = matches!(self.kind, PolicyKind::Lookahead | PolicyKind::LookaheadMerge);
+        if looks_ahead && self.options.queries == Queries::Online {
+            text += ", online queries";
+        }
         if self.kind == PolicyKind::Rpc {
             let (options, defaults) = (&self.options, RpcOptions::default());
             let others = [

@@ -11,7 +11,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
-use reasoning_rpc_core::{Attention, Policy, Rolling, ScoreRule, Trigger};
+use reasoning_rpc_core::{Attention, Policy, Rolling, ScoreRule, Spec, Trigger};
 use reasoning_rpc_cpu::ATTEND_TOKEN_TILE;
 
 use crate::cache::{Kept, SequenceCache};
@@ -113,6 +113,7 @@ impl Sequence {
             _ => Kept {
                 window: spec.window_queries(),
                 history: spec.history || spec.attention.is_some(),
+                moments: spec.moment_floats(shared.shape.head_dim),
             },
         };
         let cache = shared.new_cache(kept);
@@ -393,7 +394,15 @@ impl Sequence {
         let mut attention = None;
         if self.keeps_history() && spec.attention.is_some() && (generated || self.generated_written > 0) {
             attention = spec.attention;
-            end = end.min(start + ATTEND_TOKEN_TILE);
+            match self.looks_ahead_from() {
+                // Not yet, or not by a query that was given.
+                Some(_) if !generated => attention = None,
+                Some(from) if self.generated_written < from => {
+                    attention = None;
+                    end = end.min(start + from - self.generated_written);
+                }
+                _ => end = end.min(start + ATTEND_TOKEN_TILE),
+            }
             if generated && let Trigger::EveryToken(rolling) = spec.trigger {
                 let done = self.stats.compressions;
                 let is_due = |&count: &usize| rolling.evictions(self.generated_written + count) > done;
@@ -411,18 +420,60 @@ impl Sequence {
         }
     }
 
+    /// The first generated token of the interval whose queries are added up as they attend.
+    pub(super) fn looks_ahead_from(&self) -> Option<usize> {
+        match self.policy.spec().attention {
+            Some(Attention::Ahead { interval }) => Some(self.due_at()?.saturating_sub(interval)),
+            _ => None,
+        }
+    }
+
+    /// Adds the queries of the generated tokens from `before` on to the moments, if the policy wants those: all that
+    /// are written (`all`), or whole turns of them, counted from the first.
+    fn add_moments(&mut self, before: usize, all: bool) -> Result<()> {
+        let (Some(from), true) = (self.looks_ahead_from(), self.policy.spec().moments) else {
+            return Ok(());
+        };
+        let Some(Attention::Ahead { interval }) = self.policy.spec().attention else {
+            return Ok(());
+        };
+        let turn = |generated: usize| {
+            let count = generated.saturating_sub(from);
+            from + count - count % Spec::MOMENT_TOKENS
+        };
+        let end = if all {
+            self.generated_written
+        } else {
+            turn(self.generated_written)
+        };
+        let range = turn(before)..end;
+        if range.is_empty() || !self.keeps_history() {
+            return Ok(());
+        }
+        let heads = self.shared.model.manifest().dimensions.num_heads;
+        let shared = Arc::clone(&self.shared);
+        shared.add_moments(self.cache_mut()?, range, (heads, interval))
+    }
+
     /// Counts the chunk, whose keys and values were written.
     pub(crate) fn commit(&mut self, time: Duration) -> Result<()> {
         let chunk = self.chunk.clone();
         let positions = chunk.tokens.start as u32..chunk.tokens.end as u32;
         self.cache_mut()?.commit(positions);
         self.written = chunk.tokens.end;
-        if self.stats.compressions > 0 && chunk.attention == Some(Attention::Sum) {
+        let adds_up = match self.policy.spec().attention {
+            Some(Attention::Sum) => chunk.attention.is_some(),
+            Some(Attention::Ahead { .. }) => true,
+            Some(Attention::Newest) | None => false,
+        };
+        if self.stats.compressions > 0 && adds_up {
             // What its queries have added to the past cannot be taken back.
             self.compressed_at = self.written;
         }
         if chunk.first_generated.is_some() {
+            let before = self.generated_written;
             self.generated_written += chunk.tokens.len();
+            self.add_moments(before, false)?;
             self.stats.decode_tokens += chunk.tokens.len();
             self.stats.decode_time += time;
         } else {
@@ -509,6 +560,7 @@ impl Sequence {
 
     fn compress(&mut self) -> Result<()> {
         let start = std::time::Instant::now();
+        self.add_moments(self.generated_written, true)?;
         let policy = Arc::clone(&self.policy);
         let (stays, window_start) = match policy.spec().trigger {
             Trigger::Interval(schedule) => {

@@ -14,6 +14,7 @@ mod scheduler;
 mod steps;
 #[cfg(not(feature = "shuttle"))]
 mod thoughts;
+mod weights;
 
 use std::sync::Arc;
 

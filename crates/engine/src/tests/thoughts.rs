@@ -200,5 +200,8 @@ fn a_text_is_not_saved_with_it() {
     let mut random = Random::new(seed());
     let engine = tiny(|_| {});
     let sequence = start(&engine, thoughts(&mut random).policy, &[1]);
-    assert!(matches!(sequence.save(&mut Vec::new()), Err(Error::InvalidArgument(_))));
+    assert!(matches!(
+        sequence.save(&mut Vec::new()),
+        Err(Error::InvalidArgument(_))
+    ));
 }
