@@ -24,7 +24,7 @@ def write_checkpoint(folder: Path, parameters: Parameters, shape: Shape) -> None
         "model_type": "llama",
         "max_position_embeddings": MAX_POSITIONS,
         "hidden_act": "silu",
-        "tie_word_embeddings": True,
+        "tie_word_embeddings": False,
         "torch_dtype": "float32",
         "eos_token_id": END_ID,
     }

@@ -36,7 +36,7 @@ class Plan:
     tokens: int = 1536  # of a step, about
     lines: int = 20  # the most of a problem
     growing: float = 0.5  # the share of the steps in which the most grows from 6 to that
-    rate: float = 2e-3
+    rate: float = 3e-3
     warmup: int = 100
     decay: float = 0.05
     clip: float = 1.0
@@ -246,7 +246,7 @@ def train(
             most = plan.most_lines(step)
             say(f"step {step} of {plan.steps}, {seconds:.0f} s, up to {most} lines: loss {float(value):.4f}")
         if step % 250 == 0 or step == plan.steps:
-            shares = [f"{n}: {exactness(state['weights'], now, n, 40, 'watch'):.2f}" for n in (plan.lines // 2, plan.lines)]
+            shares = [f"{n}: {exactness(state['weights'], now, n, 40, 'watch'):.2f}" for n in (max(5, plan.lines // 2), plan.lines)]
             say(f"step {step}: reasoning without an error, by lines: {', '.join(shares)}")
         if step == plan.trunk and not trunk.exists():
             save(trunk, state, step, seconds, plain)
