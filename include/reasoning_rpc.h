@@ -470,7 +470,8 @@ rrpc_error *rrpc_engine_stop_tokens(const rrpc_engine *engine,
 
 /**
  * The attention of the last `interval` tokens' queries, rotated on to where the next ones will ask from. Not
- * with models of the portable flavour. It remembers interval * heads * head_dim floats per layer.
+ * with models of the portable flavour. It remembers interval * heads * head_dim floats per layer, or, with
+ * RRPC_QUERIES_ONLINE as `queries`, none.
  */
 #define RRPC_POLICY_LOOKAHEAD 7
 /** The same, and what is dropped is merged into what is kept. */
@@ -486,6 +487,19 @@ rrpc_error *rrpc_engine_stop_tokens(const rrpc_engine *engine,
 #define RRPC_POLICY_H2O 9
 /** TOVA: the same, but each layer drops the entry that the newest query gives the least attention. */
 #define RRPC_POLICY_TOVA 10
+
+/**
+ * LightThinker, for a model that was trained for it: when a token is drawn or accepted that is one of `delimiters`,
+ * the ids of `gists` and then `resume` are put behind it, as if generated; the text has them
+ * (rrpc_sequence_tokens), answers do not show them and count them in max_tokens. Once the gists are written, the
+ * entries of the thought go: all generated since the ones before, the delimiter's included. Positions stay true
+ * indices in the text. Where thoughts end is not known before, so the peak is that of RRPC_POLICY_NONE. After
+ * a delimiter rrpc_engine_step has more than one token to run before there are logits. A text is not saved with it.
+ */
+#define RRPC_POLICY_LIGHTTHINKER 11
+
+/** In the place of `resume`: none. */
+#define RRPC_NO_TOKEN UINT32_MAX
 
 /** Scores are averaged over all heads of a layer: one kept set for the layer. */
 #define RRPC_AGGREGATION_LAYER 0
@@ -505,6 +519,20 @@ rrpc_error *rrpc_engine_stop_tokens(const rrpc_engine *engine,
 #define RRPC_SOFTMAX_ALL 1
 
 /**
+ * All queries of an interval are stored, interval * heads * head_dim floats per layer, and each is asked about all
+ * entries when the interval ends.
+ */
+#define RRPC_QUERIES_STORED 0
+
+/**
+ * No queries are stored: each is asked while its token attends, about the entries that it sees, which it reads anyway.
+ * An entry misses the queries before it, which costs some accuracy, and steps take longer; two floats are kept per entry,
+ * and for a merge head_dim * (head_dim + 1) floats per KV head and layer and the queries of 64 tokens. Until the first
+ * compression a rewind runs tokens again; after it, tokens that were run cannot be taken back.
+ */
+#define RRPC_QUERIES_ONLINE 1
+
+/**
  * A text under generation: tokens, cache, compression policy and sampler. Used by one call at a time.
  * A handle: never dereferenced, checked at every call.
  */
@@ -515,8 +543,8 @@ typedef struct rrpc_sequence_options {
     /** sizeof(rrpc_sequence_options), set by rrpc_sequence_options_init. */
     size_t struct_size;
     /**
-     * How the cache is compressed, one of RRPC_POLICY_ but RRPC_POLICY_CALLBACK. All but RRPC_POLICY_NONE
-     * read the next three fields and the budgets at the end; `aggregation`, `pooling` and `kernel` are read
+     * How the cache is compressed, one of RRPC_POLICY_ but RRPC_POLICY_CALLBACK. All but RRPC_POLICY_NONE and
+     * RRPC_POLICY_LIGHTTHINKER read the next three fields and the budgets at the end; `aggregation`, `pooling` and `kernel` are read
      * for RRPC_POLICY_RPC only. Default RRPC_POLICY_RPC.
      */
     uint32_t policy;
@@ -590,6 +618,33 @@ typedef struct rrpc_sequence_options {
      * less w times it, both normalised to a maximum of 1. Default 0.
      */
     float redundancy;
+    /**
+     * RRPC_POLICY_LOOKAHEAD and RRPC_POLICY_LOOKAHEAD_MERGE: one of RRPC_QUERIES_. Default RRPC_QUERIES_STORED.
+     */
+    uint32_t queries;
+    /** 0. */
+    uint32_t reserved2;
+    /**
+     * Token ids that end a thought, `num_delimiters` of them, 1 to 4096; copied. This and the next four are read for
+     * RRPC_POLICY_LIGHTTHINKER only. Default NULL.
+     */
+    const uint32_t *delimiters;
+    /** Default 0. */
+    size_t num_delimiters;
+    /**
+     * Token ids that take a thought's place, `num_gists` of them, 1 to 4096, none of `delimiters`; copied. Default
+     * NULL.
+     */
+    const uint32_t *gists;
+    /** Default 0. */
+    size_t num_gists;
+    /**
+     * A token id behind the gists, which sees them and not the thought, and stays; no delimiter. Default
+     * RRPC_NO_TOKEN.
+     */
+    uint32_t resume;
+    /** 0. */
+    uint32_t reserved3;
 } rrpc_sequence_options;
 
 /** A text inside a struct or an array. This struct never grows. */
@@ -1335,7 +1390,7 @@ RRPC_NODISCARD rrpc_error *rrpc_sequence_set_seed(rrpc_sequence *sequence, uint6
  * counting the work done.
  *
  * What a compression dropped cannot come back, so a rewind ends no further back than one token behind
- * the last compression. RRPC_POLICY_H2O adds up attention, which cannot be taken back either: before its first
+ * the last compression. RRPC_POLICY_H2O and RRPC_QUERIES_ONLINE add up attention, which cannot be taken back either: before its first
  * entry went, all generated tokens become pending; later, none that was written can.
  *
  * Ownership: nothing changes hands. Pointers to the sequence's logits and cache are no longer valid.
