@@ -466,7 +466,8 @@ rrpc_error *rrpc_engine_stop_tokens(const rrpc_engine *engine,
 
 /**
  * The attention of the last `interval` tokens' queries, rotated on to where the next ones will ask from. Not
- * with models of the portable flavour. It remembers interval * heads * head_dim floats per layer.
+ * with models of the portable flavour. It remembers interval * heads * head_dim floats per layer, or, with
+ * RRPC_QUERIES_ONLINE as `queries`, none.
  */
 #define RRPC_POLICY_LOOKAHEAD 7
 /** The same, and what is dropped is merged into what is kept. */
@@ -499,6 +500,20 @@ rrpc_error *rrpc_engine_stop_tokens(const rrpc_engine *engine,
 #define RRPC_SOFTMAX_CANDIDATES 0
 /** A query's attention is shared out among all entries that it sees. */
 #define RRPC_SOFTMAX_ALL 1
+
+/**
+ * All queries of an interval are stored, interval * heads * head_dim floats per layer, and each is asked about all
+ * entries when the interval ends.
+ */
+#define RRPC_QUERIES_STORED 0
+
+/**
+ * No queries are stored: each is asked while its token attends, about the entries that it sees, which it reads anyway.
+ * An entry misses the queries before it, which costs some accuracy, and steps take longer; two floats are kept per entry,
+ * and for a merge head_dim * (head_dim + 1) floats per KV head and layer and the queries of 64 tokens. Until the first
+ * compression a rewind runs tokens again; after it, tokens that were run cannot be taken back.
+ */
+#define RRPC_QUERIES_ONLINE 1
 
 /**
  * A text under generation: tokens, cache, compression policy and sampler. Used by one call at a time.
@@ -586,6 +601,12 @@ typedef struct rrpc_sequence_options {
      * less w times it, both normalised to a maximum of 1. Default 0.
      */
     float redundancy;
+    /**
+     * RRPC_POLICY_LOOKAHEAD and RRPC_POLICY_LOOKAHEAD_MERGE: one of RRPC_QUERIES_. Default RRPC_QUERIES_STORED.
+     */
+    uint32_t queries;
+    /** 0. */
+    uint32_t reserved2;
 } rrpc_sequence_options;
 
 /** A text inside a struct or an array. This struct never grows. */
@@ -1331,7 +1352,7 @@ RRPC_NODISCARD rrpc_error *rrpc_sequence_set_seed(rrpc_sequence *sequence, uint6
  * counting the work done.
  *
  * What a compression dropped cannot come back, so a rewind ends no further back than one token behind
- * the last compression. RRPC_POLICY_H2O adds up attention, which cannot be taken back either: before its first
+ * the last compression. RRPC_POLICY_H2O and RRPC_QUERIES_ONLINE add up attention, which cannot be taken back either: before its first
  * entry went, all generated tokens become pending; later, none that was written can.
  *
  * Ownership: nothing changes hands. Pointers to the sequence's logits and cache are no longer valid.
