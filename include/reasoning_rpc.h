@@ -297,8 +297,12 @@ typedef struct rrpc_engine_options {
      * size only. Default 1.
      */
     uint32_t verify_weights;
-    /** 0. */
-    uint32_t reserved;
+    /**
+     * 0: opening reads quantised weights into huge pages of this process, which its engines of the same model
+     * share. 1: they are read where their file is mapped, in the page cache: engines of all processes share them and
+     * the system takes them back as it needs, but a step with one row is some 20% slower. Default 0.
+     */
+    uint32_t map_weights;
 } rrpc_engine_options;
 
 /** What an engine is and how much of its budget is in use. Set struct_size before it is filled. */
@@ -358,7 +362,7 @@ RRPC_NODISCARD rrpc_error *rrpc_engine_options_init(rrpc_engine_options *options
  * Opens a model folder, as the program reasoning-rpc-export writes it.
  *
  * `model` is the folder's path, NUL-terminated; `options` may be NULL for the defaults. The weights
- * are memory-mapped. Takes seconds for a large model.
+ * are read or mapped (`map_weights`). Takes seconds for a large model.
  *
  * Ownership: the engine goes to `*engine` (NULL after an error); the caller frees it with
  * rrpc_engine_free. `model` and `options` are read during the call only.

@@ -381,6 +381,7 @@ static void use_engine(void)
         options.prefill_chunk = one_in(2) ? 8 : (uint32_t)number();
         options.budget_bytes = one_in(2) ? 1 << 20 : number();
         options.verify_weights = below(3);
+        options.map_weights = below(3);
         static const char *PATHS[] = {"/nowhere", "", "/dev/null", "/proc/self", "."};
         /* Opening the model over and over is slow: rarely, and never with more threads than there are cores. */
         int real = options.threads == 1 && one_in(200);

@@ -25,7 +25,7 @@ class EngineOptions(Struct):
     _fields_ = fields(
         (c_char_p, "onnxruntime"),
         (c_uint64, "budget_bytes"),
-        (c_uint32, "threads cache_dtype block_entries prefill_chunk verify_weights reserved"),
+        (c_uint32, "threads cache_dtype block_entries prefill_chunk verify_weights map_weights"),
     )
 
 

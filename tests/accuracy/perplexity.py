@@ -1,86 +1,62 @@
 """What compression costs in perplexity, beside figures that another implementation gave (float32 on both sides).
 
-    perplexity.py --benchmarks DIR --models DIR [--only WORD ...] [--program FILE]
+    perplexity.py --benchmarks DIR --models DIR [--results DIR] [--only WORD ...] [--print]
 
 DIR/perplexity/expected.json names texts, policies and ratios; the text TEXT.MODEL lies beside it as TEXT.MODEL.json,
 token ids. Its model is --models DIR/MODEL-fp32, an export with fp32 weights. A row is the mean negative log-likelihood
-of the tokens behind the first compression, less that with the whole cache. --only takes the rows that contain every
-WORD. Exits with 1 if a figure is further from the expected one than 5e-4, and fails if a file is absent.
+of the tokens behind the first compression, less that with the whole cache. What --results has is not run again (the
+cells are those of texts.py); a row that is not there is printed as not run. Exits with 1 if a figure is further from
+the expected one than 5e-4, or if none is there; a file that is absent is an error.
 """
 
-import argparse
 import json
-import pathlib
-import subprocess
 import sys
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
+import cells
+from cells import Cell
+
 TOLERANCE = 5e-4
-POLICIES = {
-    "rpc layer": ["--policy", "rpc", "--aggregation", "layer"],
-    "rpc kv_head": ["--policy", "rpc", "--aggregation", "kv_head"],
-}
-
-
-def nll(program, model, ids, prompt_tokens, policy):
-    command = [
-        program, "perplexity", "--model", model, "--ids", ids, "--prompt-tokens", prompt_tokens,
-        "--cache-dtype", "fp32", "--output", "json", *policy,
-    ]  # fmt: skip
-    run = subprocess.run([str(word) for word in command], stdout=subprocess.PIPE, check=True)
-    return json.loads(run.stdout)["nll"]
+POLICIES = {"rpc layer": "rpc:aggregation=layer", "rpc kv_head": "rpc:aggregation=kv_head"}
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--benchmarks", type=pathlib.Path, required=True)
-    parser.add_argument("--models", type=pathlib.Path, required=True)
-    parser.add_argument("--only", nargs="*", default=[])
-    parser.add_argument("--program", type=pathlib.Path, default=ROOT / "target/release/reasoning-rpc")
-    options = parser.parse_args()
-
+    options = cells.arguments(__doc__).parse_args()
     folder = options.benchmarks / "perplexity"
+    cells.need(folder / "expected.json")
     expected = json.loads((folder / "expected.json").read_text())
-    interval, window = expected["P"], expected["R"]
-    schedule = ["--interval", interval, "--window", window]
-    worst, rows = 0.0, 0
-    print(f"{'text.model':<24} {'policy':<16} {'c':>2} {'expected':>9} {'found':>9} {'apart':>9}")
+    rows = []
+    for name, figures in expected["texts"].items():
+        text, model = name.split(".")
+        for policy, ratios in figures["nll_minus_full"].items():
+            for ratio, figure in sorted(ratios.items()):
+                label = f"{POLICIES.get(policy, policy)}:ratio={ratio.removeprefix('c')}"
+                cell = Cell(model, text, label, expected["P"], expected["R"])
+                rows.append((cell, policy, ratio, figure, figures))
+    if not options.print:
+        cells.run([row[0] for row in rows], options)
+    worst, found, whole = 0.0, 0, set()
+    print(f"{'text':<12} {'model':<12} {'policy':<16} {'c':>2} {'expected':>9} {'found':>9} {'apart':>9}")
 
-    def row(text, policy, ratio, expected, found):
-        nonlocal worst, rows
-        worst, rows = max(worst, abs(found - expected)), rows + 1
-        miss = "" if abs(found - expected) <= TOLERANCE else "  <--"
-        apart = f"{found - expected:9.5f}"
-        print(f"{text:<24} {policy:<16} {ratio:>2} {expected:9.4f} {found:9.4f} {apart}{miss}", flush=True)
+    def line(cell, policy, ratio, expected, figure):
+        nonlocal worst
+        words = f"{cell.text:<12} {cell.model:<12} {policy:<16} {ratio:>2} {expected:9.4f}"
+        if figure is None:
+            return print(f"{words} not run")
+        worst = max(worst, abs(figure - expected))
+        miss = "" if abs(figure - expected) <= TOLERANCE else "  <--"
+        print(f"{words} {figure:9.4f} {figure - expected:9.5f}{miss}")
 
-    for text, figures in expected["texts"].items():
-        wanted = [
-            (policy, ratio, figure)
-            for policy, ratios in figures["nll_minus_full"].items()
-            for ratio, figure in sorted(ratios.items())
-            if all(word in f"{text} {policy} {ratio}" for word in options.only)
-        ]
-        if not wanted:
-            continue
-        model, ids = options.models / f"{text.split('.')[1]}-fp32", folder / f"{text}.json"
-        for needed in (options.program, model / "manifest.json", ids):
-            if not needed.exists():
-                sys.exit(f"{needed}: expected a file, found none")
-
-        def behind(policy):
-            """The mean over the tokens whose predictions came after the first compression."""
-            found = nll(options.program, model, ids, expected["prompt_tokens"], policy)
-            found = found[interval + window + 1 :]
-            assert len(found) == figures["n"], f"{text}: expected {figures['n']} tokens, found {len(found)}"
-            return sum(found) / len(found)
-
-        whole = behind(["--policy", "none"])
-        row(text, "none", "", figures["full_nll_after_first_compression"], whole)
-        for policy, ratio, figure in wanted:
-            given = [*POLICIES.get(policy, ["--policy", policy]), *schedule, "--ratio", ratio.removeprefix("c")]
-            row(text, policy, ratio, figure, behind(given) - whole)
-    print(f"{rows} figures, at most {worst:.5f} apart")
-    return int(worst > TOLERANCE or rows == 0)
+    for cell, policy, ratio, figure, figures in rows:
+        kept = cell.read(options.results)
+        if kept and kept["tokens"] != figures["n"]:
+            sys.exit(f"{cell}: expected {figures['n']} tokens, found {kept['tokens']}")
+        if kept and (cell.model, cell.text) not in whole:
+            whole.add((cell.model, cell.text))
+            line(cell, "none", "", figures["full_nll_after_first_compression"], kept["full_nll"])
+        found += kept is not None
+        line(cell, policy, ratio.removeprefix("c"), figure, cells.mean(kept, "nll_minus_full")[0] if kept else None)
+    print(f"{found} of {len(rows)} figures and {len(whole)} whole caches, at most {worst:.5f} apart")
+    return int(worst > TOLERANCE or found == 0)
 
 
 if __name__ == "__main__":

@@ -101,6 +101,26 @@ def test_one_step_or_many(policy, queries):
     assert ample["kl"] == [0] * 250
 
 
+def test_several_policies_are_each_alone():
+    """Those of a list share one whole cache, and h2o and tova their steps: their figures are those of each alone."""
+    model, text = find_model("golden/qwen2_p32-cached"), [i * i % 96 for i in range(300)]
+    common = ["--prompt-tokens", 40, "--interval", 32, "--window", 8, "--ratio", 4, "--against", "none"]
+    labels = ["rpc", "h2o", "lookahead-merge:ratio=8", "random:interval=64", "tova", "none", "h2o:ratio=8"]
+    found = perplexity(model, text, *common, "--policies", ",".join(labels))
+    assert [one.pop("policy") for one in found["policies"]] == labels
+    for label, figures in zip(labels, found["policies"]):
+        name, *own = label.split(":")
+        options = [word for part in own for word in ("--" + part.split("=")[0], part.split("=")[1])]
+        shared = [*common[:2], *common[8:]]
+        for place in range(2, 8, 2):
+            shared += [] if common[place] in options else common[place : place + 2]
+        alone = perplexity(model, text, *shared, *options, "--policy", name)
+        assert figures == {key: alone[key] for key in figures}
+        assert found["full_nll"] == alone["full_nll"]
+    lines = succeed("perplexity", "--model", model, "--ids", "-", *common, "--policies", "rpc,tova", input=json.dumps(text))
+    assert lines.stdout.decode().count("from the whole cache") == 2
+
+
 def test_what_rpc_takes_beyond_the_paper():
     """Each option is another rule, which reads the text otherwise; pooling of one score is none."""
     model, text = find_model("golden/qwen2_p32-cached"), [i * i % 96 for i in range(240)]
@@ -139,6 +159,7 @@ def test_errors(tiny, tmp_path):
         ([*ids_of, "--against", "rpc"], ["--against: expected none", '"rpc"']),
         ([*ids_of, "--prompt-tokens", 0], ["--prompt-tokens: expected a whole number, 1 or more"]),
         ([*ids_of, "--temperature", 1], ["found --temperature"]),
+        ([*ids_of, "--policy", "rpc", "--policies", "rpc,tova"], ["one of --policy and --policies", "found both"]),
     ]:
         fail(2, "perplexity", "--model", tiny, *arguments, expected=expected)
     fail(1, "perplexity", "--model", tiny, *ids_of, "--prompt-tokens", 3, expected=["more tokens than --prompt-tokens 3", "found 3"])

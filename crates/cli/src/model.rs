@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use reasoning_rpc_engine::EngineOptions;
+use reasoning_rpc_engine::{Engine, EngineOptions};
 
 use crate::args::{Given, Group, Opt, option, switch};
 use crate::compression;
@@ -16,6 +16,10 @@ const NO_VERIFY: Opt = switch(
     "no-verify",
     "do not compare the hash of the weights with the manifest's",
 );
+const MAP_WEIGHTS: Opt = switch(
+    "map-weights",
+    "read quantised weights where their file is mapped, not from memory\nof this process's own: slower, and shared with other processes",
+);
 const ONNXRUNTIME: Opt = option(
     "onnxruntime",
     "FILE",
@@ -26,7 +30,7 @@ const THREADS: Opt = option("threads", "N", "threads of a step; 0: one per core 
 /// The options.
 pub const GROUP: Group = Group {
     title: "Model",
-    options: &[MODEL, NO_VERIFY, ONNXRUNTIME, THREADS],
+    options: &[MODEL, NO_VERIFY, MAP_WEIGHTS, ONNXRUNTIME, THREADS],
 };
 
 /// For commands that run several models.
@@ -39,6 +43,7 @@ pub const MANY_GROUP: Group = Group {
             ..MODEL
         },
         NO_VERIFY,
+        MAP_WEIGHTS,
         ONNXRUNTIME,
         THREADS,
     ],
@@ -65,6 +70,23 @@ pub fn options_of(given: &Given, folder: &Path) -> anyhow::Result<EngineOptions>
         cache_type: compression::cache_type(given)?,
         budget: given.bytes("budget")?,
         verify_weights: !given.has("no-verify"),
+        map_weights: given.has("map-weights"),
         ..EngineOptions::new(folder)
     })
+}
+
+/// An engine for so many sequences at once: if no budget was named, what the whole context of each of them takes
+/// uncompressed.
+pub fn open(options: &EngineOptions, sequences: usize) -> anyhow::Result<Engine> {
+    let engine = Engine::open(options)?;
+    if options.budget.is_some() || sequences == 1 {
+        return Ok(engine);
+    }
+    let budget = engine.budget().0.saturating_mul(sequences);
+    drop(engine);
+    Ok(Engine::open(&EngineOptions {
+        budget: Some(budget),
+        verify_weights: false,
+        ..options.clone()
+    })?)
 }

@@ -4,7 +4,8 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use reasoning_rpc_engine::core::{NoCompression, Policy};
+use anyhow::Context;
+use reasoning_rpc_engine::core::{NoCompression, Policy, Trigger};
 use reasoning_rpc_engine::model::Model;
 use reasoning_rpc_engine::sampling::SamplingOptions;
 use reasoning_rpc_engine::text::encode_raw;
@@ -12,9 +13,11 @@ use reasoning_rpc_engine::{Engine, EngineOptions, Sequence, SequenceOptions};
 use serde::Serialize;
 
 use crate::args::{Command, Given, Group, Opt, option, parse_ids, usage};
+use crate::compression::{self, Choice};
 use crate::output::{self, Progress, human};
+use crate::policies::{self, Named};
 use crate::prompt::read_text;
-use crate::{compression, interrupt, model};
+use crate::{interrupt, model};
 
 /// Tokens of a step: their logits, `vocab` floats each, are in memory at once.
 const CHUNK: usize = 128;
@@ -64,6 +67,13 @@ pub const COMMAND: Command = Command {
         },
         compression::GROUP,
         Group {
+            title: "Several policies",
+            options: &[Opt {
+                help: "in place of --policy: names between commas, each with options\nof its own behind colons, those above where it has none:\nrpc,rpc:ratio=8,random:interval=64:window=16",
+                ..policies::LIST
+            }],
+        },
+        Group {
             title: "Draws of the policy random",
             options: &[option("seed", "N", "the same seed draws the same entries [0]")],
         },
@@ -86,26 +96,60 @@ object goes to standard output: nll, the negative natural logarithm of each of t
 probability, in order; mean, of nll; compressions, how many there were; prompt_tokens; max_tokens;
 cache_peak_bytes. --against none adds full_nll, full_mean, kl (nats, one per token) and mean_kl.
 
+With --policies each policy reads the text, and the whole cache of --against none is run once for
+all. The object's field policies then lists them: policy, nll, mean, compressions, cache_peak_bytes
+and, if asked for, kl and mean_kl.
+
 The perplexity is e to the power of the mean.",
     run,
 };
 
+/// What is printed.
 #[derive(Serialize)]
 struct Report {
+    prompt_tokens: usize,
+    max_tokens: usize,
+    #[serde(flatten)]
+    whole: Option<Whole>,
+    #[serde(flatten)]
+    found: Found,
+}
+
+/// One policy's figures stand beside the others; those of a list are a field.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Found {
+    One(Figures),
+    Many { policies: Vec<Listed> },
+}
+
+#[derive(Serialize)]
+struct Listed {
+    policy: String,
+    #[serde(flatten)]
+    figures: Figures,
+}
+
+#[derive(Serialize)]
+struct Figures {
     nll: Vec<f64>,
     mean: f64,
     compressions: usize,
-    prompt_tokens: usize,
-    max_tokens: usize,
     cache_peak_bytes: usize,
     #[serde(flatten)]
     against: Option<Against>,
 }
 
+/// The whole cache.
 #[derive(Serialize)]
-struct Against {
+struct Whole {
     full_nll: Vec<f64>,
     full_mean: f64,
+}
+
+/// Against the whole cache.
+#[derive(Serialize)]
+struct Against {
     kl: Vec<f64>,
     mean_kl: f64,
 }
@@ -113,7 +157,17 @@ struct Against {
 fn run(given: &Given) -> anyhow::Result<ExitCode> {
     let json = given.json()?;
     let against = given.choice("against", &[("none", ())])?.is_some();
-    let compression = compression::Choice::parse(given)?;
+    let listed = given.has("policies");
+    if listed && given.has("policy") {
+        return usage("expected one of --policy and --policies, found both");
+    }
+    let named = match listed {
+        true => policies::parse(given)?,
+        false => vec![Named {
+            label: given.text("policy")?.unwrap_or_else(|| "rpc".into()),
+            choice: Choice::parse(given)?,
+        }],
+    };
     let prompt_tokens = prompt_tokens(given)?;
     let max_tokens = given.count("max-tokens")?;
     let seed = given.seed()?.unwrap_or(0);
@@ -125,58 +179,81 @@ fn run(given: &Given) -> anyhow::Result<ExitCode> {
 
     let mut progress = Progress::new();
     progress.show("opening the model");
-    let engine = Engine::open(&options)?;
+    let engine = model::open(&options, named.len() + usize::from(against))?;
     let ids = ids(source, &engine, prompt_tokens, max_tokens)?;
-    let vocab = engine.model().manifest().dimensions.vocab_size;
-    let mut compressed = Reader::new(
-        &engine,
-        compression.policy(engine.cache_shape())?,
-        &ids,
-        prompt_tokens,
-        seed,
-    )?;
-    let mut full = match against {
-        true => Some(Reader::new(
-            &engine,
-            Arc::new(NoCompression),
-            &ids,
-            prompt_tokens,
-            seed,
-        )?),
+    let reader = |policy| Reader::new(&engine, policy, &ids, prompt_tokens, seed);
+    let mut readers = Vec::new();
+    for Named { choice, .. } in &named {
+        readers.push(reader(choice.policy(engine.cache_shape())?)?);
+    }
+    let mut whole = match against {
+        true => Some(reader(Arc::new(NoCompression))?),
         false => None,
     };
     interrupt::watch();
-    let mut kl = Vec::new();
-    while compressed.read(&engine, &ids)? {
-        if let Some(full) = &mut full {
-            full.read(&engine, &ids)?;
-            let rows = full
-                .logits
-                .chunks_exact(vocab)
-                .zip(compressed.logits.chunks_exact(vocab));
-            kl.extend(rows.map(|(full, compressed)| divergence(full, compressed)));
+    let mut full = Predictions::default();
+    let mut compressed = vec![Predictions::default(); readers.len().max(1)];
+    let mut more = true;
+    while more {
+        if let Some(whole) = &mut whole {
+            whole.read(&engine, &ids, &mut full)?;
+            full.fill_probabilities();
         }
+        let (mut rolling, others): (Vec<_>, Vec<_>) = readers.iter_mut().partition(|reader| reader.rolling);
+        for reader in others {
+            more = reader.read(&engine, &ids, &mut compressed[0])?;
+            if more && against {
+                reader.kl.extend(full.divergences(&compressed[0]));
+            }
+        }
+        if !rolling.is_empty() {
+            more = read_together(&mut rolling, &engine, &ids, &mut compressed)?;
+            for (reader, predictions) in rolling.into_iter().zip(&compressed).filter(|_| more && against) {
+                reader.kl.extend(full.divergences(predictions));
+            }
+        }
+        let done = readers.first().map_or(0, |reader| reader.done);
         if interrupt::asked() {
-            anyhow::bail!("interrupted after {} tokens", compressed.done);
+            anyhow::bail!("interrupted after {done} tokens");
         }
-        progress.show(&format!("{}/{} tokens", compressed.done, ids.len()));
+        progress.show(&format!("{done}/{} tokens", ids.len()));
     }
     progress.clear();
 
-    let stats = compressed.sequence.stats();
+    let mut figures = Vec::new();
+    for reader in readers {
+        let stats = reader.sequence.stats();
+        figures.push(Figures {
+            mean: mean(&reader.nll),
+            nll: reader.nll,
+            compressions: stats.compressions,
+            cache_peak_bytes: stats.cache_peak_bytes,
+            against: against.then(|| Against {
+                mean_kl: mean(&reader.kl),
+                kl: reader.kl,
+            }),
+        });
+    }
+    let found = match (listed, figures.pop()) {
+        (false, Some(one)) => Found::One(one),
+        (_, last) => {
+            let labels = named.into_iter().map(|named| named.label);
+            let figures = labels.zip(figures.into_iter().chain(last));
+            Found::Many {
+                policies: figures
+                    .map(|(policy, figures)| Listed { policy, figures })
+                    .collect(),
+            }
+        }
+    };
     let report = Report {
-        mean: mean(&compressed.nll),
-        nll: compressed.nll,
-        compressions: stats.compressions,
         prompt_tokens,
         max_tokens: ids.len(),
-        cache_peak_bytes: stats.cache_peak_bytes,
-        against: full.map(|full| Against {
-            full_mean: mean(&full.nll),
-            full_nll: full.nll,
-            mean_kl: mean(&kl),
-            kl,
+        whole: whole.map(|whole| Whole {
+            full_mean: mean(&whole.nll),
+            full_nll: whole.nll,
         }),
+        found,
     };
     output::print(&match json {
         true => serde_json::to_string(&report)? + "\n",
@@ -247,16 +324,73 @@ impl Source {
     }
 }
 
+/// What is predicted behind the tokens of a piece of the text.
+#[derive(Clone, Default)]
+struct Predictions {
+    vocab: usize,
+    /// `vocab` for each prediction.
+    logits: Vec<f32>,
+    /// The logarithm of the sum of its logits' exponentials, of each prediction.
+    sums: Vec<f64>,
+    /// `vocab` for each prediction, once filled.
+    probabilities: Vec<f64>,
+}
+
+impl Predictions {
+    fn clear(&mut self, vocab: usize) {
+        self.vocab = vocab;
+        self.logits.clear();
+        self.sums.clear();
+    }
+
+    /// Takes the logits of another prediction, and gives -log p of what followed.
+    fn add(&mut self, logits: &[f32], id: u32) -> f64 {
+        let sum = log_sum_exp(logits);
+        self.logits.extend_from_slice(logits);
+        self.sums.push(sum);
+        sum - f64::from(logits[id as usize])
+    }
+
+    fn fill_probabilities(&mut self) {
+        self.probabilities.clear();
+        for (logits, sum) in self.logits.chunks_exact(self.vocab).zip(&self.sums) {
+            let shares = logits.iter().map(|&logit| (f64::from(logit) - sum).exp());
+            self.probabilities.extend(shares);
+        }
+    }
+
+    /// KL(self || other) of each prediction, in nats: sum p (log p - log q), log p being logit - sum.
+    fn divergences(&self, other: &Self) -> impl Iterator<Item = f64> {
+        let shares = self.probabilities.chunks_exact(self.vocab);
+        let logits = self
+            .logits
+            .chunks_exact(self.vocab)
+            .zip(other.logits.chunks_exact(self.vocab));
+        let sums = self.sums.iter().zip(&other.sums);
+        shares
+            .zip(logits)
+            .zip(sums)
+            .map(|((shares, (logits, others)), (sum, other_sum))| {
+                let apart = other_sum - sum;
+                let terms = shares.iter().zip(logits).zip(others);
+                terms
+                    .map(|((p, &one), &other)| p * (f64::from(one) - f64::from(other) + apart))
+                    .sum()
+            })
+    }
+}
+
 /// A sequence that reads the text.
 struct Reader {
     sequence: Sequence,
+    /// Whether an entry goes at every token, so that no step can run several.
+    rolling: bool,
     /// Tokens of the text that were run.
     done: usize,
     prompt_tokens: usize,
-    /// After each token of the last piece that predicts one.
-    logits: Vec<f32>,
     step: Vec<f32>,
     nll: Vec<f64>,
+    kl: Vec<f64>,
 }
 
 impl Reader {
@@ -267,6 +401,7 @@ impl Reader {
         prompt_tokens: usize,
         seed: u64,
     ) -> anyhow::Result<Self> {
+        let rolling = matches!(policy.spec().trigger, Trigger::EveryToken(_));
         let mut sequence = engine.sequence(SequenceOptions {
             policy,
             sampling: SamplingOptions {
@@ -279,16 +414,17 @@ impl Reader {
         sequence.reserve(ids.len() - prompt_tokens)?;
         Ok(Self {
             sequence,
+            rolling,
             done: 0,
             prompt_tokens,
-            logits: Vec::new(),
             step: Vec::new(),
             nll: Vec::new(),
+            kl: Vec::new(),
         })
     }
 
     /// Runs the prompt, or the next tokens behind it. False at the end: the last token predicts nothing.
-    fn read(&mut self, engine: &Engine, ids: &[u32]) -> anyhow::Result<bool> {
+    fn read(&mut self, engine: &Engine, ids: &[u32], predictions: &mut Predictions) -> anyhow::Result<bool> {
         let vocab = engine.model().manifest().dimensions.vocab_size;
         let end = (self.done + CHUNK).min(ids.len() - 1);
         let end = match self.done {
@@ -301,20 +437,60 @@ impl Reader {
                 end
             }
         };
-        self.logits.clear();
+        predictions.clear(vocab);
         while self.sequence.pending() > 0 {
             let positions = engine.step_with_logits(&mut self.sequence, &mut self.step)?;
             for (position, row) in positions.zip(self.step.chunks_exact(vocab)) {
                 // The prompt's last token predicts the first behind it.
                 if position + 1 >= self.prompt_tokens {
-                    self.nll.push(-log_probability(row, ids[position + 1]));
-                    self.logits.extend_from_slice(row);
+                    self.nll.push(predictions.add(row, ids[position + 1]));
                 }
             }
         }
         self.done = end;
         Ok(true)
     }
+}
+
+/// [`Reader::read`] of several at once, a token at a time: those that cannot take more in a step share the
+/// passes over the weights.
+fn read_together(
+    readers: &mut [&mut Reader],
+    engine: &Engine,
+    ids: &[u32],
+    predictions: &mut [Predictions],
+) -> anyhow::Result<bool> {
+    let done = readers.first().map_or(0, |reader| reader.done);
+    if done == 0 {
+        for (reader, predictions) in readers.iter_mut().zip(predictions) {
+            reader.read(engine, ids, predictions)?;
+        }
+        return Ok(true);
+    }
+    let vocab = engine.model().manifest().dimensions.vocab_size;
+    predictions
+        .iter_mut()
+        .for_each(|predictions| predictions.clear(vocab));
+    let end = (done + CHUNK).min(ids.len() - 1);
+    for position in done..end {
+        for reader in &mut *readers {
+            reader.sequence.accept(ids[position])?;
+        }
+        let mut sequences: Vec<&mut Sequence> =
+            readers.iter_mut().map(|reader| &mut reader.sequence).collect();
+        engine.step(&mut sequences)?;
+        for (reader, predictions) in readers.iter_mut().zip(&mut *predictions) {
+            let logits = reader
+                .sequence
+                .logits()
+                .context("a step at the end of a text gave no logits")?;
+            reader.nll.push(predictions.add(logits, ids[position + 1]));
+        }
+    }
+    for reader in &mut *readers {
+        reader.done = end;
+    }
+    Ok(done < end)
 }
 
 /// The logarithm of the sum of the exponentials.
@@ -327,52 +503,53 @@ fn log_sum_exp(logits: &[f32]) -> f64 {
     largest + sum.ln()
 }
 
-fn log_probability(logits: &[f32], id: u32) -> f64 {
-    f64::from(logits[id as usize]) - log_sum_exp(logits)
-}
-
-/// KL(full || other) of two distributions over the vocabulary, in nats.
-fn divergence(full: &[f32], other: &[f32]) -> f64 {
-    let (full_sum, other_sum) = (log_sum_exp(full), log_sum_exp(other));
-    let terms = full.iter().zip(other).map(|(&full, &other)| {
-        let log_p = f64::from(full) - full_sum;
-        log_p.exp() * (log_p - (f64::from(other) - other_sum))
-    });
-    terms.sum()
-}
-
 fn mean(values: &[f64]) -> f64 {
     values.iter().sum::<f64>() / values.len() as f64
 }
 
 impl Report {
     fn text(&self) -> String {
-        let mut lines = vec![
-            format!(
-                "tokens       {} predicted, behind a prompt of {}",
-                self.nll.len(),
-                self.prompt_tokens
-            ),
-            format!(
-                "nll          {:.4} (perplexity {:.3})",
-                self.mean,
-                self.mean.exp()
-            ),
-        ];
-        if let Some(against) = &self.against {
+        let figures: Vec<(&str, &Figures)> = match &self.found {
+            Found::One(figures) => vec![("", figures)],
+            Found::Many { policies } => {
+                let listed = policies.iter();
+                listed.map(|one| (one.policy.as_str(), &one.figures)).collect()
+            }
+        };
+        let predicted = self.max_tokens - self.prompt_tokens;
+        let mut lines = vec![format!(
+            "tokens       {predicted} predicted, behind a prompt of {}",
+            self.prompt_tokens
+        )];
+        if let Some(whole) = &self.whole {
             lines.push(format!(
-                "whole cache  {:.4} (perplexity {:.3}); difference {:+.4}, KL {:.4}",
-                against.full_mean,
-                against.full_mean.exp(),
-                self.mean - against.full_mean,
-                against.mean_kl
+                "whole cache  {:.4} (perplexity {:.3})",
+                whole.full_mean,
+                whole.full_mean.exp()
             ));
         }
-        lines.push(format!(
-            "cache        {} compressions, {} at the peak",
-            self.compressions,
-            human(self.cache_peak_bytes as u64)
-        ));
+        for (policy, figures) in figures {
+            if !policy.is_empty() {
+                lines.push(format!("\n{policy}"));
+            }
+            lines.push(format!(
+                "nll          {:.4} (perplexity {:.3})",
+                figures.mean,
+                figures.mean.exp()
+            ));
+            if let (Some(whole), Some(against)) = (&self.whole, &figures.against) {
+                lines.push(format!(
+                    "apart        {:+.4} from the whole cache, KL {:.4}",
+                    figures.mean - whole.full_mean,
+                    against.mean_kl
+                ));
+            }
+            lines.push(format!(
+                "cache        {} compressions, {} at the peak",
+                figures.compressions,
+                human(figures.cache_peak_bytes as u64)
+            ));
+        }
         lines.join("\n") + "\n"
     }
 }
@@ -384,10 +561,23 @@ mod tests {
     #[test]
     fn a_divergence_is_none_of_equals_and_known_of_two() {
         let near = |a: f64, b: f64| assert!((a - b).abs() < 1e-7, "{a} {b}");
-        near(divergence(&[1.0, -2.0, 80.0], &[11.0, 8.0, 90.0]), 0.0);
-        // p = (1/2, 1/2), q = (1/4, 3/4).
+        let predictions = |rows: &[&[f32]]| {
+            let mut all = Predictions::default();
+            all.clear(rows[0].len());
+            let nll: Vec<f64> = rows.iter().map(|row| all.add(row, 1)).collect();
+            all.fill_probabilities();
+            (all, nll)
+        };
+        let (one, _) = predictions(&[&[1.0, -2.0, 80.0]]);
+        let (shifted, _) = predictions(&[&[11.0, 8.0, 90.0]]);
+        near(one.divergences(&shifted).sum(), 0.0);
+        // p = (1/2, 1/2), q = (1/4, 3/4), and the other way round.
         let (p, q) = ([7.0, 7.0], [0.0, 3.0f32.ln()]);
-        near(divergence(&p, &q), 0.5 * 2.0f64.ln() + 0.5 * (2.0f64 / 3.0).ln());
-        near(log_probability(&q, 1), 0.75f64.ln());
+        let (pq, nll) = predictions(&[&p, &q]);
+        let (qp, _) = predictions(&[&q, &p]);
+        let found: Vec<f64> = pq.divergences(&qp).collect();
+        near(found[0], 0.5 * 2.0f64.ln() + 0.5 * (2.0f64 / 3.0).ln());
+        near(found[1], 0.25 * 0.5f64.ln() + 0.75 * 1.5f64.ln());
+        near(nll[1], -0.75f64.ln());
     }
 }

@@ -2,20 +2,23 @@
 
 use std::ffi::OsString;
 
-use crate::args::{Given, Group, Usage, option, usage};
+use crate::args::{Given, Group, Opt, Usage, option, usage};
 use crate::compression::{self, Choice};
 
 /// The label of the full cache, which the others are compared with.
 pub const FULL: &str = "none";
 
 /// The list.
+pub const LIST: Opt = option(
+    "policies",
+    "LIST",
+    "names between commas, each with options of its own behind\ncolons: none,rpc,rpc:ratio=8,random:interval=64:window=16\n[none,rpc]",
+);
+
+/// The list, for commands that always take one.
 pub const GROUP: Group = Group {
     title: "Policies",
-    options: &[option(
-        "policies",
-        "LIST",
-        "names between commas, each with options of its own behind\ncolons: none,rpc,rpc:ratio=8,random:interval=64:window=16\n[none,rpc]",
-    )],
+    options: &[LIST],
 };
 
 /// The options that every policy has which does not say otherwise: those of one policy without its name.

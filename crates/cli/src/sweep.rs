@@ -3,7 +3,6 @@
 use std::process::ExitCode;
 
 use anyhow::Context;
-use reasoning_rpc_engine::{Engine, EngineOptions};
 use reasoning_rpc_eval::sweep::{self, Figure, Sweep};
 
 use crate::args::{Command, Given, Group, option, parse_ids, usage};
@@ -79,7 +78,7 @@ fn run(given: &Given) -> anyhow::Result<ExitCode> {
 
     let mut progress = Progress::new();
     progress.show("opening the model");
-    let engine = open(&options, batch)?;
+    let engine = model::open(&options, batch)?;
     let room = engine
         .model()
         .manifest()
@@ -167,19 +166,4 @@ fn run(given: &Given) -> anyhow::Result<ExitCode> {
         false => figure.markdown(),
     })?;
     Ok(ExitCode::SUCCESS)
-}
-
-/// An engine whose budget has room for the batch. The default budget is that of one text.
-fn open(options: &EngineOptions, batch: usize) -> anyhow::Result<Engine> {
-    let engine = Engine::open(options)?;
-    if options.budget.is_some() || batch == 1 {
-        return Ok(engine);
-    }
-    let budget = engine.budget().0.saturating_mul(batch);
-    drop(engine);
-    Ok(Engine::open(&EngineOptions {
-        budget: Some(budget),
-        verify_weights: false,
-        ..options.clone()
-    })?)
 }

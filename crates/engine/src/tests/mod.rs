@@ -12,6 +12,7 @@ mod rewinds;
 #[cfg(not(feature = "shuttle"))]
 mod scheduler;
 mod steps;
+mod weights;
 
 use std::sync::Arc;
 
