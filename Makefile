@@ -19,8 +19,8 @@ export RRPC_ONNXRUNTIME ?= $(CURDIR)/third_party/onnxruntime/libonnxruntime.so
 export ORT_DISABLE_TELEMETRY ?= 1
 export RRPC_SMOLLM2_GGUF ?= $(CURDIR)/$(GGUF)
 
-.PHONY: build demo test bench lint install uninstall test-models test-rust test-shuttle test-export test-abi test-cpp test-go \
-	test-cli test-service test-packaging rust runtime clean
+.PHONY: build demo test bench lint install uninstall test-models test-rust test-shuttle test-export test-train test-abi test-cpp \
+	test-go test-cli test-service test-packaging reasoners reasoners-curve rust runtime clean
 
 build: rust runtime $(VENV)/installed
 
@@ -82,7 +82,7 @@ demo: build models/smollm2-int4/manifest.json target/example
 target/example: bindings/c/example.c include/reasoning_rpc.h rust
 	$(CC) -std=c99 -O2 -Wall -Wextra -Wpedantic -Werror -Iinclude $< -o $@ -Ltarget/release -lreasoning_rpc
 
-test: build test-models lint test-export test-rust test-shuttle test-abi test-cpp test-go test-cli test-service test-packaging
+test: build test-models lint test-export test-train test-rust test-shuttle test-abi test-cpp test-go test-cli test-service test-packaging
 
 lint:
 	cargo fmt --all --check
@@ -92,6 +92,24 @@ lint:
 
 test-export: $(VENV)/installed $(GGUF)
 	cd onnx-export && ../$(VENV)/bin/python -m pytest -q tests
+
+# Training of small reasoners has an environment of its own: the exporter's does not have JAX.
+onnx-export/.venv/installed: onnx-export/requirements-train.lock
+	$(PYTHON) -m venv onnx-export/.venv
+	onnx-export/.venv/bin/python -m pip --disable-pip-version-check install --quiet --require-hashes -r $<
+	touch $@
+
+# A few steps of a smaller model.
+test-train: onnx-export/.venv/installed
+	cd onnx-export && .venv/bin/python -m pytest -q tests/test_small_reasoners.py
+
+# The two models and the problems of docs/accuracy/reasoners.md; goes on where it was broken off.
+reasoners: onnx-export/.venv/installed
+	cd onnx-export && .venv/bin/python -m small_reasoners train ../models/reasoners
+
+# Its tables and its plot, in models/reasoners/curve.
+reasoners-curve: build reasoners
+	cd onnx-export && .venv/bin/python -m small_reasoners curve ../models/reasoners --program ../target/release/reasoning-rpc
 
 # Release: the real model decodes thousands of tokens.
 test-rust: runtime test-models

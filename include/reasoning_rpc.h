@@ -297,8 +297,12 @@ typedef struct rrpc_engine_options {
      * size only. Default 1.
      */
     uint32_t verify_weights;
-    /** 0. */
-    uint32_t reserved;
+    /**
+     * 0: opening reads quantised weights into huge pages of this process, which its engines of the same model
+     * share. 1: they are read where their file is mapped, in the page cache: engines of all processes share them and
+     * the system takes them back as it needs, but a step with one row is some 20% slower. Default 0.
+     */
+    uint32_t map_weights;
 } rrpc_engine_options;
 
 /** What an engine is and how much of its budget is in use. Set struct_size before it is filled. */
@@ -358,7 +362,7 @@ RRPC_NODISCARD rrpc_error *rrpc_engine_options_init(rrpc_engine_options *options
  * Opens a model folder, as the program reasoning-rpc-export writes it.
  *
  * `model` is the folder's path, NUL-terminated; `options` may be NULL for the defaults. The weights
- * are memory-mapped. Takes seconds for a large model.
+ * are read or mapped (`map_weights`). Takes seconds for a large model.
  *
  * Ownership: the engine goes to `*engine` (NULL after an error); the caller frees it with
  * rrpc_engine_free. `model` and `options` are read during the call only.
@@ -466,7 +470,8 @@ rrpc_error *rrpc_engine_stop_tokens(const rrpc_engine *engine,
 
 /**
  * The attention of the last `interval` tokens' queries, rotated on to where the next ones will ask from. Not
- * with models of the portable flavour. It remembers interval * heads * head_dim floats per layer.
+ * with models of the portable flavour. It remembers interval * heads * head_dim floats per layer, or, with
+ * RRPC_QUERIES_ONLINE as `queries`, none.
  */
 #define RRPC_POLICY_LOOKAHEAD 7
 /** The same, and what is dropped is merged into what is kept. */
@@ -482,6 +487,19 @@ rrpc_error *rrpc_engine_stop_tokens(const rrpc_engine *engine,
 #define RRPC_POLICY_H2O 9
 /** TOVA: the same, but each layer drops the entry that the newest query gives the least attention. */
 #define RRPC_POLICY_TOVA 10
+
+/**
+ * LightThinker, for a model that was trained for it: when a token is drawn or accepted that is one of `delimiters`,
+ * the ids of `gists` and then `resume` are put behind it, as if generated; the text has them
+ * (rrpc_sequence_tokens), answers do not show them and count them in max_tokens. Once the gists are written, the
+ * entries of the thought go: all generated since the ones before, the delimiter's included. Positions stay true
+ * indices in the text. Where thoughts end is not known before, so the peak is that of RRPC_POLICY_NONE. After
+ * a delimiter rrpc_engine_step has more than one token to run before there are logits. A text is not saved with it.
+ */
+#define RRPC_POLICY_LIGHTTHINKER 11
+
+/** In the place of `resume`: none. */
+#define RRPC_NO_TOKEN UINT32_MAX
 
 /** Scores are averaged over all heads of a layer: one kept set for the layer. */
 #define RRPC_AGGREGATION_LAYER 0
@@ -501,6 +519,20 @@ rrpc_error *rrpc_engine_stop_tokens(const rrpc_engine *engine,
 #define RRPC_SOFTMAX_ALL 1
 
 /**
+ * All queries of an interval are stored, interval * heads * head_dim floats per layer, and each is asked about all
+ * entries when the interval ends.
+ */
+#define RRPC_QUERIES_STORED 0
+
+/**
+ * No queries are stored: each is asked while its token attends, about the entries that it sees, which it reads anyway.
+ * An entry misses the queries before it, which costs some accuracy, and steps take longer; two floats are kept per entry,
+ * and for a merge head_dim * (head_dim + 1) floats per KV head and layer and the queries of 64 tokens. Until the first
+ * compression a rewind runs tokens again; after it, tokens that were run cannot be taken back.
+ */
+#define RRPC_QUERIES_ONLINE 1
+
+/**
  * A text under generation: tokens, cache, compression policy and sampler. Used by one call at a time.
  * A handle: never dereferenced, checked at every call.
  */
@@ -511,8 +543,8 @@ typedef struct rrpc_sequence_options {
     /** sizeof(rrpc_sequence_options), set by rrpc_sequence_options_init. */
     size_t struct_size;
     /**
-     * How the cache is compressed, one of RRPC_POLICY_ but RRPC_POLICY_CALLBACK. All but RRPC_POLICY_NONE
-     * read the next three fields and the budgets at the end; `aggregation`, `pooling` and `kernel` are read
+     * How the cache is compressed, one of RRPC_POLICY_ but RRPC_POLICY_CALLBACK. All but RRPC_POLICY_NONE and
+     * RRPC_POLICY_LIGHTTHINKER read the next three fields and the budgets at the end; `aggregation`, `pooling` and `kernel` are read
      * for RRPC_POLICY_RPC only. Default RRPC_POLICY_RPC.
      */
     uint32_t policy;
@@ -586,6 +618,33 @@ typedef struct rrpc_sequence_options {
      * less w times it, both normalised to a maximum of 1. Default 0.
      */
     float redundancy;
+    /**
+     * RRPC_POLICY_LOOKAHEAD and RRPC_POLICY_LOOKAHEAD_MERGE: one of RRPC_QUERIES_. Default RRPC_QUERIES_STORED.
+     */
+    uint32_t queries;
+    /** 0. */
+    uint32_t reserved2;
+    /**
+     * Token ids that end a thought, `num_delimiters` of them, 1 to 4096; copied. This and the next four are read for
+     * RRPC_POLICY_LIGHTTHINKER only. Default NULL.
+     */
+    const uint32_t *delimiters;
+    /** Default 0. */
+    size_t num_delimiters;
+    /**
+     * Token ids that take a thought's place, `num_gists` of them, 1 to 4096, none of `delimiters`; copied. Default
+     * NULL.
+     */
+    const uint32_t *gists;
+    /** Default 0. */
+    size_t num_gists;
+    /**
+     * A token id behind the gists, which sees them and not the thought, and stays; no delimiter. Default
+     * RRPC_NO_TOKEN.
+     */
+    uint32_t resume;
+    /** 0. */
+    uint32_t reserved3;
 } rrpc_sequence_options;
 
 /** A text inside a struct or an array. This struct never grows. */
@@ -1331,7 +1390,7 @@ RRPC_NODISCARD rrpc_error *rrpc_sequence_set_seed(rrpc_sequence *sequence, uint6
  * counting the work done.
  *
  * What a compression dropped cannot come back, so a rewind ends no further back than one token behind
- * the last compression. RRPC_POLICY_H2O adds up attention, which cannot be taken back either: before its first
+ * the last compression. RRPC_POLICY_H2O and RRPC_QUERIES_ONLINE add up attention, which cannot be taken back either: before its first
  * entry went, all generated tokens become pending; later, none that was written can.
  *
  * Ownership: nothing changes hands. Pointers to the sequence's logits and cache are no longer valid.
@@ -1784,6 +1843,13 @@ rrpc_error *rrpc_detokenize(const rrpc_engine *engine,
 #define RRPC_SCALE_DEFAULT -1.0
 
 /**
+ * The elements i and i + rotary_dim / 2 of a head are rotated together: GPT-NeoX, and Llama in Hugging Face layout.
+ */
+#define RRPC_ROPE_HALF_SPLIT 0
+/** The elements 2 i and 2 i + 1: GPT-J. */
+#define RRPC_ROPE_INTERLEAVED 1
+
+/**
  * One dropped entry that is merged into a kept one. This struct never grows.
  *
  * All merges into one entry make, in float32 and rounded once to the tensor's type,
@@ -1883,8 +1949,10 @@ typedef struct rrpc_compressor_options {
     float scale;
     /**
      * RRPC_POLICY_RPC, RRPC_POLICY_SNAPKV, RRPC_POLICY_STREAMING, RRPC_POLICY_RANDOM (these two are not
-     * scored: scores are 0 and queries are not read) or RRPC_POLICY_CALLBACK; RRPC_POLICY_NONE is never due
-     * and keeps everything. The others of the library need more than keys, values and a window. The next six
+     * scored: scores are 0 and queries are not read), RRPC_POLICY_LOOKAHEAD, RRPC_POLICY_LOOKAHEAD_MERGE (with
+     * queries of a whole interval, `inv_freq`, and the layers' histories) or RRPC_POLICY_CALLBACK;
+     * RRPC_POLICY_NONE is never due and keeps everything. The others of the library work inside attention or need
+     * more than keys, values and queries. The next six
      * fields are those of rrpc_sequence_options, with the same defaults; only RRPC_POLICY_RPC reads
      * `aggregation`, `pooling` and `kernel`. Default RRPC_POLICY_RPC.
      */
@@ -1904,13 +1972,17 @@ typedef struct rrpc_compressor_options {
     uint32_t pooling;
     /** Width of the pooling, in scores: odd, 1 (none) to 65535. Default 7. */
     uint32_t kernel;
-    /** The most merges of one sequence that a callback or a plan may ask for. Default 0. */
+    /**
+     * The most merges of one sequence that a callback or a plan may ask for; RRPC_POLICY_LOOKAHEAD_MERGE has room
+     * for all that it may need. Default 0.
+     */
     uint32_t max_merges;
     /** Layers that rrpc_compressor_record keeps windows of. Default 0. */
     uint32_t recorded_layers;
     /**
      * Slots that rrpc_compressor_record keeps windows of. It takes
-     * recorded_layers * recorded_sequences * window * heads * head_dim floats. Default 0.
+     * recorded_layers * recorded_sequences * window * heads * head_dim floats; with RRPC_POLICY_LOOKAHEAD and
+     * RRPC_POLICY_LOOKAHEAD_MERGE, `interval` in place of `window`. Default 0.
      */
     uint32_t recorded_sequences;
     /** 0. */
@@ -1929,6 +2001,18 @@ typedef struct rrpc_compressor_options {
      * compressions, the same for all sequences. Default 0.
      */
     uint64_t seed;
+    /**
+     * RRPC_POLICY_LOOKAHEAD and RRPC_POLICY_LOOKAHEAD_MERGE, not read for others: how queries and keys are rotated,
+     * `[rotary_dim / 2]` radians per position of each pair of elements (RoPE: base^(-2 i / rotary_dim), with what
+     * the model's scaling makes of it). Copied. Default NULL, which is refused for the two.
+     */
+    const float *inv_freq;
+    /**
+     * The leading elements of a head that are rotated: even, up to head_dim. 0: head_dim, which is the default.
+     */
+    uint32_t rotary_dim;
+    /** One of RRPC_ROPE_. Default RRPC_ROPE_HALF_SPLIT. */
+    uint32_t rope_style;
 } rrpc_compressor_options;
 
 /**
@@ -1988,6 +2072,15 @@ typedef struct rrpc_kv_layer {
     uint32_t layer;
     /** 0. */
     uint32_t reserved;
+    /**
+     * RRPC_POLICY_LOOKAHEAD and RRPC_POLICY_LOOKAHEAD_MERGE, not read for others: a float for each entry of each
+     * KV head, the policy's, which belongs to the entry as its key does and is moved and copied with it. The host
+     * sets it to 0 for every entry of a row or block that it takes into use; from then on compressions write it: for
+     * candidates that stay, and 0 where entries were.
+     */
+    float *history;
+    /** Floats from one sequence or block, KV head, entry of the history to the next. */
+    int64_t history_strides[3];
 } rrpc_kv_layer;
 
 /**
@@ -2049,8 +2142,9 @@ typedef struct rrpc_kv_batch {
 } rrpc_kv_batch;
 
 /**
- * The rotated queries of each sequence's newest `window` tokens, which score the candidates. A ring of
- * the host's, or what rrpc_compressor_record kept.
+ * The rotated queries that score the candidates: those of each sequence's newest `window` tokens, with
+ * RRPC_POLICY_LOOKAHEAD and RRPC_POLICY_LOOKAHEAD_MERGE of its newest `interval` tokens. A ring of the host's, or
+ * what rrpc_compressor_record kept.
  */
 typedef struct rrpc_query_window {
     /** sizeof(rrpc_query_window), set by the caller. */
@@ -2066,13 +2160,13 @@ typedef struct rrpc_query_window {
      */
     int64_t strides[3];
     /**
-     * `[sequences]` The place in the ring, below `ring_tokens`, of each window's oldest token; the next
+     * `[sequences]` The place in the ring, below `ring_tokens`, of the oldest of those tokens; the next
      * ones follow, and place 0 follows the last. NULL: 0.
      */
     const int32_t *oldest;
     /** `[sequences]` Recorded queries: the slot of each sequence. NULL: its row. */
     const int32_t *slots;
-    /** Tokens that each row of the ring has room for, at least the compressor's `window`. */
+    /** Tokens that each row of the ring has room for, at least as many as those that score. */
     uint32_t ring_tokens;
     /** Type of the queries: RRPC_DTYPE_F32, RRPC_DTYPE_F16 or RRPC_DTYPE_BF16. */
     uint32_t dtype;
@@ -2116,9 +2210,9 @@ typedef struct rrpc_block_copy {
 /**
  * What a compression of one layer keeps, moves, copies and sets free.
  *
- * Made by rrpc_compressor_select, its arrays lie in the workspace of that call. A host may change it, or
- * make one of its own, for rrpc_compressor_apply. Everything but the kept sets and the merges follows
- * from them and the batch, and is the same for every layer if the kept counts are.
+ * Made by rrpc_compressor_select or rrpc_compressor_plan, its arrays lie in the workspace of that call. A host may
+ * change it, or make one of its own, for rrpc_compressor_apply. Everything but the kept sets, the merges and what
+ * becomes of histories and keys follows from them and the batch, and is the same for every layer if the kept counts are.
  *
  * After the compression a sequence's cache is its prompt, the kept candidates in their order, and the
  * window; a host sets its length to `new_lengths`, writes the copies to its block table, and drops one
@@ -2162,6 +2256,18 @@ typedef struct rrpc_plan {
     uint32_t sequences;
     /** Kept sets of each sequence: 1 for all KV heads, or one for each. */
     uint32_t sets;
+    /**
+     * RRPC_POLICY_LOOKAHEAD and RRPC_POLICY_LOOKAHEAD_MERGE: `[kept_len]` what the history of each of `kept`
+     * becomes. NULL for other policies.
+     */
+    const float *history;
+    /**
+     * RRPC_POLICY_LOOKAHEAD_MERGE: `[kept_len]` how much of its direction is added to the key of each of `kept`,
+     * after the merges and before it is rounded; 0 for entries that nothing is merged into. NULL: 0 for all.
+     */
+    const float *key_shifts;
+    /** `[sequences][kv_heads][head_dim]` The directions; NULL if `key_shifts` is. */
+    const float *key_directions;
 } rrpc_plan;
 
 /**
@@ -2212,7 +2318,8 @@ rrpc_error *rrpc_compressor_due(const rrpc_compressor *compressor,
 
 /**
  * Records the rotated queries of one token of one layer, `[count][heads][head_dim]`, in the rings of
- * `count` slots: the newest `window` of each slot are kept, as float32.
+ * `count` slots: the newest `window` (RRPC_POLICY_LOOKAHEAD and RRPC_POLICY_LOOKAHEAD_MERGE: `interval`) of each
+ * slot are kept, as float32.
  *
  * `slots` are below the options' recorded_sequences, each once; NULL: 0 to count - 1. `row_stride` and
  * `head_stride` are elements from one slot's queries and from one head to the next, positive; the
@@ -2265,7 +2372,9 @@ rrpc_error *rrpc_compressor_get_sizes(const rrpc_compressor *compressor,
 /**
  * Scores the candidates of every sequence in one layer: products of the window's queries with the
  * candidates' keys, times the scale, softmax over the candidates, summed over the window's tokens, mean
- * over the query heads of each KV head; in float32. Not pooled.
+ * over the query heads of each KV head; in float32. Not pooled. Other policies score as their constants say; with
+ * RRPC_POLICY_LOOKAHEAD and RRPC_POLICY_LOOKAHEAD_MERGE scores are the mean attention of the interval's queries,
+ * rotated on, without what the histories add.
  *
  * `scores` gets, for each sequence, `[kv_heads][candidates]` floats, one sequence after the other. The
  * host may change them before it selects: add them up over ranks that have other heads, say.
@@ -2292,16 +2401,17 @@ rrpc_error *rrpc_compressor_score(const rrpc_compressor *compressor,
  * Selects what stays by the scores of one layer. RRPC_POLICY_RPC averages them over the KV heads (with
  * RRPC_AGGREGATION_LAYER), pools them, and keeps the best
  * min(candidates, (compressions + 1) * interval / ratio) of each sequence (or `budget_entries`, if they are
- * set); of equal ones the first. The library's other policies do as their constants say.
+ * set); of equal ones the first. The library's other policies do as their constants say, but for
+ * RRPC_POLICY_LOOKAHEAD and RRPC_POLICY_LOOKAHEAD_MERGE, which look at more than scores: rrpc_compressor_plan.
  *
  * `layer` is what a callback is told and errors say. `plan` gets pointers into the workspace, valid until
- * the next rrpc_compressor_select or rrpc_compressor_compress with it.
+ * the next rrpc_compressor_select, rrpc_compressor_plan or rrpc_compressor_compress with it.
  *
  * Ownership: the structs are the caller's; the plan's arrays lie in the caller's workspace.
  * Threads: any; each call with its own workspace.
  * Errors: NULL_POINTER, INVALID_HANDLE; BUFFER_TOO_SMALL for the workspace, or for too few spare blocks,
  * with the number that is needed; CALLBACK if a callback returned anything but 0; INVALID_ARGUMENT for a
- * batch that cannot be, a score that is not a number, or an answer of a callback that cannot be.
+ * policy that looks at more than scores, a batch that cannot be, a score that is not a number, or an answer of a callback that cannot be.
  * Since: 0.1
  */
 RRPC_NODISCARD
@@ -2316,11 +2426,12 @@ rrpc_error *rrpc_compressor_select(const rrpc_compressor *compressor,
 
 /**
  * Carries a plan out in one layer: copies shared blocks that are in the way, merges, and moves what stays
- * forward, keys, values and scales. Entries that stay keep their bytes.
+ * forward, keys, values, scales and histories. Entries that stay keep their bytes, but for those that others are
+ * merged into.
  *
- * The plan may be the one of rrpc_compressor_select, that one changed, or one of the host's, with arrays
- * wherever it wants, but not in the part of the workspace that is scratch: a plan of
- * rrpc_compressor_select lies outside of it. All of it is checked against the batch before anything is
+ * The plan may be the one of rrpc_compressor_select or rrpc_compressor_plan, that one changed, or one of the
+ * host's, with arrays wherever it wants, but not in the part of the workspace that is scratch: a plan of
+ * those two lies outside of it. All of it is checked against the batch before anything is
  * written.
  *
  * Ownership: everything stays the caller's and is used during the call only.
@@ -2339,12 +2450,30 @@ rrpc_error *rrpc_compressor_apply(const rrpc_compressor *compressor,
                                   size_t workspace_bytes);
 
 /**
- * rrpc_compressor_score, rrpc_compressor_select and rrpc_compressor_apply in one call. `plan` gets what
- * was done.
+ * rrpc_compressor_score and rrpc_compressor_select in one call, for every policy: what a compression would do. Only
+ * the workspace is written. `plan` is as rrpc_compressor_select has it.
+ *
+ * Ownership: the structs are the caller's; the plan's arrays lie in the caller's workspace.
+ * Threads: any; each call with its own workspace.
+ * Errors: those of the two; INVALID_ARGUMENT for RRPC_POLICY_LOOKAHEAD and RRPC_POLICY_LOOKAHEAD_MERGE without
+ * histories in `layer`, or with one that is not finite.
+ * Since: 0.1
+ */
+RRPC_NODISCARD
+rrpc_error *rrpc_compressor_plan(const rrpc_compressor *compressor,
+                                 const rrpc_kv_layer *layer,
+                                 const rrpc_kv_batch *batch,
+                                 const rrpc_query_window *window,
+                                 void *workspace,
+                                 size_t workspace_bytes,
+                                 rrpc_plan *plan);
+
+/**
+ * rrpc_compressor_plan and rrpc_compressor_apply in one call. `plan` gets what was done.
  *
  * Ownership: the structs are the caller's; the plan's arrays lie in the caller's workspace.
  * Threads: any; each call with its own workspace and its own blocks.
- * Errors: those of the three. Nothing has been moved then.
+ * Errors: those of the two. Nothing has been moved then.
  * Since: 0.1
  */
 RRPC_NODISCARD

@@ -77,6 +77,10 @@ type EngineOptions struct {
 	// VerifyWeights compares the hash of the weights with the manifest's when the model is opened, not
 	// their size only. Default true.
 	VerifyWeights bool
+	// MapWeights reads quantised weights where their file is mapped: in the page cache, which engines of all
+	// processes share and which the system takes back as it needs. Otherwise Open reads them into huge pages
+	// of this process, and a step with one row is some 20% faster. Default false.
+	MapWeights bool
 }
 
 // EngineInfo says what an engine is and how much of its budget is in use.
@@ -141,6 +145,7 @@ func Open(modelDir string, options ...func(*EngineOptions)) (*Engine, error) {
 		BlockEntries:  uint32(o.block_entries),
 		PrefillChunk:  uint32(o.prefill_chunk),
 		VerifyWeights: o.verify_weights != 0,
+		MapWeights:    o.map_weights != 0,
 	}
 	for _, change := range options {
 		change(&chosen)
@@ -156,6 +161,7 @@ func Open(modelDir string, options ...func(*EngineOptions)) (*Engine, error) {
 	o.block_entries = C.uint32_t(chosen.BlockEntries)
 	o.prefill_chunk = C.uint32_t(chosen.PrefillChunk)
 	o.verify_weights = flag(chosen.VerifyWeights)
+	o.map_weights = flag(chosen.MapWeights)
 	var memory copies
 	defer func() { memory.free() }()
 	if chosen.ONNXRuntime != "" {

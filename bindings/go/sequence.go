@@ -95,6 +95,17 @@ const (
 	PoolingNone Pooling = C.RRPC_POOLING_NONE
 )
 
+// Queries is how policies that look ahead have an interval's queries.
+type Queries uint32
+
+const (
+	// QueriesStored stores them all, and asks each about all entries when the interval ends.
+	QueriesStored Queries = C.RRPC_QUERIES_STORED
+	// QueriesOnline stores none: each is asked while its token attends, about the entries that it sees. An entry
+	// misses the queries before it, which costs some accuracy, and steps take longer.
+	QueriesOnline Queries = C.RRPC_QUERIES_ONLINE
+)
+
 // Softmax is what a query's attention is shared out among.
 type Softmax uint32
 
@@ -154,6 +165,8 @@ type SequenceOptions struct {
 	// Softmax is what a query's attention is shared out among. This and the next three are PolicyRPC's.
 	// Default SoftmaxCandidates.
 	Softmax Softmax
+	// Queries is how PolicyLookahead and PolicyLookaheadMerge have an interval's queries. Default QueriesStored.
+	Queries Queries
 	// ValueNorms multiplies an entry's score by the sum of the magnitudes of its value. Default false.
 	ValueNorms bool
 	// History: so much of an entry's score at the compression before is added to the new one, 0 to 1.
@@ -188,6 +201,7 @@ func (e *Engine) sequenceOptions(options []func(*SequenceOptions)) (C.rrpc_seque
 		BudgetEntries:     uint64(o.budget_entries),
 		BudgetBytes:       uint64(o.budget_bytes),
 		Softmax:           Softmax(o.softmax),
+		Queries:           Queries(o.queries),
 		ValueNorms:        o.value_norms != 0,
 		History:           float32(o.history),
 		Redundancy:        float32(o.redundancy),
@@ -212,6 +226,7 @@ func (e *Engine) sequenceOptions(options []func(*SequenceOptions)) (C.rrpc_seque
 	o.budget_entries = C.uint64_t(chosen.BudgetEntries)
 	o.budget_bytes = C.uint64_t(chosen.BudgetBytes)
 	o.softmax = C.uint32_t(chosen.Softmax)
+	o.queries = C.uint32_t(chosen.Queries)
 	o.value_norms = flag(chosen.ValueNorms)
 	o.history = C.float(chosen.History)
 	o.redundancy = C.float(chosen.Redundancy)

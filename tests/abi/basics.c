@@ -48,7 +48,7 @@ static void engine_options_are_checked(void)
     CHECK(defaults.struct_size == sizeof defaults);
     CHECK(defaults.budget_bytes == RRPC_BUDGET_DEFAULT);
     CHECK(defaults.threads == RRPC_THREADS_ONE_PER_CORE);
-    CHECK(defaults.verify_weights == 1);
+    CHECK(defaults.verify_weights == 1 && defaults.map_weights == 0);
 #define REFUSED(field, value, words)                                                       \
     do {                                                                                   \
         options = defaults;                                                                \
@@ -63,7 +63,7 @@ static void engine_options_are_checked(void)
     REFUSED(block_entries, 24, "found 24");
     REFUSED(prefill_chunk, 0, "found 0");
     REFUSED(verify_weights, 2, "options.verify_weights: expected 0 or 1, found 2");
-    REFUSED(reserved, 1, "options.reserved");
+    REFUSED(map_weights, 2, "options.map_weights: expected 0 or 1, found 2");
 #undef REFUSED
     /* 0 is a budget: one that holds nothing. */
     options = defaults;

@@ -7,7 +7,7 @@ A process of its own for each: the instruction set is chosen once.
 
 import json
 import sys
-from ctypes import POINTER, byref, c_float, c_int32, c_int64, c_size_t, c_uint32, c_void_p, sizeof
+from ctypes import POINTER, byref, c_float, c_int32, c_int64, c_size_t, c_uint32, c_uint64, c_void_p, sizeof
 
 import numpy as np
 from rrpc import Library, Struct, fields
@@ -26,6 +26,9 @@ class CompressorOptions(Struct):
         (c_uint32, "policy interval window ratio aggregation pooling kernel"),
         (c_uint32, "max_merges recorded_layers recorded_sequences reserved"),
         (c_void_p, "select user_data"),
+        (c_uint64, "budget_entries seed"),
+        (c_void_p, "inv_freq"),
+        (c_uint32, "rotary_dim rope_style"),
     )
 
 
@@ -34,6 +37,8 @@ class KvLayer(Struct):
         (c_void_p, "keys values key_scales value_scales"),
         (c_int64 * 3, "key_strides value_strides key_scale_strides value_scale_strides"),
         (c_uint32, "layer reserved"),
+        (c_void_p, "history"),
+        (c_int64 * 3, "history_strides"),
     )
 
 
@@ -71,6 +76,7 @@ class Plan(Struct):
         (c_void_p, "merges"),
         (c_size_t, "merge_count"),
         (c_uint32, "sequences sets"),
+        (POINTER(c_float), "history key_shifts key_directions"),
     )
 
 
@@ -103,8 +109,8 @@ def gather(memory: np.ndarray, layout: str, table: np.ndarray, length: int) -> n
     return np.stack([np.concatenate(memory[row], axis=1)[:, :length] for row in table])
 
 
-def run(path: str, layout: str) -> dict[str, np.ndarray]:
-    library = Library()
+def calls(library: Library):
+    """The compressor's functions by their names."""
     library.dll.rrpc_compressor_free.argtypes = [c_void_p]
 
     def call(name: str, *arguments) -> None:
@@ -112,6 +118,12 @@ def run(path: str, layout: str) -> dict[str, np.ndarray]:
         function.restype = c_void_p
         library._checked(function)(*arguments)
 
+    return call
+
+
+def run(path: str, layout: str) -> dict[str, np.ndarray]:
+    library = Library()
+    call = calls(library)
     with safe_open(path, "np") as file:
         case = json.loads(file.metadata()["case"])
         # numpy has no bfloat16: the bits.

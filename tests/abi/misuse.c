@@ -381,6 +381,7 @@ static void use_engine(void)
         options.prefill_chunk = one_in(2) ? 8 : (uint32_t)number();
         options.budget_bytes = one_in(2) ? 1 << 20 : number();
         options.verify_weights = below(3);
+        options.map_weights = below(3);
         static const char *PATHS[] = {"/nowhere", "", "/dev/null", "/proc/self", "."};
         /* Opening the model over and over is slow: rarely, and never with more threads than there are cores. */
         int real = options.threads == 1 && one_in(200);
@@ -412,7 +413,7 @@ static void use_engine(void)
 enum { ROWS = 3, ENTRIES = 64, KV_HEADS = 2, HEADS = 4, DIM = 16, PAGE = 16, BLOCKS = ROWS * ENTRIES / PAGE + 4, WINDOW = 4 };
 
 static float keys[BLOCKS * PAGE * KV_HEADS * DIM], values[BLOCKS * PAGE * KV_HEADS * DIM];
-static float scales[2][BLOCKS * PAGE * KV_HEADS];
+static float scales[2][BLOCKS * PAGE * KV_HEADS], histories[BLOCKS * PAGE * KV_HEADS];
 static float queries[ROWS * 8 * HEADS * DIM], scores[ROWS * KV_HEADS * ENTRIES];
 static char workspace[1 << 20];
 
@@ -443,8 +444,15 @@ static void create_compressor(void)
     options.kv_heads = one_in(8) ? NO_HEADS[below(4)] : KV_HEADS;
     options.head_dim = one_in(8) ? NO_DIM[below(5)] : DIM;
     options.dtype = one_in(8) ? (uint32_t)number() : 1 + below(4);
-    options.policy = one_in(8) ? (uint32_t)number() : below(3);
-    options.interval = one_in(8) ? (uint32_t)number() : 16;
+    /* As many as any head has. */
+    static const float FREQUENCIES[128] = {1, 0.5f, 0.25f, 0.1f, 0.05f, 0.01f, 0.001f};
+    static const uint32_t POLICIES[] = {0, 1, 2, 7, 8};
+    options.policy = one_in(8) ? (uint32_t)number() : POLICIES[below(5)];
+    options.inv_freq = one_in(20) ? NULL : FREQUENCIES;
+    options.rotary_dim = one_in(8) ? below(DIM + 1) : 0;
+    options.rope_style = below(one_in(8) ? 9 : 2);
+    int ahead = options.policy == 7 || options.policy == 8;
+    options.interval = one_in(8) ? (uint32_t)number() : ahead ? 8 : 16;
     options.window = one_in(8) ? (uint32_t)number() : WINDOW;
     options.ratio = one_in(8) ? (uint32_t)number() : 4;
     options.kernel = one_in(8) ? (uint32_t)number() : 3;
@@ -454,7 +462,8 @@ static void create_compressor(void)
     /* What nobody has memory for; what somebody may have is not asked for. */
     int most = one_in(8);
     options.recorded_layers = most ? UINT32_MAX : 2;
-    options.recorded_sequences = most ? UINT32_MAX - below(9) : options.window > 4096 ? 0 : 3;
+    options.recorded_sequences =
+        most ? UINT32_MAX - below(9) : options.window > 4096 || (ahead && options.interval > 4096) ? 0 : 3;
     options.select = on_select;
     if (one_in(8)) memset(&options.scale, (int)below(256), 4);
     rrpc_compressor *made = NULL;
@@ -492,6 +501,8 @@ static void use_compressor(void)
         layer.value_scale_strides[i] = one_in(20) ? 0 : right[i] / DIM;
     }
     layer.layer = one_in(8) ? (uint32_t)number() : below(2);
+    layer.history = one_in(8) ? NULL : histories;
+    for (int i = 0; i < 3; ++i) layer.history_strides[i] = one_in(20) ? -1 : layer.key_scale_strides[i];
 
     int32_t lengths[ROWS], prompts[ROWS], compressions[ROWS], rows[ROWS], table[ROWS][ENTRIES / PAGE];
     int32_t shared[4], spare[4];
@@ -550,7 +561,7 @@ static void use_compressor(void)
     }
     rrpc_plan plan = {.struct_size = sizeof plan};
     uint32_t due;
-    switch (below(8)) {
+    switch (below(9)) {
     case 0: CALL(rrpc_compressor_due, compressor, number(), number(), one_in(8) ? NULL : &due); break;
     case 1: CALL(rrpc_compressor_record, compressor, layer.layer, slots, below(ROWS + 1), one_in(20) ? NULL : queries, HEADS * DIM, DIM, one_in(8) ? (uint32_t)number() : RRPC_DTYPE_F32); break;
     case 2: CALL(rrpc_compressor_forget, compressor, id((int32_t)below(4))); break;
@@ -558,7 +569,11 @@ static void use_compressor(void)
     default: {
         int scored = CALL(rrpc_compressor_score, compressor, &layer, &batch, &window, scores, score_count, work, space);
         if (scored && one_in(8) && score_count > 0) memset(&scores[below((uint32_t)score_count)], 0xff, 4);
-        if (!CALL(rrpc_compressor_select, compressor, layer.layer, &batch, scores, score_count, work, space, &plan)) break;
+        int planned = one_in(2)
+            ? CALL(rrpc_compressor_plan, compressor, one_in(20) ? NULL : &layer, one_in(20) ? NULL : &batch,
+                   one_in(20) ? NULL : &window, work, space, one_in(20) ? NULL : &plan)
+            : CALL(rrpc_compressor_select, compressor, layer.layer, &batch, scores, score_count, work, space, &plan);
+        if (!planned || plan.kept_counts == NULL) break;
         /* A plan of the host's: the arrays are as long as it says, what they hold is anything. */
         uint32_t counts[ROWS], *kept = malloc((plan.kept_len + 1) * sizeof *kept);
         int32_t lengths_after[ROWS], freed[64];
@@ -575,7 +590,7 @@ static void use_compressor(void)
         hostile.freed_blocks = freed;
         hostile.copies = copies;
         rrpc_merge merge = {below(4), below(3), below(70), below(70), 0.5f, 0.5f};
-        switch (below(12)) {
+        switch (below(14)) {
         case 0: counts[below(plan.sequences)] = (uint32_t)number(); break;
         case 1: kept[below((uint32_t)plan.kept_len + 1)] = (uint32_t)number(); break;
         case 2: lengths_after[below(plan.sequences)] = (int32_t)number(); break;
@@ -586,6 +601,8 @@ static void use_compressor(void)
         case 7: hostile.kept = NULL; break;
         case 8: hostile.kept_len = below((uint32_t)plan.kept_len + 1); break;
         case 9: hostile.merges = &merge; hostile.merge_count = 1; break;
+        case 11: hostile.history = one_in(2) ? NULL : (const float *)plan.kept; break;
+        case 12: hostile.key_shifts = plan.key_directions == NULL ? NULL : plan.history; break;
         case 10: hostile.freed_count = plan.freed_count > 0 ? plan.freed_count - 1 : 0; break;
         default: break;
         }

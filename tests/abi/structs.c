@@ -55,7 +55,7 @@ static void older_options_have_defaults_for_the_rest(void)
     options.struct_size = offsetof(rrpc_engine_options, block_entries);
     options.cache_dtype = RRPC_DTYPE_F32;
     options.block_entries = 7;
-    options.reserved = 7;
+    options.map_weights = 7;
     rrpc_engine *engine = NULL;
     NEED(rrpc_engine_open(MODEL, &options, &engine));
     rrpc_engine_info info = {.struct_size = sizeof info};

@@ -227,14 +227,23 @@ def test_a_fixed_number_of_entries_bounds_the_cache(kept):
         assert generate(model, *common, "--bytes", bytes_)["tokens"] == generate(model, *common, "--entries", whole)["tokens"]
 
 
-@pytest.mark.parametrize("policy, tokens, floats", [("rpc", 8, 0), ("streaming", 0, 0), ("lookahead", 64, 1)])
-def test_what_is_remembered_beside_the_cache_is_told(policy, tokens, floats):
+@pytest.mark.parametrize(
+    "policy, queries, tokens, moments, floats",
+    [
+        ("rpc", "stored", 8, 0, 0),
+        ("streaming", "stored", 0, 0, 0),
+        ("lookahead", "stored", 64, 0, 1),
+        ("lookahead", "online", 0, 0, 2),
+        ("lookahead-merge", "online", 64, 16 * 17, 2),
+    ],
+)
+def test_what_is_remembered_beside_the_cache_is_told(policy, queries, tokens, moments, floats):
     model = find_model("golden/llama_p48_c8-cached")
-    options = ["--policy", policy, "--interval", 64, "--window", 8, "--prompt-tokens", 20, "--max-tokens", 1000]
+    options = ["--policy", policy, "--queries", queries, "--interval", 64, "--window", 8, "--prompt-tokens", 20, "--max-tokens", 1000]
     found = inspect(model, *options)["answer"]
     assert found["policy"] == policy
     # 3 layers of 4 query and 2 KV heads of 16 elements.
-    assert found["query_bytes"] == 3 * tokens * 4 * 16 * 4
+    assert found["query_bytes"] == 3 * (tokens * 4 * 16 + 2 * moments) * 4
     assert found["history_bytes"] == floats * 6 * found["peak_compressed"]["entries"] * 4
     assert found["compressions"] == 15
     never = inspect(model, *options[:2])["answer"]

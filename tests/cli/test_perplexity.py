@@ -72,12 +72,14 @@ def test_divergence_from_the_whole_cache():
 
 
 @pytest.mark.parametrize(
-    "policy", ["rpc", "snapkv", "streaming", "random", "r-kv", "lookahead", "lookahead-merge", "h2o", "tova"]
+    "policy, queries",
+    [(name, "stored") for name in ["rpc", "snapkv", "streaming", "random", "r-kv", "lookahead", "h2o", "tova"]]
+    + [("lookahead-merge", "stored"), ("lookahead", "online"), ("lookahead-merge", "online")],
 )
-def test_one_step_or_many(policy):
+def test_one_step_or_many(policy, queries):
     """A text read in long steps is the text that generate writes token by token."""
     model, prompt = find_model("golden/qwen2_p32-cached"), list(range(40))
-    options = ["--policy", policy, "--interval", 32, "--window", 8, "--ratio", 4]
+    options = ["--policy", policy, "--queries", queries, "--interval", 32, "--window", 8, "--ratio", 4]
     answer = json.loads(
         succeed(
             "generate", "--model", model, "--prompt-ids", ids(prompt), "--max-tokens", 250, "--temperature", 0,
@@ -93,7 +95,7 @@ def test_one_step_or_many(policy):
     assert found["cache_peak_bytes"] == answer["stats"]["cache_peak_bytes"]
     # What keeps everything is the whole cache.
     ample = perplexity(
-        model, prompt + answer["tokens"], "--prompt-tokens", 40, "--against", "none", *options[:6], "--ratio", 1
+        model, prompt + answer["tokens"], "--prompt-tokens", 40, "--against", "none", *options[:8], "--ratio", 1
     )
     assert ample["nll"] == ample["full_nll"]
     assert ample["kl"] == [0] * 250

@@ -151,7 +151,8 @@ static void options_have_the_defaults_of_c()
     const rrpc::engine_options opening;
     CHECK(opening.struct_size == sizeof(rrpc_engine_options) && opening.onnxruntime == nullptr);
     CHECK(opening.budget_bytes == RRPC_BUDGET_DEFAULT && opening.threads == RRPC_THREADS_ONE_PER_CORE);
-    CHECK(opening.block_entries == 64 && opening.prefill_chunk == 256 && opening.verify_weights == 1);
+    CHECK(opening.block_entries == 64 && opening.prefill_chunk == 256 && opening.verify_weights == 1 &&
+          opening.map_weights == 0);
     const rrpc::engine engine = open();
     const rrpc::sequence_options options(engine);
     CHECK(options.struct_size == sizeof(rrpc_sequence_options) && options.policy == RRPC_POLICY_RPC);

@@ -101,7 +101,7 @@ public:
         detail::check(rrpc_compressor_score(get(), &layer, &batch, &window, scores.data(), scores.size(), space.data(),
                                             space.size()));
     }
-    /** The plan lies in the workspace: valid until that is used by select or compress again, grown or gone. */
+    /** The plan lies in the workspace: valid until that is used by select, plan or compress again, grown or gone. */
     compression_plan select(std::uint32_t layer, const rrpc_kv_batch &batch, view<float> scores, workspace &space) const
     {
         compression_plan plan;
@@ -110,12 +110,22 @@ public:
                                              space.size(), &plan));
         return plan;
     }
-    /** Compacts in place by a plan: select's, a changed one, or the caller's own. Leaves the workspace's size. */
+    /** score and select, for every policy; writes nothing but the plan. */
+    compression_plan plan(const rrpc_kv_layer &layer, const rrpc_kv_batch &batch, const rrpc_query_window &window,
+                          workspace &space) const
+    {
+        compression_plan plan;
+        fit(batch, space);
+        detail::check(
+            rrpc_compressor_plan(get(), &layer, &batch, &window, space.data(), space.size(), &plan));
+        return plan;
+    }
+    /** Compacts in place by a plan: select's or plan's, a changed one, or the caller's own. Leaves the workspace's size. */
     void apply(const rrpc_kv_layer &layer, const rrpc_kv_batch &batch, const rrpc_plan &plan, workspace &space) const
     {
         detail::check(rrpc_compressor_apply(get(), &layer, &batch, &plan, space.data(), space.size()));
     }
-    /** score, select and apply. */
+    /** plan and apply. */
     compression_plan compress(const rrpc_kv_layer &layer, const rrpc_kv_batch &batch, const rrpc_query_window &window,
                               workspace &space) const
     {

@@ -132,7 +132,7 @@ pub extern "C" fn rrpc_sequence_set_seed(sequence: *mut rrpc_sequence, seed: u64
 /// counting the work done.
 ///
 /// What a compression dropped cannot come back, so a rewind ends no further back than one token behind
-/// the last compression. RRPC_POLICY_H2O adds up attention, which cannot be taken back either: before its first
+/// the last compression. RRPC_POLICY_H2O and RRPC_QUERIES_ONLINE add up attention, which cannot be taken back either: before its first
 /// entry went, all generated tokens become pending; later, none that was written can.
 ///
 /// Ownership: nothing changes hands. Pointers to the sequence's logits and cache are no longer valid.

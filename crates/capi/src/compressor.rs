@@ -46,9 +46,9 @@ pub struct rrpc_block_copy {
 
 /// What a compression of one layer keeps, moves, copies and sets free.
 ///
-/// Made by rrpc_compressor_select, its arrays lie in the workspace of that call. A host may change it, or
-/// make one of its own, for rrpc_compressor_apply. Everything but the kept sets and the merges follows
-/// from them and the batch, and is the same for every layer if the kept counts are.
+/// Made by rrpc_compressor_select or rrpc_compressor_plan, its arrays lie in the workspace of that call. A host may
+/// change it, or make one of its own, for rrpc_compressor_apply. Everything but the kept sets, the merges and what
+/// becomes of histories and keys follows from them and the batch, and is the same for every layer if the kept counts are.
 ///
 /// After the compression a sequence's cache is its prompt, the kept candidates in their order, and the
 /// window; a host sets its length to `new_lengths`, writes the copies to its block table, and drops one
@@ -89,6 +89,14 @@ pub struct rrpc_plan {
     pub sequences: u32,
     /// Kept sets of each sequence: 1 for all KV heads, or one for each.
     pub sets: u32,
+    /// RRPC_POLICY_LOOKAHEAD and RRPC_POLICY_LOOKAHEAD_MERGE: `[kept_len]` what the history of each of `kept`
+    /// becomes. NULL for other policies.
+    pub history: *const f32,
+    /// RRPC_POLICY_LOOKAHEAD_MERGE: `[kept_len]` how much of its direction is added to the key of each of `kept`,
+    /// after the merges and before it is rounded; 0 for entries that nothing is merged into. NULL: 0 for all.
+    pub key_shifts: *const f32,
+    /// `[sequences][kv_heads][head_dim]` The directions; NULL if `key_shifts` is.
+    pub key_directions: *const f32,
 }
 
 sized!(rrpc_plan {
@@ -105,6 +113,9 @@ sized!(rrpc_plan {
     merge_count,
     sequences,
     sets,
+    history,
+    key_shifts,
+    key_directions,
 });
 
 /// What calls with a batch need. Set struct_size before it is filled.
@@ -138,6 +149,8 @@ struct Shared {
     compressor: Compressor,
     /// Of keys and values.
     dtype: Dtype,
+    /// Floats of all KV heads' keys of one entry.
+    key_floats: usize,
 }
 
 static COMPRESSORS: Table<Shared> = Table::new(Kind::Compressor);
@@ -181,11 +194,18 @@ const PLAN: rrpc_plan = rrpc_plan {
     merge_count: 0,
     sequences: 0,
     sets: 0,
+    history: ptr::null(),
+    key_shifts: ptr::null(),
+    key_directions: ptr::null(),
 };
 
 /// # Safety
 /// `to` is NULL or valid for its struct_size.
 unsafe fn write_plan(to: *mut rrpc_plan, plan: &Plan<'_>) -> Result<(), Failure> {
+    let unless_empty = |floats: &[f32]| match floats {
+        [] => ptr::null(),
+        _ => floats.as_ptr(),
+    };
     let value = rrpc_plan {
         kept_counts: plan.kept_counts.as_ptr(),
         kept: plan.kept.as_ptr(),
@@ -199,6 +219,9 @@ unsafe fn write_plan(to: *mut rrpc_plan, plan: &Plan<'_>) -> Result<(), Failure>
         merge_count: plan.merges.len(),
         sequences: plan.kept_counts.len() as u32,
         sets: plan.sets,
+        history: unless_empty(plan.history),
+        key_shifts: unless_empty(plan.key_shifts),
+        key_directions: unless_empty(plan.key_directions),
         ..PLAN
     };
     // SAFETY: the caller's promise.
@@ -208,7 +231,11 @@ unsafe fn write_plan(to: *mut rrpc_plan, plan: &Plan<'_>) -> Result<(), Failure>
 /// # Safety
 /// `plan` is NULL or valid for its struct_size, and so are its arrays for their counts, as long as the
 /// result is used.
-unsafe fn read_plan<'a>(plan: *const rrpc_plan, batch: &Batch<'_>) -> Result<Plan<'a>, Failure> {
+unsafe fn read_plan<'a>(
+    plan: *const rrpc_plan,
+    batch: &Batch<'_>,
+    key_floats: usize,
+) -> Result<Plan<'a>, Failure> {
     // SAFETY: the caller's promise.
     let given = unsafe { sized::read("plan", plan, PLAN) }?;
     let count = given.sequences as usize;
@@ -218,6 +245,10 @@ unsafe fn read_plan<'a>(plan: *const rrpc_plan, batch: &Batch<'_>) -> Result<Pla
             batch.lengths.len()
         )));
     }
+    let directions = match given.key_shifts.is_null() {
+        true => 0,
+        false => count.saturating_mul(key_floats),
+    };
     // SAFETY: the caller's promise; the structs of `copies` and `merges` are the library's, field by field,
     // and every pattern of bits is a valid one.
     unsafe {
@@ -243,9 +274,27 @@ unsafe fn read_plan<'a>(plan: *const rrpc_plan, batch: &Batch<'_>) -> Result<Pla
                 given.merge_count,
                 MOST_ITEMS / 4,
             )?,
+            history: floats("plan.history", given.history, given.kept_len)?,
+            key_shifts: floats("plan.key_shifts", given.key_shifts, given.kept_len)?,
+            key_directions: items(
+                "plan.key_directions",
+                given.key_directions,
+                directions,
+                MOST_ITEMS,
+            )?,
             sets: given.sets,
         })
     }
+}
+
+/// Floats that may be missing.
+///
+/// # Safety
+/// `data` is NULL or points to `count` floats.
+unsafe fn floats<'a>(argument: &str, data: *const f32, count: usize) -> Result<&'a [f32], Failure> {
+    let count = if data.is_null() { 0 } else { count };
+    // SAFETY: the caller's promise.
+    unsafe { items(argument, data, count, MOST_ITEMS) }
 }
 
 /// Makes a compressor.
@@ -275,6 +324,7 @@ pub unsafe extern "C" fn rrpc_compressor_create(
         let handle = COMPRESSORS.insert(Shared {
             compressor: Compressor::new(&options)?,
             dtype: options.dtype,
+            key_floats: options.kv_heads * options.head_dim,
         })?;
         // SAFETY: the caller's promise.
         unsafe { args::set("compressor", compressor, ptr::without_provenance_mut(handle)) }
@@ -323,7 +373,8 @@ pub unsafe extern "C" fn rrpc_compressor_due(
 }
 
 /// Records the rotated queries of one token of one layer, `[count][heads][head_dim]`, in the rings of
-/// `count` slots: the newest `window` of each slot are kept, as float32.
+/// `count` slots: the newest `window` (RRPC_POLICY_LOOKAHEAD and RRPC_POLICY_LOOKAHEAD_MERGE: `interval`) of each
+/// slot are kept, as float32.
 ///
 /// `slots` are below the options' recorded_sequences, each once; NULL: 0 to count - 1. `row_stride` and
 /// `head_stride` are elements from one slot's queries and from one head to the next, positive; the
@@ -417,7 +468,9 @@ pub unsafe extern "C" fn rrpc_compressor_get_sizes(
 
 /// Scores the candidates of every sequence in one layer: products of the window's queries with the
 /// candidates' keys, times the scale, softmax over the candidates, summed over the window's tokens, mean
-/// over the query heads of each KV head; in float32. Not pooled.
+/// over the query heads of each KV head; in float32. Not pooled. Other policies score as their constants say; with
+/// RRPC_POLICY_LOOKAHEAD and RRPC_POLICY_LOOKAHEAD_MERGE scores are the mean attention of the interval's queries,
+/// rotated on, without what the histories add.
 ///
 /// `scores` gets, for each sequence, `[kv_heads][candidates]` floats, one sequence after the other. The
 /// host may change them before it selects: add them up over ranks that have other heads, say.
@@ -466,10 +519,11 @@ pub unsafe extern "C" fn rrpc_compressor_score(
 /// Selects what stays by the scores of one layer. RRPC_POLICY_RPC averages them over the KV heads (with
 /// RRPC_AGGREGATION_LAYER), pools them, and keeps the best
 /// min(candidates, (compressions + 1) * interval / ratio) of each sequence (or `budget_entries`, if they are
-/// set); of equal ones the first. The library's other policies do as their constants say.
+/// set); of equal ones the first. The library's other policies do as their constants say, but for
+/// RRPC_POLICY_LOOKAHEAD and RRPC_POLICY_LOOKAHEAD_MERGE, which look at more than scores: rrpc_compressor_plan.
 ///
 /// `layer` is what a callback is told and errors say. `plan` gets pointers into the workspace, valid until
-/// the next rrpc_compressor_select or rrpc_compressor_compress with it.
+/// the next rrpc_compressor_select, rrpc_compressor_plan or rrpc_compressor_compress with it.
 ///
 /// # Safety
 /// As rrpc_compressor_score; `plan` is NULL or valid for its struct_size.
@@ -478,7 +532,7 @@ pub unsafe extern "C" fn rrpc_compressor_score(
 /// Threads: any; each call with its own workspace.
 /// Errors: NULL_POINTER, INVALID_HANDLE; BUFFER_TOO_SMALL for the workspace, or for too few spare blocks,
 /// with the number that is needed; CALLBACK if a callback returned anything but 0; INVALID_ARGUMENT for a
-/// batch that cannot be, a score that is not a number, or an answer of a callback that cannot be.
+/// policy that looks at more than scores, a batch that cannot be, a score that is not a number, or an answer of a callback that cannot be.
 /// Since: 0.1
 #[unsafe(no_mangle)]
 #[must_use]
@@ -507,11 +561,12 @@ pub unsafe extern "C" fn rrpc_compressor_select(
 }
 
 /// Carries a plan out in one layer: copies shared blocks that are in the way, merges, and moves what stays
-/// forward, keys, values and scales. Entries that stay keep their bytes.
+/// forward, keys, values, scales and histories. Entries that stay keep their bytes, but for those that others are
+/// merged into.
 ///
-/// The plan may be the one of rrpc_compressor_select, that one changed, or one of the host's, with arrays
-/// wherever it wants, but not in the part of the workspace that is scratch: a plan of
-/// rrpc_compressor_select lies outside of it. All of it is checked against the batch before anything is
+/// The plan may be the one of rrpc_compressor_select or rrpc_compressor_plan, that one changed, or one of the
+/// host's, with arrays wherever it wants, but not in the part of the workspace that is scratch: a plan of
+/// those two lies outside of it. All of it is checked against the batch before anything is
 /// written.
 ///
 /// # Safety
@@ -541,22 +596,57 @@ pub unsafe extern "C" fn rrpc_compressor_apply(
         unsafe {
             let layer = read_layer(layer, shared.dtype)?;
             let batch = read_batch(batch)?;
-            let plan = read_plan(plan, &batch)?;
+            let plan = read_plan(plan, &batch, shared.key_floats)?;
             let workspace = workspace_at(workspace, workspace_bytes)?;
             Ok(shared.compressor.apply(&layer, &batch, &plan, workspace)?)
         }
     })
 }
 
-/// rrpc_compressor_score, rrpc_compressor_select and rrpc_compressor_apply in one call. `plan` gets what
-/// was done.
+/// rrpc_compressor_score and rrpc_compressor_select in one call, for every policy: what a compression would do. Only
+/// the workspace is written. `plan` is as rrpc_compressor_select has it.
 ///
 /// # Safety
-/// As the three.
+/// As the two.
+///
+/// Ownership: the structs are the caller's; the plan's arrays lie in the caller's workspace.
+/// Threads: any; each call with its own workspace.
+/// Errors: those of the two; INVALID_ARGUMENT for RRPC_POLICY_LOOKAHEAD and RRPC_POLICY_LOOKAHEAD_MERGE without
+/// histories in `layer`, or with one that is not finite.
+/// Since: 0.1
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn rrpc_compressor_plan(
+    compressor: *const rrpc_compressor,
+    layer: *const rrpc_kv_layer,
+    batch: *const rrpc_kv_batch,
+    window: *const rrpc_query_window,
+    workspace: *mut c_void,
+    workspace_bytes: usize,
+    plan: *mut rrpc_plan,
+) -> *mut rrpc_error {
+    guard(|| {
+        let shared = compressor_of(compressor)?;
+        // SAFETY: as in rrpc_compressor_score.
+        unsafe {
+            sized::output_size("plan", plan)?;
+            let layer = read_layer(layer, shared.dtype)?;
+            let batch = read_batch(batch)?;
+            let window = read_window(window, batch.lengths.len())?;
+            let workspace = workspace_at(workspace, workspace_bytes)?;
+            write_plan(plan, &shared.compressor.plan(&layer, &batch, &window, workspace)?)
+        }
+    })
+}
+
+/// rrpc_compressor_plan and rrpc_compressor_apply in one call. `plan` gets what was done.
+///
+/// # Safety
+/// As the two.
 ///
 /// Ownership: the structs are the caller's; the plan's arrays lie in the caller's workspace.
 /// Threads: any; each call with its own workspace and its own blocks.
-/// Errors: those of the three. Nothing has been moved then.
+/// Errors: those of the two. Nothing has been moved then.
 /// Since: 0.1
 #[unsafe(no_mangle)]
 #[must_use]

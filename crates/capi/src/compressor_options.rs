@@ -4,19 +4,22 @@ use std::ffi::{c_char, c_void};
 use std::ptr;
 use std::sync::Arc;
 
-use reasoning_rpc_compressor::{Merge, Options, Request, Select, Selection};
+use reasoning_rpc_compressor::{Merge, Options, Request, Rotary, RotaryStyle, Select, Selection};
 use reasoning_rpc_engine::core::{Aggregation, Budget, PolicyKind, Pooling, RpcOptions};
 
-use crate::args::{self, choice};
+use crate::args::{self, choice, items};
 use crate::error::{Failure, rrpc_error};
 use crate::guard::guard;
 use crate::kv::dtype;
 use crate::sequence::{
     DEFAULT_RATIO, POLICIES, RRPC_AGGREGATION_KV_HEAD, RRPC_AGGREGATION_LAYER, RRPC_NUL_TERMINATED,
-    RRPC_POLICY_NONE, RRPC_POLICY_RANDOM, RRPC_POLICY_RPC, RRPC_POLICY_SNAPKV, RRPC_POLICY_STREAMING,
-    RRPC_POOLING_AVERAGE, RRPC_POOLING_MAX,
+    RRPC_POLICY_LOOKAHEAD, RRPC_POLICY_LOOKAHEAD_MERGE, RRPC_POLICY_NONE, RRPC_POLICY_RANDOM,
+    RRPC_POLICY_RPC, RRPC_POLICY_SNAPKV, RRPC_POLICY_STREAMING, RRPC_POOLING_AVERAGE, RRPC_POOLING_MAX,
 };
 use crate::sized::{self, sized};
+
+/// As many pairs as any head has.
+const MOST_FREQUENCIES: usize = 128;
 
 /// The host's memory: tensors, workspaces and everything else lie in main memory.
 pub const RRPC_DEVICE_CPU: u32 = 0;
@@ -32,6 +35,11 @@ pub const RRPC_POLICY_CALLBACK: u32 = 2;
 
 /// The scale of attention: 1 / sqrt(head_dim).
 pub const RRPC_SCALE_DEFAULT: f32 = -1.0;
+
+/// The elements i and i + rotary_dim / 2 of a head are rotated together: GPT-NeoX, and Llama in Hugging Face layout.
+pub const RRPC_ROPE_HALF_SPLIT: u32 = 0;
+/// The elements 2 i and 2 i + 1: GPT-J.
+pub const RRPC_ROPE_INTERLEAVED: u32 = 1;
 
 /// One dropped entry that is merged into a kept one. This struct never grows.
 ///
@@ -123,8 +131,10 @@ pub struct rrpc_compressor_options {
     /// RRPC_SCALE_DEFAULT.
     pub scale: f32,
     /// RRPC_POLICY_RPC, RRPC_POLICY_SNAPKV, RRPC_POLICY_STREAMING, RRPC_POLICY_RANDOM (these two are not
-    /// scored: scores are 0 and queries are not read) or RRPC_POLICY_CALLBACK; RRPC_POLICY_NONE is never due
-    /// and keeps everything. The others of the library need more than keys, values and a window. The next six
+    /// scored: scores are 0 and queries are not read), RRPC_POLICY_LOOKAHEAD, RRPC_POLICY_LOOKAHEAD_MERGE (with
+    /// queries of a whole interval, `inv_freq`, and the layers' histories) or RRPC_POLICY_CALLBACK;
+    /// RRPC_POLICY_NONE is never due and keeps everything. The others of the library work inside attention or need
+    /// more than keys, values and queries. The next six
     /// fields are those of rrpc_sequence_options, with the same defaults; only RRPC_POLICY_RPC reads
     /// `aggregation`, `pooling` and `kernel`. Default RRPC_POLICY_RPC.
     pub policy: u32,
@@ -141,12 +151,14 @@ pub struct rrpc_compressor_options {
     pub pooling: u32,
     /// Width of the pooling, in scores: odd, 1 (none) to 65535. Default 7.
     pub kernel: u32,
-    /// The most merges of one sequence that a callback or a plan may ask for. Default 0.
+    /// The most merges of one sequence that a callback or a plan may ask for; RRPC_POLICY_LOOKAHEAD_MERGE has room
+    /// for all that it may need. Default 0.
     pub max_merges: u32,
     /// Layers that rrpc_compressor_record keeps windows of. Default 0.
     pub recorded_layers: u32,
     /// Slots that rrpc_compressor_record keeps windows of. It takes
-    /// recorded_layers * recorded_sequences * window * heads * head_dim floats. Default 0.
+    /// recorded_layers * recorded_sequences * window * heads * head_dim floats; with RRPC_POLICY_LOOKAHEAD and
+    /// RRPC_POLICY_LOOKAHEAD_MERGE, `interval` in place of `window`. Default 0.
     pub recorded_sequences: u32,
     /// 0.
     pub reserved: u32,
@@ -160,6 +172,14 @@ pub struct rrpc_compressor_options {
     /// RRPC_POLICY_RANDOM: draws are those of the seed, the layer, the KV head and the number of
     /// compressions, the same for all sequences. Default 0.
     pub seed: u64,
+    /// RRPC_POLICY_LOOKAHEAD and RRPC_POLICY_LOOKAHEAD_MERGE, not read for others: how queries and keys are rotated,
+    /// `[rotary_dim / 2]` radians per position of each pair of elements (RoPE: base^(-2 i / rotary_dim), with what
+    /// the model's scaling makes of it). Copied. Default NULL, which is refused for the two.
+    pub inv_freq: *const f32,
+    /// The leading elements of a head that are rotated: even, up to head_dim. 0: head_dim, which is the default.
+    pub rotary_dim: u32,
+    /// One of RRPC_ROPE_. Default RRPC_ROPE_HALF_SPLIT.
+    pub rope_style: u32,
 }
 
 sized!(rrpc_compressor_options {
@@ -186,6 +206,9 @@ sized!(rrpc_compressor_options {
     user_data,
     budget_entries,
     seed,
+    inv_freq,
+    rotary_dim,
+    rope_style,
 });
 
 fn defaults() -> rrpc_compressor_options {
@@ -214,6 +237,9 @@ fn defaults() -> rrpc_compressor_options {
         user_data: ptr::null_mut(),
         budget_entries: 0,
         seed: 0,
+        inv_freq: ptr::null(),
+        rotary_dim: 0,
+        rope_style: RRPC_ROPE_HALF_SPLIT,
     }
 }
 
@@ -266,7 +292,36 @@ const _: () = {
 };
 
 /// # Safety
-/// `options` is NULL or valid for its struct_size.
+/// `inv_freq` is NULL or has as many floats as `rotary_dim` says.
+unsafe fn rotary(given: &rrpc_compressor_options) -> Result<Rotary, Failure> {
+    let dim = match given.rotary_dim {
+        0 => given.head_dim,
+        dim if dim % 2 == 0 && dim <= given.head_dim => dim,
+        dim => {
+            return Err(Failure::argument(format!(
+                "options.rotary_dim: expected an even number up to head_dim {}, found {dim}",
+                given.head_dim
+            )));
+        }
+    };
+    let count = dim as usize / 2;
+    // SAFETY: the caller's promise.
+    let inv_freq = unsafe { items("options.inv_freq", given.inv_freq, count, MOST_FREQUENCIES) }?;
+    Ok(Rotary {
+        inv_freq: inv_freq.to_vec(),
+        style: choice(
+            "options.rope_style",
+            given.rope_style,
+            &[
+                (RRPC_ROPE_HALF_SPLIT, RotaryStyle::HalfSplit),
+                (RRPC_ROPE_INTERLEAVED, RotaryStyle::Interleaved),
+            ],
+        )?,
+    })
+}
+
+/// # Safety
+/// `options` is NULL or valid for its struct_size, and so is its `inv_freq` for what its text says.
 pub(crate) unsafe fn convert(options: *const rrpc_compressor_options) -> Result<Options, Failure> {
     // SAFETY: the caller's promise.
     let given = unsafe { sized::read("options", options, defaults()) }?;
@@ -279,13 +334,18 @@ pub(crate) unsafe fn convert(options: *const rrpc_compressor_options) -> Result<
         RRPC_POLICY_SNAPKV => Selection::SnapKv,
         RRPC_POLICY_STREAMING => Selection::Streaming,
         RRPC_POLICY_RANDOM => Selection::Random { seed: given.seed },
+        RRPC_POLICY_LOOKAHEAD | RRPC_POLICY_LOOKAHEAD_MERGE => Selection::Lookahead {
+            merges: given.policy == RRPC_POLICY_LOOKAHEAD_MERGE,
+            // SAFETY: the caller's promise.
+            rotary: unsafe { rotary(&given) }?,
+        },
         RRPC_POLICY_CALLBACK => Selection::Callback(Arc::new(Callback {
             select: given.select.ok_or_else(|| Failure::null("options.select"))?,
             user_data: given.user_data,
         })),
         other => {
             return Err(Failure::argument(format!(
-                "options.policy: expected one of 0, 1, 2, 3, 4, 5, found {other}"
+                "options.policy: expected one of 0, 1, 2, 3, 4, 5, 7, 8, found {other}"
             )));
         }
     };

@@ -45,6 +45,13 @@ pub struct rrpc_kv_layer {
     pub layer: u32,
     /// 0.
     pub reserved: u32,
+    /// RRPC_POLICY_LOOKAHEAD and RRPC_POLICY_LOOKAHEAD_MERGE, not read for others: a float for each entry of each
+    /// KV head, the policy's, which belongs to the entry as its key does and is moved and copied with it. The host
+    /// sets it to 0 for every entry of a row or block that it takes into use; from then on compressions write it: for
+    /// candidates that stay, and 0 where entries were.
+    pub history: *mut f32,
+    /// Floats from one sequence or block, KV head, entry of the history to the next.
+    pub history_strides: [i64; 3],
 }
 
 sized!(rrpc_kv_layer {
@@ -59,6 +66,8 @@ sized!(rrpc_kv_layer {
     value_scale_strides,
     layer,
     reserved,
+    history,
+    history_strides,
 });
 
 /// The sequences to compress, the same for every layer. Arrays are read during the call only, and must
@@ -130,8 +139,9 @@ sized!(rrpc_kv_batch {
     block_count,
 });
 
-/// The rotated queries of each sequence's newest `window` tokens, which score the candidates. A ring of
-/// the host's, or what rrpc_compressor_record kept.
+/// The rotated queries that score the candidates: those of each sequence's newest `window` tokens, with
+/// RRPC_POLICY_LOOKAHEAD and RRPC_POLICY_LOOKAHEAD_MERGE of its newest `interval` tokens. A ring of the host's, or
+/// what rrpc_compressor_record kept.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 pub struct rrpc_query_window {
@@ -143,12 +153,12 @@ pub struct rrpc_query_window {
     /// Elements from one row, token, query head to the next. Rows are those of the batch's `rows`; the
     /// head_dim elements of a query lie together. Not negative.
     pub strides: [i64; 3],
-    /// `[sequences]` The place in the ring, below `ring_tokens`, of each window's oldest token; the next
+    /// `[sequences]` The place in the ring, below `ring_tokens`, of the oldest of those tokens; the next
     /// ones follow, and place 0 follows the last. NULL: 0.
     pub oldest: *const i32,
     /// `[sequences]` Recorded queries: the slot of each sequence. NULL: its row.
     pub slots: *const i32,
-    /// Tokens that each row of the ring has room for, at least the compressor's `window`.
+    /// Tokens that each row of the ring has room for, at least as many as those that score.
     pub ring_tokens: u32,
     /// Type of the queries: RRPC_DTYPE_F32, RRPC_DTYPE_F16 or RRPC_DTYPE_BF16.
     pub dtype: u32,
@@ -177,6 +187,8 @@ pub(crate) const LAYER: rrpc_kv_layer = rrpc_kv_layer {
     value_scale_strides: [0; 3],
     layer: 0,
     reserved: 0,
+    history: ptr::null_mut(),
+    history_strides: [0; 3],
 };
 
 /// Likewise, a batch.
@@ -286,6 +298,10 @@ pub(crate) unsafe fn read_layer(layer: *const rrpc_kv_layer, dtype: Dtype) -> Re
             strides: given.value_strides,
         },
         scales,
+        history: (!given.history.is_null()).then_some(Tensor {
+            data: given.history.cast(),
+            strides: given.history_strides,
+        }),
     })
 }
 

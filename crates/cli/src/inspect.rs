@@ -99,7 +99,7 @@ struct Planned {
     ratio: Option<usize>,
     entries: Option<usize>,
     compressions: usize,
-    /// Recorded queries, beside the cache and not of the budget.
+    /// Recorded queries, and their moments, beside the cache.
     query_bytes: usize,
     /// The policy's floats, beside the cache and not of the budget.
     history_bytes: usize,
@@ -250,10 +250,9 @@ fn plan(
         entries,
         compressions,
         query_bytes: usize::from(remembers)
-            * spec.window_queries()
             * d.num_layers
-            * d.num_heads
-            * d.head_dim
+            * (spec.window_queries() * d.num_heads * d.head_dim
+                + spec.moment_floats(d.head_dim) * d.num_kv_heads)
             * size_of::<f32>(),
         history_bytes: shape.layers * shape.kv_heads * peak_compressed.entries * history,
         peak_compressed,

@@ -16,6 +16,10 @@ const NO_VERIFY: Opt = switch(
     "no-verify",
     "do not compare the hash of the weights with the manifest's",
 );
+const MAP_WEIGHTS: Opt = switch(
+    "map-weights",
+    "read quantised weights where their file is mapped, not from memory\nof this process's own: slower, and shared with other processes",
+);
 const ONNXRUNTIME: Opt = option(
     "onnxruntime",
     "FILE",
@@ -26,7 +30,7 @@ const THREADS: Opt = option("threads", "N", "threads of a step; 0: one per core 
 /// The options.
 pub const GROUP: Group = Group {
     title: "Model",
-    options: &[MODEL, NO_VERIFY, ONNXRUNTIME, THREADS],
+    options: &[MODEL, NO_VERIFY, MAP_WEIGHTS, ONNXRUNTIME, THREADS],
 };
 
 /// For commands that run several models.
@@ -39,6 +43,7 @@ pub const MANY_GROUP: Group = Group {
             ..MODEL
         },
         NO_VERIFY,
+        MAP_WEIGHTS,
         ONNXRUNTIME,
         THREADS,
     ],
@@ -65,6 +70,7 @@ pub fn options_of(given: &Given, folder: &Path) -> anyhow::Result<EngineOptions>
         cache_type: compression::cache_type(given)?,
         budget: given.bytes("budget")?,
         verify_weights: !given.has("no-verify"),
+        map_weights: given.has("map-weights"),
         ..EngineOptions::new(folder)
     })
 }

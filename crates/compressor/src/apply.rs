@@ -6,7 +6,7 @@ use reasoning_rpc_cpu::{self as cpu, Stored};
 use crate::batch::{Batched, Sequence};
 use crate::compressor::Compressor;
 use crate::error::{Result, refuse};
-use crate::plan::{Effect, blocks, effects, kept_sets, set_of};
+use crate::plan::{Effect, blocks, by_sequence, cut, effects, kept_sets, set_of};
 use crate::tensors::{Pages, Views};
 use crate::types::{Batch, BlockCopy, Dtype, Layer, Merge, Plan, Workspace};
 use crate::workspace::{Carver, Needs, apart, divide};
@@ -72,16 +72,20 @@ impl Compressor {
         scratch: &mut Carver<'_>,
     ) -> Result<()> {
         let views = Views::<E>::new(self, layer, batch)?;
-        let (mut blocks, mut length) = (0, 0);
+        let (mut blocks, mut length, mut candidates) = (0, 0, 0);
         for sequence in batch.sequences() {
+            candidates = candidates.max(sequence.candidates);
             blocks = blocks.max(batch.blocks(sequence.length));
             length = length.max(sequence.length);
         }
         let mut pages = Pages::new(scratch, blocks)?;
         let entries = scratch.filled(length, 0u32)?;
-        let rows = scratch.filled(self.max_merges * 2 * self.head_dim, 0.0f32)?;
+        let rows = scratch.filled(self.most_merged(candidates) * 2 * self.head_dim, 0.0f32)?;
         let (mut copies, mut merges) = (plan.copies, plan.merges);
-        for ((sequence, kept), &count) in batch.sequences().zip(kept_sets(plan)).zip(plan.kept_counts) {
+        let changes = by_sequence(plan, plan.history).zip(by_sequence(plan, plan.key_shifts));
+        let counts = plan.kept_counts.iter().zip(plan.new_lengths);
+        let sequences = batch.sequences().zip(counts).zip(kept_sets(plan));
+        for (((sequence, (&count, &new_length)), kept), (history, shifts)) in sequences.zip(changes) {
             if count as usize == sequence.candidates {
                 continue;
             }
@@ -95,13 +99,11 @@ impl Compressor {
             for kv_head in 0..self.kv_heads {
                 // SAFETY: the caller's contract; ids were checked, and copies take the place of shared blocks.
                 unsafe {
-                    let mut copied = own.iter().peekable();
-                    let ids = (0..batch.blocks(sequence.length)).map(|index| {
-                        match copied.next_if(|copy| copy.index as usize == index) {
-                            Some(copy) => copy.to,
-                            None => batch.block(&sequence, index),
-                        }
-                    });
+                    let id = |index| match own.binary_search_by_key(&index, |copy| copy.index as usize) {
+                        Ok(copy) => own[copy].to,
+                        Err(_) => batch.block(&sequence, index),
+                    };
+                    let ids = (0..batch.blocks(sequence.length)).map(id);
                     let pages_count = pages.find(&views, kv_head, ids);
                     let set = set_of(kept, plan.sets, count, kv_head);
                     let these = cut(&mut merges, |merge: &Merge| {
@@ -109,10 +111,28 @@ impl Compressor {
                     });
                     let mut pages = pages.write(&views, pages_count, sequence.length)?;
                     let count = cpu::merged_rows(&pages.view(), of_entries(these, &sequence), rows)?;
+                    let rows = &mut rows[..count * 2 * self.head_dim];
+                    if !shifts.is_empty() {
+                        let shifts = set_of(shifts, plan.sets, set.len() as u32, kv_head);
+                        let first = (sequence.index * self.kv_heads + kv_head) * self.head_dim;
+                        let direction = &plan.key_directions[first..first + self.head_dim];
+                        let into = rows.chunks_exact_mut(2 * self.head_dim).zip(ranks(these, set));
+                        for (row, rank) in into {
+                            let key = row.iter_mut().zip(direction);
+                            key.for_each(|(x, u)| *x += shifts[rank] * u);
+                        }
+                    }
                     let entries = list(entries, set, &sequence);
                     cpu::compact(self.simd, &mut pages, sequence.prompt, entries)?;
-                    let rows = &rows[..count * 2 * self.head_dim];
-                    cpu::write_rows(&mut pages, destinations(these, set, &sequence), rows)?;
+                    let places = ranks(these, set).map(|rank| entry(&sequence, rank as u32));
+                    cpu::write_rows(&mut pages, places, rows)?;
+                    // Of candidates that stay; behind them nothing is that a compression has seen.
+                    let mut left = set_of(history, plan.sets, set.len() as u32, kv_head).iter();
+                    let end = batch.blocks(new_length as usize) * batch.block_entries();
+                    let behind = sequence.prompt..sequence.length.min(end);
+                    views.history(kv_head, behind, id, |place| {
+                        *place = left.next().copied().unwrap_or(0.0);
+                    });
                 }
             }
         }
@@ -152,14 +172,6 @@ unsafe fn check_effects(plan: &Plan<'_>, batch: &Batched<'_>, scratch: &mut Carv
     }
 }
 
-/// Cuts off the items at the beginning that belong together.
-fn cut<'a, T>(items: &mut &'a [T], belongs: impl Fn(&T) -> bool) -> &'a [T] {
-    let count = items.iter().take_while(|item| belongs(item)).count();
-    let (own, rest) = items.split_at(count);
-    *items = rest;
-    own
-}
-
 fn entry(sequence: &Sequence, candidate: u32) -> u32 {
     sequence.prompt as u32 + candidate
 }
@@ -177,18 +189,13 @@ fn of_entries<'a>(
     })
 }
 
-/// Where the entries that others go into are afterwards, each once.
-fn destinations<'a>(
-    merges: &'a [Merge],
-    set: &'a [u32],
-    sequence: &'a Sequence,
-) -> impl Iterator<Item = u32> + Clone + 'a {
+/// The entries that others go into, each once, as their places in the kept set.
+fn ranks<'a>(merges: &'a [Merge], set: &'a [u32]) -> impl Iterator<Item = usize> + Clone + 'a {
     let first = |index: usize| index == 0 || merges[index - 1].into != merges[index].into;
-    (0..merges.len()).filter(move |&index| first(index)).map(|index| {
+    (0..merges.len())
+        .filter(move |&index| first(index))
         // `check` has found it.
-        let rank = set.partition_point(|&kept| kept < merges[index].into);
-        entry(sequence, rank as u32)
-    })
+        .map(|index| set.partition_point(|&kept| kept < merges[index].into))
 }
 
 /// The entries behind the prompt that stay: the kept candidates, then the window.

@@ -2,14 +2,15 @@
 
 use std::sync::Arc;
 
-use reasoning_rpc_core::{Policy, PolicyKind, Schedule, ScoreRule};
+use reasoning_rpc_core::{Policy, PolicyKind, Queries, Schedule, ScoreRule};
 use reasoning_rpc_cpu::Simd;
 
+use crate::ahead::Ahead;
 use crate::batch::Batched;
 use crate::error::{Error, Result, refuse};
 use crate::rings::Rings;
 use crate::types::{Batch, Dtype, Layer, Options, Plan, Selection, Sizes, Window, Workspace};
-use crate::workspace::{Needs, divide};
+use crate::workspace::{Carver, Needs, Region, divide};
 
 /// Heads that a compressor takes at most.
 const MAX_HEADS: usize = 65_536;
@@ -27,7 +28,11 @@ pub struct Compressor {
     /// How candidates are scored; not at all, if absent.
     pub(crate) scores: Option<ScoreRule>,
     pub(crate) seed: u64,
-    pub(crate) max_merges: usize,
+    /// How queries are rotated on, for a policy that looks ahead.
+    pub(crate) ahead: Option<Ahead>,
+    /// Tokens whose queries score.
+    pub(crate) query_tokens: usize,
+    max_merges: usize,
     pub(crate) simd: Simd,
     pub(crate) rings: Rings,
     schedule: Schedule,
@@ -60,6 +65,8 @@ impl Compressor {
             return refuse("scale", "a finite number above 0", scale);
         }
         let mut rpc = options.rpc;
+        // Nothing is there to be asked while a token attends.
+        rpc.queries = Queries::Stored;
         if !matches!(options.selection, Selection::Rpc) {
             // Not looked at.
             rpc.kernel = 1;
@@ -70,10 +77,22 @@ impl Compressor {
             Selection::SnapKv => (PolicyKind::SnapKv, 0),
             Selection::Streaming => (PolicyKind::Streaming, 0),
             Selection::Random { seed } => (PolicyKind::Random, seed),
+            Selection::Lookahead { merges: false, .. } => (PolicyKind::Lookahead, 0),
+            Selection::Lookahead { merges: true, .. } => (PolicyKind::LookaheadMerge, 0),
         };
         let policy = kind.build(rpc)?;
+        let ahead = match &options.selection {
+            Selection::Lookahead { rotary, .. } => Some(Ahead::new(rotary, schedule.interval(), head_dim)?),
+            _ => None,
+        };
+        let query_tokens = match ahead {
+            Some(_) => schedule.interval(),
+            None => schedule.window(),
+        };
         let spec = policy.spec();
-        if spec.history || spec.keys || spec.value_norms || spec.queries || spec.attention.is_some() {
+        if ahead.is_none()
+            && (spec.history || spec.keys || spec.value_norms || spec.queries || spec.attention.is_some())
+        {
             return refuse(
                 "selection",
                 "one that needs keys, values and the window's queries of one compression alone",
@@ -81,7 +100,7 @@ impl Compressor {
             );
         }
         let simd = Simd::from_env().map_err(|error| Error::Argument(error.to_string()))?;
-        let floats = schedule.window().checked_mul(heads * head_dim);
+        let floats = query_tokens.checked_mul(heads * head_dim);
         Ok(Self {
             heads,
             kv_heads,
@@ -92,6 +111,8 @@ impl Compressor {
             scores: policy.spec().scores,
             policy,
             seed,
+            ahead,
+            query_tokens,
             max_merges: options.max_merges,
             simd,
             rings: Rings::new(options.recorded_layers, options.recorded_sequences, floats)?,
@@ -122,13 +143,57 @@ impl Compressor {
         Ok(sizes)
     }
 
-    /// [`score`](Self::score), [`select`](Self::select) and [`apply`](Self::apply) in one; returns what was done.
+    /// [`score`](Self::score) and [`select`](Self::select) in one, for every selection: writes nothing but the plan.
     ///
     /// # Errors
-    /// Those of the three; nothing was written then.
+    /// Those of the two; [`Selection::Lookahead`] without histories in the layer, or with one that is not finite.
     ///
     /// # Safety
-    /// Those of the three.
+    /// Those of the two.
+    pub unsafe fn plan<'w>(
+        &self,
+        layer: &Layer,
+        batch: &Batch<'_>,
+        window: &Window<'_>,
+        workspace: Workspace,
+    ) -> Result<Plan<'w>> {
+        let batch = Batched::new(batch, self.window())?;
+        let needs = Needs::of(self, &batch);
+        // SAFETY: the caller's contract.
+        unsafe {
+            let (region, mut scratch) = divide(workspace, &needs)?;
+            self.plan_in(layer, &batch, window, region, &mut scratch)
+        }
+    }
+
+    /// # Safety
+    /// As [`plan`](Self::plan).
+    unsafe fn plan_in<'w>(
+        &self,
+        layer: &Layer,
+        batch: &Batched<'_>,
+        window: &Window<'_>,
+        region: Region,
+        scratch: &mut Carver<'_>,
+    ) -> Result<Plan<'w>> {
+        // SAFETY: the caller's contract.
+        unsafe {
+            if let Some(ahead) = &self.ahead {
+                return self.plan_ahead(ahead, layer, batch, window, region, scratch);
+            }
+            let scores = scratch.filled(batch.score_count(self.kv_heads), 0.0)?;
+            self.score_in(layer, batch, window, scores, &mut scratch.stage())?;
+            self.select_in(layer.layer, batch, scores, region, &mut scratch.stage())
+        }
+    }
+
+    /// [`plan`](Self::plan) and [`apply`](Self::apply) in one; returns what was done.
+    ///
+    /// # Errors
+    /// Those of the two; nothing was written then.
+    ///
+    /// # Safety
+    /// Those of the two.
     pub unsafe fn compress<'w>(
         &self,
         layer: &Layer,
@@ -140,11 +205,9 @@ impl Compressor {
         let needs = Needs::of(self, &batch);
         // SAFETY: the caller's contract.
         let (region, mut scratch) = unsafe { divide(workspace, &needs)? };
-        let scores = scratch.filled(batch.score_count(self.kv_heads), 0.0)?;
         // SAFETY: the caller's contract.
         unsafe {
-            self.score_in(layer, &batch, window, scores, &mut scratch.stage())?;
-            let plan = self.select_in(layer.layer, &batch, scores, region, &mut scratch.stage())?;
+            let plan = self.plan_in(layer, &batch, window, region, &mut scratch.stage())?;
             self.apply_in(layer, &batch, &plan, &mut scratch.stage())?;
             Ok(plan)
         }
@@ -160,7 +223,30 @@ impl Compressor {
     }
 
     /// Queries that score the candidates of one KV head.
-    pub(crate) fn window_queries(&self) -> usize {
-        self.group().saturating_mul(self.window())
+    pub(crate) fn query_count(&self) -> usize {
+        self.group().saturating_mul(self.query_tokens)
+    }
+
+    /// Whether a float is kept for each entry.
+    pub(crate) fn keeps_history(&self) -> bool {
+        self.ahead.is_some()
+    }
+
+    /// Whether plans of its own merge.
+    pub(crate) fn merges(&self) -> bool {
+        matches!(self.selection, Selection::Lookahead { merges: true, .. })
+    }
+
+    /// The most merges of a sequence with so many candidates.
+    pub(crate) fn most_merges(&self, candidates: usize) -> usize {
+        match self.merges() {
+            true => candidates.saturating_mul(self.kv_heads),
+            false => self.max_merges,
+        }
+    }
+
+    /// The most entries of one KV head that others are merged into.
+    pub(crate) fn most_merged(&self, candidates: usize) -> usize {
+        self.most_merges(candidates).min(candidates)
     }
 }

@@ -84,19 +84,38 @@ pub(crate) unsafe fn effects(
 
 /// The kept sets of the sequences of a plan whose counts were checked, one sequence after the other.
 pub(crate) fn kept_sets<'a>(plan: &Plan<'a>) -> impl Iterator<Item = &'a [u32]> + use<'a> {
-    let sets = plan.sets as usize;
-    let mut rest = plan.kept;
+    by_sequence(plan, plan.kept)
+}
+
+/// What belongs to the kept sets of each sequence, of `items` that are one for each kept entry, or none at all.
+pub(crate) fn by_sequence<'a, T>(
+    plan: &Plan<'a>,
+    items: &'a [T],
+) -> impl Iterator<Item = &'a [T]> + use<'a, T> {
+    let sets = if items.is_empty() { 0 } else { plan.sets as usize };
+    let mut rest = items;
     plan.kept_counts.iter().map(move |&count| {
-        let (kept, tail) = rest.split_at(sets * count as usize);
+        let (own, tail) = rest.split_at(sets * count as usize);
         rest = tail;
-        kept
+        own
     })
 }
 
-/// The set of a KV head among those of its sequence.
-pub(crate) fn set_of(kept: &[u32], sets: u32, count: u32, kv_head: usize) -> &[u32] {
+/// What belongs to a KV head's set of what belongs to those of its sequence.
+pub(crate) fn set_of<T>(items: &[T], sets: u32, count: u32, kv_head: usize) -> &[T] {
+    if items.is_empty() {
+        return items;
+    }
     let set = if sets == 1 { 0 } else { kv_head };
-    &kept[set * count as usize..][..count as usize]
+    &items[set * count as usize..][..count as usize]
+}
+
+/// Cuts off the items at the beginning that belong together.
+pub(crate) fn cut<'a, T>(items: &mut &'a [T], belongs: impl Fn(&T) -> bool) -> &'a [T] {
+    let count = items.iter().take_while(|item| belongs(item)).count();
+    let (own, rest) = items.split_at(count);
+    *items = rest;
+    own
 }
 
 impl Compressor {
@@ -167,14 +186,70 @@ impl Compressor {
             merges = rest;
             self.check_merges(own, &sequence, |kv_head| set_of(kept, plan.sets, count, kv_head))?;
         }
-        match merges.first() {
-            None => Ok(()),
-            Some(merge) => refuse(
+        if let Some(merge) = merges.first() {
+            return refuse(
                 "plan: merges",
                 "ascending sequences of the batch",
                 format_args!("sequence {}", merge.sequence),
-            ),
+            );
         }
+        self.check_changes(plan)
+    }
+
+    /// Checks what becomes of histories and keys, once the kept sets and the merges were.
+    fn check_changes(&self, plan: &Plan<'_>) -> Result<()> {
+        let shifts = if self.merges() { plan.key_shifts.len() } else { 0 };
+        let directions = match shifts {
+            0 => 0,
+            _ => plan.kept_counts.len() * self.kv_heads * self.head_dim,
+        };
+        for (what, expected, numbers) in [
+            (
+                "plan: history",
+                if self.keeps_history() { plan.kept.len() } else { 0 },
+                plan.history,
+            ),
+            (
+                "plan: key_shifts",
+                if shifts > 0 { plan.kept.len() } else { 0 },
+                plan.key_shifts,
+            ),
+            ("plan: key_directions", directions, plan.key_directions),
+        ] {
+            if numbers.len() != expected {
+                return refuse(what, format_args!("{expected} floats"), numbers.len());
+            }
+            if let Some(x) = numbers.iter().find(|x| !x.is_finite()) {
+                return refuse(what, "finite numbers", x);
+            }
+        }
+        // What is shifted is what is merged into.
+        let mut merges = plan.merges;
+        let sequences = kept_sets(plan)
+            .zip(by_sequence(plan, plan.key_shifts))
+            .zip(plan.kept_counts);
+        for (index, ((kept, shifts), &count)) in sequences.enumerate().filter(|_| shifts > 0) {
+            for kv_head in 0..self.kv_heads {
+                let own = cut(&mut merges, |merge: &Merge| {
+                    (merge.sequence as usize, merge.kv_head as usize) == (index, kv_head)
+                });
+                let (set, shifts) = (
+                    set_of(kept, plan.sets, count, kv_head),
+                    set_of(shifts, plan.sets, count, kv_head),
+                );
+                let shifted = set.iter().zip(shifts).filter(|(_, shift)| **shift != 0.0);
+                for (&kept, shift) in shifted {
+                    if own.binary_search_by_key(&kept, |merge| merge.into).is_err() {
+                        return refuse(
+                            format_args!("plan: key_shifts of sequence {index}"),
+                            format_args!("0 for candidate {kept}, which nothing is merged into"),
+                            shift,
+                        );
+                    }
+                }
+            }
+        }
+        Ok(())
     }
 
     fn check_merges<'k>(
@@ -184,10 +259,11 @@ impl Compressor {
         kept: impl Fn(usize) -> &'k [u32],
     ) -> Result<()> {
         let of = sequence.index;
-        if merges.len() > self.max_merges {
+        let most = self.most_merges(sequence.candidates);
+        if merges.len() > most {
             return refuse(
                 format_args!("plan: merges of sequence {of}"),
-                format_args!("at most {} (max_merges)", self.max_merges),
+                format_args!("at most {most}"),
                 merges.len(),
             );
         }

@@ -1,4 +1,4 @@
-//! Recorded queries: the newest `window` tokens' of each layer and slot.
+//! Recorded queries: those of the newest tokens that score, of each layer and slot.
 
 use std::ffi::c_void;
 use std::sync::{Mutex, MutexGuard, TryLockError};
@@ -11,7 +11,7 @@ use crate::error::{Error, Result, refuse};
 use crate::tensors::Queries;
 use crate::types::Dtype;
 
-/// The ring of one layer and slot, `[window][heads][head_dim]`.
+/// The ring of one layer and slot, `[query tokens][heads][head_dim]`.
 #[derive(Default)]
 pub(crate) struct Ring {
     /// Tokens recorded since the slot began.
@@ -20,19 +20,19 @@ pub(crate) struct Ring {
 }
 
 impl Ring {
-    /// Fails unless the whole window was recorded.
-    pub(crate) fn check(&self, window: usize, slot: usize) -> Result<()> {
-        if self.tokens < window as u64 {
+    /// Fails unless so many tokens were recorded.
+    pub(crate) fn check(&self, tokens: usize, slot: usize) -> Result<()> {
+        if self.tokens < tokens as u64 {
             return refuse(
                 format_args!("recorded queries of slot {slot}"),
-                format_args!("at least the window of {window} tokens"),
+                format_args!("those of at least {tokens} tokens"),
                 self.tokens,
             );
         }
         Ok(())
     }
 
-    /// The rows `[heads][head_dim]` of the window's tokens, oldest first.
+    /// The rows `[heads][head_dim]` of the newest `window` tokens, as many as the ring has, oldest first.
     pub(crate) fn tokens(&self, window: usize) -> impl Iterator<Item = &[f32]> {
         let width = self.rows.len() / window.max(1);
         let oldest = (self.tokens % window as u64) as usize;
@@ -171,7 +171,7 @@ impl Compressor {
         count: usize,
         queries: Queries<E>,
     ) -> Result<()> {
-        let window = self.window();
+        let window = self.query_tokens;
         for row in 0..count {
             let slot = slots.map_or(row, |slots| slots[row] as usize);
             let mut ring = self.rings.take(layer as usize, slot)?;

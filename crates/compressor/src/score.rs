@@ -12,7 +12,7 @@ use crate::types::{Batch, Dtype, Layer, Window, Workspace};
 use crate::workspace::{Carver, Needs, divide};
 
 /// A window that was checked.
-enum Source<'a> {
+pub(crate) enum Source<'a> {
     Recorded {
         layer: usize,
         slots: Option<&'a [i32]>,
@@ -24,7 +24,7 @@ enum Source<'a> {
     },
 }
 
-enum AnyQueries {
+pub(crate) enum AnyQueries {
     F32(Queries<f32>),
     F16(Queries<f16>),
     Bf16(Queries<bf16>),
@@ -48,7 +48,8 @@ impl AnyQueries {
 impl Compressor {
     /// Scores the candidates of every sequence in one layer: per sequence `[kv_heads][candidates]`, one after
     /// the other: softmax over the candidates, summed over the window's tokens, mean over the query heads of
-    /// the KV head; in float32, not pooled.
+    /// the KV head; in float32, not pooled. [`Selection::Lookahead`](crate::Selection::Lookahead): rotated on,
+    /// softmax over all entries, mean over the interval's tokens; histories are not read.
     ///
     /// # Errors
     /// A view that cannot be, too few recorded queries, a number of scores that is not
@@ -117,7 +118,7 @@ impl Compressor {
             scores.fill(0.0);
             return Ok(());
         }
-        let over_all = self.scores == Some(ScoreRule::WindowOverAll);
+        let over_all = self.scores != Some(ScoreRule::WindowOverCandidates);
         let (mut blocks, mut most) = (0, 0);
         for sequence in batch.sequences() {
             blocks = blocks.max(batch.blocks(sequence.length));
@@ -130,8 +131,8 @@ impl Compressor {
         let all = scratch.filled(if over_all { most } else { 0 }, 0.0f32)?;
         let visible = scratch.filled(if over_all { self.window() } else { 0 }, 0usize)?;
         let mut pages = Pages::new(scratch, blocks)?;
-        let queries = scratch.filled(self.window_queries() * self.head_dim, 0.0)?;
-        let bytes = score_scratch_bytes(self.window_queries(), most, self.head_dim);
+        let queries = scratch.filled(self.query_count() * self.head_dim, 0.0)?;
+        let bytes = score_scratch_bytes(self.query_count(), most, self.head_dim);
         let mut own = ScratchOn::over(scratch.take(bytes)?);
         let mut rest = scores;
         for sequence in batch.sequences().filter(|sequence| sequence.candidates > 0) {
@@ -142,24 +143,25 @@ impl Compressor {
                 // SAFETY: the caller's contract; `source` was checked for this batch.
                 unsafe {
                     self.gather(&source, &sequence, kv_head, queries)?;
+                    if let Some(ahead) = &self.ahead {
+                        ahead.rotate(queries, self.head_dim);
+                    }
                     let ids = (0..batch.blocks(sequence.length)).map(|index| batch.block(&sequence, index));
                     let count = pages.find(&views, kv_head, ids);
                     let pages = pages.read(&views, count, sequence.length)?;
                     if over_all {
-                        for (count, seen) in visible.iter_mut().enumerate() {
-                            *seen = range.end + count + 1;
-                        }
                         let all = &mut all[..sequence.length];
-                        cpu::score_visible(
-                            self.simd,
-                            &pages,
-                            visible,
-                            queries,
-                            self.group(),
-                            self.scale,
-                            all,
-                            &mut own,
-                        )?;
+                        if self.ahead.is_some() {
+                            self.score_all(&pages, queries, all, &mut own)?;
+                        } else {
+                            for (count, seen) in visible.iter_mut().enumerate() {
+                                *seen = range.end + count + 1;
+                            }
+                            let (group, scale) = (self.group(), self.scale);
+                            cpu::score_visible(
+                                self.simd, &pages, visible, queries, group, scale, all, &mut own,
+                            )?;
+                        }
                         out.copy_from_slice(&all[range.clone()]);
                         continue;
                     }
@@ -180,7 +182,12 @@ impl Compressor {
         Ok(())
     }
 
-    fn source<'a>(&self, layer: &Layer, batch: &Batched<'_>, window: &Window<'a>) -> Result<Source<'a>> {
+    pub(crate) fn source<'a>(
+        &self,
+        layer: &Layer,
+        batch: &Batched<'_>,
+        window: &Window<'a>,
+    ) -> Result<Source<'a>> {
         let numbers = |what: &str, list: Option<&[i32]>| match list {
             Some(list) if list.len() != batch.len() => refuse(
                 what,
@@ -196,7 +203,7 @@ impl Compressor {
                 let layer = layer.layer as usize;
                 for sequence in batch.sequences().filter(|sequence| sequence.candidates > 0) {
                     let slot = self.rings.check_slot(slot_of(slots, &sequence))?;
-                    self.rings.take(layer, slot)?.check(self.window(), slot)?;
+                    self.rings.take(layer, slot)?.check(self.query_tokens, slot)?;
                 }
                 Ok(Source::Recorded { layer, slots })
             }
@@ -209,10 +216,10 @@ impl Compressor {
             } => {
                 numbers("oldest", oldest)?;
                 let places = ring_tokens as usize;
-                if places < self.window() {
+                if places < self.query_tokens {
                     return refuse(
                         "ring_tokens",
-                        format_args!("at least the window, {}", self.window()),
+                        format_args!("at least {}, those that score", self.query_tokens),
                         places,
                     );
                 }
@@ -242,11 +249,11 @@ impl Compressor {
         }
     }
 
-    /// The window's queries of one KV head's query heads: tokens oldest first, heads inside.
+    /// The queries that score of one KV head's query heads: tokens oldest first, heads inside.
     ///
     /// # Safety
     /// The source was checked, and a host's ring is readable.
-    unsafe fn gather(
+    pub(crate) unsafe fn gather(
         &self,
         source: &Source<'_>,
         sequence: &Sequence,
@@ -259,8 +266,8 @@ impl Compressor {
             Source::Recorded { layer, slots } => {
                 let slot = self.rings.check_slot(slot_of(*slots, sequence))?;
                 let ring = self.rings.take(*layer, slot)?;
-                ring.check(self.window(), slot)?;
-                for (token, out) in ring.tokens(self.window()).zip(out.chunks_exact_mut(width)) {
+                ring.check(self.query_tokens, slot)?;
+                for (token, out) in ring.tokens(self.query_tokens).zip(out.chunks_exact_mut(width)) {
                     out.copy_from_slice(&token[kv_head * width..][..width]);
                 }
             }

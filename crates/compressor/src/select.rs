@@ -1,12 +1,13 @@
 //! What stays.
 
-use reasoning_rpc_core::{LayerPlan, LayerView};
+use reasoning_rpc_core::{LayerPlan, LayerView, PlanParts};
 
 use crate::batch::{Batched, Sequence};
 use crate::compressor::Compressor;
+use crate::draft::Draft;
 use crate::error::{Error, Result, refuse};
-use crate::plan::{Effect, blocks, effects};
-use crate::types::{Batch, BlockCopy, Merge, Plan, Request, Select, Selection, Workspace};
+use crate::plan::blocks;
+use crate::types::{Batch, Merge, Plan, Request, Select, Selection, Workspace};
 use crate::workspace::{Carver, Needs, Region, divide};
 
 /// What was chosen for one sequence.
@@ -21,7 +22,7 @@ impl Compressor {
     /// lies in the workspace, until it is used for another `select` or [`compress`](Self::compress).
     ///
     /// # Errors
-    /// A batch that cannot be, scores that do not fit it or are NaN, an answer of a callback that cannot be,
+    /// [`Selection::Lookahead`], which [`plan`](Self::plan) is for; a batch that cannot be, scores that do not fit it or are NaN, an answer of a callback that cannot be,
     /// too few spare blocks, too small a workspace.
     ///
     /// # Safety
@@ -57,109 +58,64 @@ impl Compressor {
         if scores.len() != expected {
             return refuse("scores", expected, scores.len());
         }
+        if self.ahead.is_some() {
+            return refuse(
+                "select",
+                "a policy that looks at scores alone",
+                format_args!("{}: plan or compress by it", self.policy.name()),
+            );
+        }
         if let Some(index) = scores.iter().position(|score| score.is_nan()) {
             return refuse("scores", "numbers", format_args!("NaN at {index}"));
         }
         // SAFETY: the caller's contract.
         let (blocks, mut memory) = unsafe { (blocks(batch, scratch)?, region.carver::<'w>()) };
         let most = batch.sequences().map(|sequence| sequence.candidates).max();
-        let all_blocks: usize = match batch.is_paged() {
-            true => batch
-                .sequences()
-                .map(|sequence| batch.blocks(sequence.length))
-                .sum(),
-            false => 0,
-        };
-        let kept_counts = memory.filled(batch.len(), 0u32)?;
-        let kept = memory.filled(expected, 0u32)?;
-        let new_lengths = memory.filled(batch.len(), 0i32)?;
-        let copies = memory.filled(all_blocks, BlockCopy::default())?;
-        let freed = memory.filled(all_blocks, 0i32)?;
-        let merges = memory.filled(self.max_merges.saturating_mul(batch.len()), Merge::default())?;
-
+        let mut draft = Draft::new(self, batch, &mut memory)?;
         let candidates = scratch.filled(self.kv_heads, 0usize)?;
         let ends = scratch.filled(self.kv_heads, 0usize)?;
         let floats = scratch.filled(LayerPlan::scratch_floats(most.unwrap_or(0)), 0.0)?;
-        let (mut used, mut merged, mut sets, mut rest) = (0, 0, None, scores);
-        for sequence in batch.sequences() {
+        let mut rest = scores;
+        for sequence in batch.sequences().filter(|sequence| sequence.candidates > 0) {
             let (own, tail) = rest.split_at(self.kv_heads * sequence.candidates);
             rest = tail;
-            let room = &mut kept[used..used + own.len()];
-            let merge_room = &mut merges[merged..merged + self.max_merges];
-            let choice = if sequence.candidates == 0 {
-                None
-            } else {
-                Some(match &self.selection {
-                    Selection::None => keep_all(room, sequence.candidates),
-                    Selection::Rpc | Selection::SnapKv | Selection::Streaming | Selection::Random { .. } => {
-                        candidates.fill(sequence.candidates);
-                        let view = LayerView {
-                            layer: layer as usize,
-                            done: sequence.done,
-                            seed: self.seed,
-                            candidates,
-                            scores: own,
-                            ..LayerView::default()
-                        };
-                        let mut plan = LayerPlan::over(room, ends, floats);
-                        self.policy.plan(&view, &mut plan)?;
-                        Choice {
-                            sets: plan.sets() as u32,
-                            count: plan.set(0).len() as u32,
-                            merges: 0,
-                        }
+            let (room, merges) = draft.room(own.len(), self.most_merges(sequence.candidates));
+            let Choice { sets, count, merges } = match &self.selection {
+                Selection::None => keep_all(room, sequence.candidates),
+                Selection::Callback(select) => self.ask(&**select, layer, &sequence, own, room, merges)?,
+                _ => {
+                    candidates.fill(sequence.candidates);
+                    let view = LayerView {
+                        layer: layer as usize,
+                        done: sequence.done,
+                        seed: self.seed,
+                        candidates,
+                        scores: own,
+                        ..LayerView::default()
+                    };
+                    let mut plan = LayerPlan::over(PlanParts {
+                        kept: room,
+                        ends,
+                        scratch: floats,
+                        ..PlanParts::default()
+                    });
+                    self.policy.plan(&view, &mut plan)?;
+                    Choice {
+                        sets: plan.sets() as u32,
+                        count: plan.set(0).len() as u32,
+                        merges: 0,
                     }
-                    Selection::Callback(select) => {
-                        self.ask(&**select, layer, &sequence, own, room, merge_room)?
-                    }
-                })
+                }
             };
-            let mut count = 0;
-            if let Some(choice) = choice {
-                let before = *sets.get_or_insert(choice.sets);
-                if before != choice.sets {
-                    let what = format_args!("sets of sequence {}", sequence.index);
-                    return refuse(what, format_args!("{before}, as before it"), choice.sets);
-                }
-                count = choice.count;
-                used += choice.sets as usize * count as usize;
-                merged += choice.merges;
-            }
-            kept_counts[sequence.index] = count;
-            let new_length = sequence.length - sequence.candidates + count as usize;
-            new_lengths[sequence.index] = new_length as i32;
-        }
-        let (mut copied, mut dropped) = (0, 0);
-        // SAFETY: the caller's contract.
-        unsafe {
-            effects(batch, &blocks, new_lengths, |effect| {
-                match effect {
-                    Effect::Copy(copy) => {
-                        copies[copied] = copy;
-                        copied += 1;
-                    }
-                    Effect::Free(block) => {
-                        freed[dropped] = block;
-                        dropped += 1;
-                    }
-                }
-                Ok(())
-            })?;
+            draft.add(&sequence, sets, count, merges)?;
         }
         let default_sets = match self.selection {
             Selection::None | Selection::Callback(_) => 1,
             _ if self.policy.spec().per_kv_head => self.kv_heads as u32,
             _ => 1,
         };
-        let plan = Plan {
-            kept_counts,
-            kept: &kept[..used],
-            new_lengths,
-            copies: &copies[..copied],
-            freed_blocks: &freed[..dropped],
-            merges: &merges[..merged],
-            sets: sets.unwrap_or(default_sets),
-        };
+        // SAFETY: the caller's contract.
+        let plan = unsafe { draft.finish(batch, &blocks, default_sets)? };
         self.check(&plan, batch)?;
         Ok(plan)
     }
@@ -205,8 +161,8 @@ impl Compressor {
                 count,
             );
         }
-        if merges > self.max_merges {
-            let most = self.max_merges;
+        let most = self.most_merges(sequence.candidates);
+        if merges > most {
             return refuse(
                 format_args!("merge_count of sequence {of}"),
                 format_args!("at most {most}"),

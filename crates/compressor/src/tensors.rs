@@ -116,6 +116,7 @@ pub(crate) struct Views<E> {
     keys: View<E>,
     values: View<E>,
     scales: Option<[View<f32>; 2]>,
+    history: Option<View<f32>>,
     kv_heads: usize,
     entries: usize,
     head_dim: usize,
@@ -160,10 +161,16 @@ impl<E: Stored> Views<E> {
             (Some(_), false) => return refuse("scales", format_args!("none for {}", E::NAME), "some"),
             (None, true) => return refuse("scales", "key_scales and value_scales for i8", "none"),
         };
+        let history = match (compressor.keeps_history(), &layer.history) {
+            (false, _) => None,
+            (true, Some(history)) => Some(View::new("history", history, counts, 1)?.0),
+            (true, None) => return refuse("history", "a float for each entry and KV head", "none"),
+        };
         Ok(Self {
             keys,
             values,
             scales,
+            history,
             kv_heads: compressor.kv_heads,
             entries: batch.block_entries(),
             head_dim: compressor.head_dim,
@@ -186,9 +193,38 @@ impl<E: Stored> Views<E> {
         unsafe {
             self.keys.copy_block(from, to, self.kv_heads, self.entries);
             self.values.copy_block(from, to, self.kv_heads, self.entries);
-            for scales in self.scales.iter().flatten() {
-                scales.copy_block(from, to, self.kv_heads, self.entries);
+            for floats in self.scales.iter().flatten().chain(&self.history) {
+                floats.copy_block(from, to, self.kv_heads, self.entries);
             }
+        }
+    }
+}
+
+impl<E> Views<E> {
+    /// Calls `take` with where the history of each of some entries of a KV head is, if there are any; `id` names the
+    /// blocks of its sequence.
+    ///
+    /// # Safety
+    /// The blocks are the tensor's, and `take` may do with their histories what it does.
+    pub(crate) unsafe fn history(
+        &self,
+        kv_head: usize,
+        entries: std::ops::Range<usize>,
+        id: impl Fn(usize) -> i32,
+        mut take: impl FnMut(*mut f32),
+    ) {
+        let Some(view) = &self.history else {
+            return;
+        };
+        let mut first = entries.start;
+        while first < entries.end {
+            let (block, place) = (first / self.entries, first % self.entries);
+            let count = (self.entries - place).min(entries.end - first);
+            let data = view.at(id(block) as usize, kv_head).as_ptr();
+            for place in place..place + count {
+                take(data.wrapping_add(place * view.strides[2]));
+            }
+            first += count;
         }
     }
 }

@@ -49,8 +49,36 @@ pub enum Selection {
         /// The same for all sequences.
         seed: u64,
     },
+    /// [`Lookahead`](reasoning_rpc_core::policies::Lookahead): the attention of the last interval's queries, rotated
+    /// on by an interval, and a share of each entry's last score ([`Layer::history`]); one set for each KV head.
+    /// It looks at more than scores: [`Compressor::plan`](crate::Compressor::plan) in place of `select`.
+    Lookahead {
+        /// Whether dropped entries are merged into kept ones.
+        merges: bool,
+        /// How queries and keys are rotated.
+        rotary: Rotary,
+    },
     /// The caller's.
     Callback(Arc<dyn Select>),
+}
+
+/// How queries and keys are rotated by their positions (rotary embedding): the first `2 * inv_freq.len()` elements
+/// of a head, pair i by `position * inv_freq[i]` radians.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Rotary {
+    /// Of each pair, finite.
+    pub inv_freq: Vec<f32>,
+    /// Which elements are a pair.
+    pub style: RotaryStyle,
+}
+
+/// Which elements of a head are rotated together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RotaryStyle {
+    /// i and i + n/2 of the n rotated ones (GPT-NeoX, Llama in Hugging Face layout).
+    HalfSplit,
+    /// 2 i and 2 i + 1 (GPT-J).
+    Interleaved,
 }
 
 /// A selection of the caller's.
@@ -108,7 +136,8 @@ pub struct Options {
     pub selection: Selection,
     /// The schedule (for all selections) and how [`Selection::Rpc`] chooses.
     pub rpc: RpcOptions,
-    /// The most merges of one sequence in one layer, of all its KV heads.
+    /// The most merges of one sequence in one layer, of all its KV heads; not looked at by a selection of the
+    /// library that merges.
     pub max_merges: usize,
     /// Layers that windows are recorded of.
     pub recorded_layers: usize,
@@ -138,6 +167,9 @@ pub struct Layer {
     pub values: Tensor,
     /// Float32 scales of keys and of values: there for [`Dtype::I8`] only.
     pub scales: Option<[Tensor; 2]>,
+    /// [`Selection::Lookahead`]: a float32 for each entry and KV head, which goes with the entry as its key does. 0
+    /// for an entry that is new; compressions set it for those that stay, and leave 0 where entries were.
+    pub history: Option<Tensor>,
 }
 
 /// A block table: row r begins at `ids + r * stride`.
@@ -174,7 +206,8 @@ pub struct Batch<'a> {
     pub block_count: u32,
 }
 
-/// The rotated queries of the newest `window` tokens of each sequence.
+/// The rotated queries of the newest `window` tokens of each sequence; [`Selection::Lookahead`]: of the newest
+/// `interval` tokens.
 #[derive(Debug, Clone, Copy)]
 pub enum Window<'a> {
     /// What [`Compressor::record`](crate::Compressor::record) kept.
@@ -188,9 +221,9 @@ pub enum Window<'a> {
         queries: *const c_void,
         /// Elements from one row, place, query head to the next.
         strides: [i64; 3],
-        /// The place of each window's oldest token; `None`: 0.
+        /// The place of the oldest of those tokens of each sequence; `None`: 0.
         oldest: Option<&'a [i32]>,
-        /// Places, at least the window.
+        /// Places, at least as many as those tokens.
         ring_tokens: u32,
         /// F32, F16 or Bf16.
         dtype: Dtype,
@@ -245,6 +278,13 @@ pub struct Plan<'a> {
     pub freed_blocks: &'a [i32],
     /// Ascending by sequence, kv_head, into, from.
     pub merges: &'a [Merge],
+    /// [`Selection::Lookahead`]: what the history of each of `kept` becomes. Finite. Empty for the others.
+    pub history: &'a [f32],
+    /// [`Selection::Lookahead`] that merges: by how much of the direction the key of each of `kept` is shifted,
+    /// 0 for those that nothing is merged into. Finite. Empty: none is.
+    pub key_shifts: &'a [f32],
+    /// `[sequences][kv_heads][head_dim]` The directions. Finite. Empty if there are no shifts.
+    pub key_directions: &'a [f32],
     /// Kept sets of each sequence: 1 or `kv_heads`.
     pub sets: u32,
 }

@@ -3,7 +3,7 @@
 
 use std::mem::MaybeUninit;
 
-use reasoning_rpc_core::{LayerPlan, ScoreRule};
+use reasoning_rpc_core::{self as core, LayerPlan, ScoreRule};
 use reasoning_rpc_cpu::score_scratch_bytes;
 
 use crate::batch::Batched;
@@ -45,12 +45,13 @@ impl Counts {
             length: 0,
             all_blocks: 0,
             blocks: 0,
-            merges: compressor.max_merges.saturating_mul(batch.len()),
+            merges: 0,
         };
         for sequence in batch.sequences() {
             let candidates = sequence.length.saturating_sub(window);
             let blocks = batch.blocks(sequence.length);
             counts.all_candidates += candidates;
+            counts.merges = counts.merges.saturating_add(compressor.most_merges(candidates));
             counts.candidates = counts.candidates.max(candidates);
             counts.length = counts.length.max(sequence.length);
             counts.all_blocks += blocks;
@@ -84,12 +85,19 @@ impl Needs {
             .add::<BlockCopy>(counts.all_blocks)
             .add::<i32>(counts.all_blocks.saturating_mul(2))
             .add::<Merge>(counts.merges);
-        let queries = compressor.window_queries();
+        let keeps_history = usize::from(compressor.keeps_history());
+        let merges = usize::from(compressor.merges());
+        let heads = counts.sequences.saturating_mul(compressor.kv_heads);
+        plan.add::<f32>(keeps_history * counts.all_candidates)
+            .add::<f32>(merges * counts.all_candidates)
+            .add::<f32>(merges * heads.saturating_mul(compressor.head_dim));
+        let queries = compressor.query_count();
         let bitmap = batch.block_count().div_ceil(64);
         let (all, scored) = match compressor.scores {
-            Some(ScoreRule::WindowOverAll) => (counts.length, counts.length),
+            Some(ScoreRule::WindowOverAll | ScoreRule::IntervalAhead) => (counts.length, counts.length),
             _ => (0, counts.candidates),
         };
+        let merged = compressor.most_merged(counts.candidates);
         let mut scratch = Measure(0);
         for _ in 0..4 {
             scratch.add::<u64>(bitmap).add::<usize>(counts.blocks);
@@ -100,11 +108,24 @@ impl Needs {
             .add::<f32>(queries.saturating_mul(compressor.head_dim))
             .add::<f32>(LayerPlan::scratch_floats(counts.candidates))
             .add::<u32>(counts.length)
-            .add::<f32>(compressor.max_merges.saturating_mul(2 * compressor.head_dim))
+            .add::<f32>(merged.saturating_mul(2 * compressor.head_dim))
             .add::<u8>(score_scratch_bytes(queries, scored, compressor.head_dim))
             .add::<f32>(all)
             .add::<usize>(if all > 0 { compressor.window() } else { 0 })
             .add::<f32>(counts.all_candidates);
+        if compressor.ahead.is_some() {
+            // Histories before and behind, kept; then keys, shifts and merges.
+            let candidates = counts.candidates;
+            scratch
+                .add::<f32>(candidates)
+                .add::<f32>(candidates)
+                .add::<u32>(candidates)
+                .add::<f32>(merges * candidates.saturating_mul(compressor.head_dim))
+                .add::<f32>(merges * candidates)
+                .add::<core::Merge>(merges * candidates)
+                .add::<f32>(merges * compressor.head_dim)
+                .add::<f64>(merges * LayerPlan::moment_floats(compressor.head_dim));
+        }
         Self {
             plan: plan.0,
             scratch: scratch.0,
@@ -220,6 +241,9 @@ pub(crate) fn apart(plan: &Plan<'_>, workspace: Workspace, needs: &Needs) -> Res
         ("copies", range(plan.copies)),
         ("freed_blocks", range(plan.freed_blocks)),
         ("merges", range(plan.merges)),
+        ("history", range(plan.history)),
+        ("key_shifts", range(plan.key_shifts)),
+        ("key_directions", range(plan.key_directions)),
     ] {
         if from < to && from < end && start < to {
             return refuse(

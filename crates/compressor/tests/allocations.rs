@@ -34,6 +34,16 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
+fn ahead(merges: bool) -> Selection {
+    Selection::Lookahead {
+        merges,
+        rotary: Rotary {
+            inv_freq: vec![0.5; 16],
+            style: RotaryStyle::HalfSplit,
+        },
+    }
+}
+
 #[test]
 fn nothing_is_allocated() {
     let mut random = Random::new(seed());
@@ -48,6 +58,8 @@ fn nothing_is_allocated() {
         Selection::SnapKv,
         Selection::Streaming,
         Selection::Random { seed: 1 },
+        ahead(false),
+        ahead(true),
     ];
     let places = PLACES.into_iter().zip([Dtype::F32, Dtype::I8, Dtype::F16]);
     let cases = places.flat_map(|case| selections.iter().map(move |selection| (case, selection.clone())));
@@ -59,7 +71,8 @@ fn nothing_is_allocated() {
         let compressor = Compressor::new(&options).unwrap();
         let mut host = Host::new(place, (2, 32, dtype), &[[100, 7, 1], [60, 0, 0]], &mut random);
         host.fill(&mut random);
-        let queries = random_numbers(&mut random, 2 * 4 * 8 * 32);
+        let looks_ahead = matches!(options.selection, Selection::Lookahead { .. });
+        let queries = random_numbers(&mut random, 2 * 16 * 8 * 32);
         for token in queries.chunks(2 * 8 * 32) {
             // SAFETY: two slots' queries.
             unsafe { compressor.record(0, None, 2, token.as_ptr().cast(), 8 * 32, 32, Dtype::F32) }.unwrap();
@@ -74,7 +87,11 @@ fn nothing_is_allocated() {
         // SAFETY: the host's memory is what it says.
         let (done, mut plans) = unsafe {
             let scored = compressor.score(&layer, &batch, &window, &mut scores, workspace);
-            let plan = compressor.select(0, &batch, &scores, workspace).unwrap();
+            let plan = match looks_ahead {
+                true => compressor.plan(&layer, &batch, &window, workspace),
+                false => compressor.select(0, &batch, &scores, workspace),
+            };
+            let plan = plan.unwrap();
             let applied = compressor.apply(&layer, &batch, &plan, workspace);
             let plans = compressor.compress(&layer, &batch, &window, workspace);
             (scored.and(applied), plans)

@@ -34,6 +34,29 @@ pub struct LayerPlan<'m> {
     merges: Filled<'m, Merge>,
     directions: Filled<'m, f32>,
     shifts: Filled<'m, f32>,
+    moments: &'m mut [f64],
+}
+
+/// The memory that a plan lies in. What it holds does not matter; what a policy's [`Spec`](crate::Spec) does
+/// not ask for may be empty.
+#[derive(Debug, Default)]
+pub struct PlanParts<'m> {
+    /// One number for each candidate of all KV heads.
+    pub kept: &'m mut [u32],
+    /// One number for each KV head.
+    pub ends: &'m mut [usize],
+    /// [`LayerPlan::scratch_floats`].
+    pub scratch: &'m mut [f32],
+    /// `history`: one float for each candidate of all KV heads.
+    pub history: &'m mut [f32],
+    /// `merges`: one for each candidate of all KV heads.
+    pub merges: &'m mut [Merge],
+    /// `merges`: `head_dim` floats for each KV head.
+    pub directions: &'m mut [f32],
+    /// `merges`: one float for each candidate of all KV heads.
+    pub shifts: &'m mut [f32],
+    /// `merges`: [`LayerPlan::moment_floats`].
+    pub moments: &'m mut [f64],
 }
 
 /// Memory that is filled from its beginning.
@@ -43,12 +66,9 @@ struct Filled<'m, T> {
     used: usize,
 }
 
-impl<T: Copy> Filled<'_, T> {
-    const fn none() -> Self {
-        Self {
-            memory: &mut [],
-            used: 0,
-        }
+impl<'m, T: Copy> Filled<'m, T> {
+    fn of(memory: &'m mut [T]) -> Self {
+        Self { memory, used: 0 }
     }
 
     fn push(&mut self, what: &'static str, items: &[T]) -> Result<(), PlanError> {
@@ -71,19 +91,18 @@ impl<T: Copy> Filled<'_, T> {
 }
 
 impl<'m> LayerPlan<'m> {
-    /// An empty plan: no set yet. `kept` has room for all candidates of all KV heads, `ends` for one
-    /// number per KV head, `scratch` for [`scratch_floats`](Self::scratch_floats); what they hold does
-    /// not matter.
-    pub fn over(kept: &'m mut [u32], ends: &'m mut [usize], scratch: &'m mut [f32]) -> Self {
+    /// An empty plan: no set yet.
+    pub fn over(parts: PlanParts<'m>) -> Self {
         Self {
-            kept,
-            ends,
-            scratch,
+            kept: parts.kept,
+            ends: parts.ends,
+            scratch: parts.scratch,
             sets: 0,
-            history: Filled::none(),
-            merges: Filled::none(),
-            directions: Filled::none(),
-            shifts: Filled::none(),
+            history: Filled::of(parts.history),
+            merges: Filled::of(parts.merges),
+            directions: Filled::of(parts.directions),
+            shifts: Filled::of(parts.shifts),
+            moments: parts.moments,
         }
     }
 
@@ -104,13 +123,62 @@ impl<'m> LayerPlan<'m> {
         self.merges.push("merges", &[merge])
     }
 
+    /// The merges that were added behind the first `from`, to be changed, and left in order.
+    pub(crate) fn merges_from(&mut self, from: usize) -> &mut [Merge] {
+        &mut self.merges.memory[from..self.merges.used]
+    }
+
+    /// Takes back all but the first `count` merges.
+    pub(crate) fn keep_merges(&mut self, count: usize) {
+        self.merges.used = count;
+    }
+
+    /// How many merges were added.
+    pub(crate) fn merge_count(&self) -> usize {
+        self.merges.used
+    }
+
+    /// Takes the scratch and that of the moments away, to be [`put`](Self::put_scratch) back: room for scores and
+    /// norms of so many candidates, and for a square matrix and two vectors.
+    ///
+    /// # Errors
+    /// The plan's memory is less.
+    pub(crate) fn take_scratch(
+        &mut self,
+        candidates: usize,
+        head_dim: usize,
+    ) -> Result<(&'m mut [f32], &'m mut [f64]), PlanError> {
+        for (what, expected, found) in [
+            ("scratch", Self::scratch_floats(candidates), self.scratch.len()),
+            ("moments", Self::moment_floats(head_dim), self.moments.len()),
+        ] {
+            if found < expected {
+                return Err(PlanError::Changes {
+                    what,
+                    expected,
+                    found,
+                });
+            }
+        }
+        Ok((
+            std::mem::take(&mut self.scratch),
+            std::mem::take(&mut self.moments),
+        ))
+    }
+
+    pub(crate) fn put_scratch(&mut self, (scratch, moments): (&'m mut [f32], &'m mut [f64])) {
+        (self.scratch, self.moments) = (scratch, moments);
+    }
+
     /// Shifts the keys of the next KV head: candidate i's by `shifts[i] * direction`. One that is dropped
     /// has a shift of 0.
     ///
     /// # Errors
     /// The plan's memory is less.
-    pub fn push_shifts(&mut self, direction: &[f32], shifts: &[f32]) -> Result<(), PlanError> {
-        self.directions.push("directions", direction)?;
+    pub fn push_shifts(&mut self, direction: &[f64], shifts: &[f32]) -> Result<(), PlanError> {
+        for &x in direction {
+            self.directions.push("directions", &[x as f32])?;
+        }
         self.shifts.push("shifts", shifts)
     }
 
@@ -135,6 +203,11 @@ impl<'m> LayerPlan<'m> {
     /// Floats of scratch that policies may use, if no KV head has more `candidates`.
     pub fn scratch_floats(candidates: usize) -> usize {
         candidates.saturating_mul(2)
+    }
+
+    /// Floats of scratch in which a policy that merges works out where to shift keys.
+    pub fn moment_floats(head_dim: usize) -> usize {
+        head_dim.saturating_mul(head_dim.saturating_add(2))
     }
 
     fn used(&self) -> usize {
@@ -293,6 +366,7 @@ pub struct PlanMemory {
     merges: Vec<Merge>,
     directions: Vec<f32>,
     shifts: Vec<f32>,
+    moments: Vec<f64>,
 }
 
 impl PlanMemory {
@@ -312,12 +386,18 @@ impl PlanMemory {
         let directions = candidates.len() * head_dim;
         self.directions
             .resize(grow(self.directions.len(), directions), 0.0);
-        let mut plan = LayerPlan::over(&mut self.kept, &mut self.ends, &mut self.scratch);
-        plan.history.memory = &mut self.history;
-        plan.merges.memory = &mut self.merges;
-        plan.directions.memory = &mut self.directions;
-        plan.shifts.memory = &mut self.shifts;
-        plan
+        let moments = LayerPlan::moment_floats(head_dim);
+        self.moments.resize(grow(self.moments.len(), moments), 0.0);
+        LayerPlan::over(PlanParts {
+            kept: &mut self.kept,
+            ends: &mut self.ends,
+            scratch: &mut self.scratch,
+            history: &mut self.history,
+            merges: &mut self.merges,
+            directions: &mut self.directions,
+            shifts: &mut self.shifts,
+            moments: &mut self.moments,
+        })
     }
 }
 

@@ -28,11 +28,17 @@ pub trait Policy: Any + Send + Sync {
     /// written; exact, so that a request is admitted or refused before its first token.
     fn peak_generated(&self, generated: usize) -> usize;
 
-    /// Chooses for one layer. `plan` arrives empty, with the memory that [`LayerPlan::over`] asks for.
+    /// Chooses for one layer. `plan` arrives empty, with the memory that [`PlanParts`](crate::PlanParts) names.
     ///
     /// # Errors
     /// What the view shows does not fit the policy.
     fn plan(&self, view: &LayerView<'_>, plan: &mut LayerPlan<'_>) -> Result<(), PlanError>;
+
+    /// Tokens that the store puts behind a generated one, as if they had been generated too: part of the text, and
+    /// of what [`peak_generated`](Self::peak_generated) counts.
+    fn follow(&self, _token: u32) -> &[u32] {
+        &[]
+    }
 
     /// What [`PolicyKind::build`] makes it from, so that a sequence can be saved; none for a policy that
     /// is not of this crate.
@@ -58,16 +64,33 @@ pub struct Spec {
     pub value_norms: bool,
     /// Whether it is shown the queries that scored.
     pub queries: bool,
+    /// Whether it is shown the mean and the second moments of the queries whose attention was added up, in place of
+    /// the queries.
+    pub moments: bool,
     /// Whether the store keeps a float for every entry between compressions, 0 at first, which the plan
     /// sets for those that stay.
     pub history: bool,
+    /// Whether its plans merge dropped candidates into kept ones, and shift keys.
+    pub merges: bool,
 }
 
 impl Spec {
+    /// Tokens whose queries are added to moments at once.
+    pub const MOMENT_TOKENS: usize = 32;
+
+    /// Floats of the moments of one KV head: the sums of the queries' elements and of their products, as
+    /// [`LayerView::moments`] has them; 0 if there are none.
+    pub fn moment_floats(&self, head_dim: usize) -> usize {
+        usize::from(self.moments) * head_dim * (head_dim + 1)
+    }
+
     /// How many of the newest generated tokens' queries the store has to remember, per layer.
+    ///
+    /// For moments it remembers [`MOMENT_TOKENS`](Self::MOMENT_TOKENS) too, to add their queries to the moments in turns.
     pub fn window_queries(&self) -> usize {
         match (self.scores, self.trigger) {
-            (None, _) | (_, Trigger::Never | Trigger::EveryToken(_)) => 0,
+            (None, _) if self.moments => 2 * Self::MOMENT_TOKENS,
+            (None, _) | (_, Trigger::Never | Trigger::EveryToken(_) | Trigger::Thought { .. }) => 0,
             (Some(ScoreRule::IntervalAhead), Trigger::Interval(schedule)) => schedule.interval(),
             (Some(_), Trigger::Interval(schedule)) => schedule.window(),
         }
@@ -87,6 +110,12 @@ pub enum Trigger {
     /// head. Entries are not in the order of their positions then, and every KV head's in another; those of
     /// a layer that drops one for all are in the same.
     EveryToken(Rolling),
+    /// When the first `gists` of the tokens that follow one ([`Policy::follow`]) are written. Candidates are the
+    /// generated entries up to that one, from behind those that followed the one before.
+    Thought {
+        /// How many.
+        gists: usize,
+    },
 }
 
 /// How candidates are scored before the policy is asked.
@@ -106,7 +135,7 @@ pub enum ScoreRule {
     IntervalAhead,
 }
 
-/// Which queries' attention is a score: the softmax over all entries that a query sees, summed over the query
+/// Which queries' attention is a score, unless it says otherwise: the softmax over all entries that a query sees, summed over the query
 /// heads of each KV head.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Attention {
@@ -114,6 +143,13 @@ pub enum Attention {
     Newest,
     /// That of all queries since the entry was written, its own included.
     Sum,
+    /// That of the last interval's queries since the entry was written, each rotated on by the interval's positions, to
+    /// where the next one will ask from, over the entries that it sees; the mean over them all and over the query
+    /// heads. It is added to what the plan set as the entry's history.
+    Ahead {
+        /// Tokens of an interval.
+        interval: usize,
+    },
 }
 
 /// What a policy is shown of one layer. Lists of candidates are those of every KV head, one head after the
@@ -143,6 +179,9 @@ pub struct LayerView<'a> {
     /// The queries that scored, as they did, `head_dim` elements each; equally many of each KV head, one
     /// head after the other ([`Spec::queries`]).
     pub queries: &'a [f32],
+    /// For each KV head the queries' mean `[head_dim]`, and the mean of their products `[head_dim][head_dim]`, of
+    /// which the lower triangle is there ([`Spec::moments`]).
+    pub moments: &'a [f32],
 }
 
 impl<'a> LayerView<'a> {

@@ -2,8 +2,8 @@
 
 use proptest::prelude::*;
 use reasoning_rpc_core::{
-    Aggregation, Budget, CacheShape, LayerPlan, LayerView, PlanError, PlanMemory, Policy, Pooling, Rpc,
-    RpcOptions, Schedule,
+    Aggregation, Budget, CacheShape, LayerPlan, LayerView, PlanError, PlanMemory, PlanParts, Policy, Pooling,
+    Rpc, RpcOptions, Schedule,
 };
 use reasoning_rpc_test_support::{Random, property};
 
@@ -124,7 +124,11 @@ fn bytes_are_rounded_up_to_blocks() {
 fn bad_plans_are_refused_with_the_numbers() {
     let validate = |sets: &[&[u32]], counts: &[usize]| {
         let (mut kept, mut ends) = ([0; 8], [0; 4]);
-        let mut plan = LayerPlan::over(&mut kept, &mut ends, &mut []);
+        let mut plan = LayerPlan::over(PlanParts {
+            kept: &mut kept,
+            ends: &mut ends,
+            ..PlanParts::default()
+        });
         sets.iter().for_each(|set| plan.push_set(set).unwrap());
         plan.validate(counts)
     };
@@ -175,7 +179,11 @@ fn bad_plans_are_refused_with_the_numbers() {
 #[test]
 fn memory_that_is_too_small_is_an_error() {
     let (mut kept, mut ends) = ([0; 3], [0; 1]);
-    let mut plan = LayerPlan::over(&mut kept, &mut ends, &mut []);
+    let mut plan = LayerPlan::over(PlanParts {
+        kept: &mut kept,
+        ends: &mut ends,
+        ..PlanParts::default()
+    });
     let error = plan.push_set(&[0, 1, 2, 3]).unwrap_err();
     assert!(error.to_string().contains("1 sets, 4 entries"), "{error}");
     plan.push_set(&[0, 2]).unwrap();

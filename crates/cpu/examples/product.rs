@@ -8,6 +8,9 @@
 #![allow(clippy::print_stdout, clippy::unwrap_used)] // a program that prints a table
 #![allow(unsafe_code)] // parts of a result for several threads; prefetch
 
+mod reading;
+
+use reading::sum_lines;
 use reasoning_rpc_cpu::*;
 use std::hint::black_box;
 use std::sync::Barrier;
@@ -213,23 +216,6 @@ fn together(threads: usize, steps: usize, work: impl Fn(usize, usize) + Sync) ->
             })
             .collect()
     })
-}
-
-/// Reads every cache line, fetching ahead: as fast as one thread of this machine reads.
-fn sum_lines(memory: &[u8]) -> u64 {
-    let mut sums = [0u64; 8];
-    for line in memory.chunks_exact(64) {
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: a prefetch never faults.
-        unsafe {
-            use std::arch::x86_64::*;
-            _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().wrapping_add(8192).cast());
-        }
-        for (sum, word) in sums.iter_mut().zip(line.chunks_exact(8)) {
-            *sum = sum.wrapping_add(u64::from_le_bytes(word.try_into().unwrap()));
-        }
-    }
-    sums.iter().fold(0, |a, &b| a.wrapping_add(b))
 }
 
 /// Some copies of a matrix of random quants, with every scale and minimum 1/64.

@@ -25,6 +25,7 @@ mod error;
 mod heads;
 mod kernels;
 mod merge;
+mod moments;
 mod pages;
 mod product;
 mod rope;
@@ -35,7 +36,7 @@ mod vector;
 
 pub use append::append;
 pub use attend::{
-    ATTEND_CHUNK, ATTEND_TOKEN_TILE, add_attention, attend, attend_chunks, attend_recorded,
+    ATTEND_CHUNK, ATTEND_TOKEN_TILE, Recorded, add_attention, attend, attend_chunks, attend_recorded,
     attend_scratch_bytes, chunk_floats, merge_chunks, recorded_floats,
 };
 pub use compact::{PositionPagesMut, compact, compact_positions, move_entry};
@@ -43,6 +44,7 @@ pub use element::{Element, Stored};
 pub use error::Error;
 pub use heads::{Heads, HeadsMut};
 pub use merge::{Merge, merged_rows, read_key, read_value, write_rows};
+pub use moments::add_moments;
 pub use pages::{KvPages, KvPagesMut, Layout, MAX_HEAD_DIM, Scales};
 pub use product::{
     BLOCK, BlockFormat, Linear, Norm, PANEL_ROWS, QuantizedMatrix, QuantizedTile, RowsMut, TILE_WIDTH,

@@ -3,10 +3,10 @@
 use std::ops::Range;
 
 use half::{bf16, f16};
-use reasoning_rpc_core::{LayerPlan, LayerView, Merge, PlanMemory, Policy, ScoreRule};
+use reasoning_rpc_core::{Attention, CacheShape, LayerPlan, LayerView, Merge, PlanMemory, Policy, ScoreRule};
 use reasoning_rpc_cpu::{self as cpu, Scratch, Simd, Stored};
 
-use crate::cache::{CacheType, SequenceCache};
+use crate::cache::{CacheType, QueryWindow, SequenceCache};
 use crate::error::{Error, Result};
 use crate::evict;
 use crate::sequence::position_of_generated;
@@ -70,6 +70,7 @@ pub(crate) struct Workspace {
     value_norms: Vec<f32>,
     /// Of all KV heads, if the policy sees them; else of the last one.
     queries: Vec<f32>,
+    moments: Vec<f32>,
     /// Scores of all entries of a KV head.
     all: Vec<f32>,
     visible: Vec<usize>,
@@ -129,6 +130,7 @@ fn compress_typed<E: Stored>(
                 true => &workspace.queries,
                 false => &[],
             },
+            moments: &workspace.moments,
         };
         moment.policy.plan(&view, &mut plan)?;
         plan.validate(&workspace.counts)?;
@@ -159,11 +161,16 @@ fn compress_typed<E: Stored>(
                 })
                 .collect();
         }
+        // Sums go on from what the plan says; those of other entries, which no plan has seen, begin anew.
+        let anew = matches!(moment.policy.spec().attention, Some(Attention::Ahead { .. }));
         let mut first_candidate = 0;
         for kv_head in 0..shape.kv_heads {
             let candidates = &workspace.candidates[kv_head];
             let own = first_candidate..first_candidate + workspace.counts[kv_head];
             first_candidate = own.end;
+            if anew {
+                cache.clear_history(layer, kv_head);
+            }
             if !plan.history().is_empty() {
                 for (entry, &value) in all_of(candidates).zip(&plan.history()[own.clone()]) {
                     cache.set_history(layer, kv_head, entry, value);
@@ -187,7 +194,57 @@ fn compress_typed<E: Stored>(
         record.len_after = longest(cache);
         log.push(record);
     }
+    cache.forget_moments();
     cache.release_empty_blocks();
+    Ok(())
+}
+
+/// Adds the queries of some generated tokens, rotated on by so many positions, to the moments of all layers and KV
+/// heads.
+pub(crate) fn add_moments(
+    simd: Simd,
+    cache: &mut SequenceCache,
+    generated: Range<usize>,
+    (num_heads, positions): (usize, usize),
+    workspace: &mut Workspace,
+) -> Result<()> {
+    let shape = *cache.shape();
+    let group = num_heads / shape.kv_heads;
+    for layer in 0..shape.layers {
+        ahead_table(cache.window(layer), layer, positions, &shape, workspace)?;
+        let window = cache.window_mut(layer);
+        for kv_head in 0..shape.kv_heads {
+            let heads = kv_head * group..(kv_head + 1) * group;
+            let queries = &mut workspace.queries;
+            queries.clear();
+            window.gather(generated.clone(), heads, shape.head_dim, queries);
+            rotate_on(simd, queries, shape.head_dim, &workspace.cos, &workspace.sin)?;
+            let width = window.moments().len() / shape.kv_heads;
+            let sums = &mut window.moments_mut()[kv_head * width..][..width];
+            cpu::add_moments(simd, queries, shape.head_dim, sums)?;
+        }
+    }
+    Ok(())
+}
+
+/// The rotation by so many positions.
+fn ahead_table(
+    window: &QueryWindow,
+    layer: usize,
+    positions: usize,
+    shape: &CacheShape,
+    workspace: &mut Workspace,
+) -> Result<()> {
+    let (frequencies, half) = (window.frequencies(), shape.head_dim / 2);
+    if frequencies.len() != half {
+        return Err(Error::Internal(format!(
+            "layer {layer}: expected {half} frequencies of the rotation, found {}",
+            frequencies.len()
+        )));
+    }
+    // Rotations add up; what else they do to a query (the attention factor) was done when it was recorded.
+    let ahead = [positions as i64];
+    cpu::rope_table(&ahead, frequencies, 1.0, &mut workspace.cos, &mut workspace.sin);
     Ok(())
 }
 
@@ -249,7 +306,9 @@ fn score_layer<E: Stored>(
     let spec = moment.policy.spec();
     workspace.scores.clear();
     workspace.queries.clear();
+    workspace.moments.clear();
     let Some(rule) = spec.scores else {
+        show_sums(cache, layer, moment, workspace);
         return Ok(());
     };
     let shape = *cache.shape();
@@ -257,17 +316,7 @@ fn score_layer<E: Stored>(
     let group = moment.num_heads / shape.kv_heads;
     let scale = 1.0 / (head_dim as f32).sqrt();
     if rule == ScoreRule::IntervalAhead {
-        let frequencies = window.frequencies();
-        if frequencies.len() != head_dim / 2 {
-            return Err(Error::Internal(format!(
-                "layer {layer}: expected {} frequencies of the rotation, found {}",
-                head_dim / 2,
-                frequencies.len()
-            )));
-        }
-        // Rotations add up; what else they do to a query (the attention factor) was done when it was recorded.
-        let ahead = [window.tokens() as i64];
-        cpu::rope_table(&ahead, frequencies, 1.0, &mut workspace.cos, &mut workspace.sin);
+        ahead_table(window, layer, window.tokens(), &shape, workspace)?;
     }
     for kv_head in 0..shape.kv_heads {
         if !spec.queries {
@@ -275,7 +324,8 @@ fn score_layer<E: Stored>(
         }
         let first = workspace.queries.len();
         let heads = kv_head * group..(kv_head + 1) * group;
-        window.gather(moment.generated, heads, head_dim, &mut workspace.queries);
+        let newest = moment.generated - window.tokens()..moment.generated;
+        window.gather(newest, heads, head_dim, &mut workspace.queries);
         if rule == ScoreRule::IntervalAhead {
             rotate_on(
                 simd,
@@ -320,6 +370,23 @@ fn score_layer<E: Stored>(
         }
     }
     Ok(())
+}
+
+/// What attention has added up, of a policy that wants that.
+fn show_sums(cache: &SequenceCache, layer: usize, moment: &Moment<'_>, workspace: &mut Workspace) {
+    let Some(Attention::Ahead { interval }) = moment.policy.spec().attention else {
+        return;
+    };
+    for (kv_head, candidates) in workspace.candidates.iter().enumerate() {
+        let sums = cache.head(layer, kv_head).history();
+        for range in candidates {
+            workspace.scores.extend_from_slice(&sums[range.clone()]);
+        }
+    }
+    let group = moment.num_heads / cache.shape().kv_heads;
+    let mean = 1.0 / (interval * group) as f32;
+    let sums = cache.window(layer).moments().iter();
+    workspace.moments.extend(sums.map(|sum| sum * mean));
 }
 
 /// Rotates every query by the one angle of each pair.

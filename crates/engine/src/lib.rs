@@ -30,6 +30,7 @@ mod engine;
 mod error;
 mod evict;
 mod generate;
+mod huge_pages;
 mod metrics;
 pub mod model;
 mod runner;

@@ -1,15 +1,17 @@
 //! One text: its tokens, its cache, its policy, its sampler. Everything is per sequence.
 
 mod branch;
+mod thought;
 
 pub(crate) use branch::DrawLog;
+use thought::Thought;
 
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
-use reasoning_rpc_core::{Attention, Policy, Rolling, ScoreRule, Trigger};
+use reasoning_rpc_core::{Attention, Policy, Rolling, ScoreRule, Spec, Trigger};
 use reasoning_rpc_cpu::ATTEND_TOKEN_TILE;
 
 use crate::cache::{Kept, SequenceCache};
@@ -83,6 +85,8 @@ pub struct Sequence {
     pub(crate) generated_written: usize,
     /// Tokens written when the last compression ran; 0 before the first.
     pub(crate) compressed_at: usize,
+    /// For a policy that drops thoughts.
+    thought: Thought,
     /// Evictions wait, for a test to look at what goes.
     #[cfg(test)]
     pub(crate) hold_evictions: bool,
@@ -101,6 +105,7 @@ impl Sequence {
                 options.policy.name()
             )));
         }
+        thought::check(&*options.policy, shared.model.manifest().dimensions.vocab_size)?;
         let kept = match spec.trigger {
             // Never due in this context: nobody will ask.
             Trigger::Interval(schedule) if schedule.due_at(0) > shared.context() => Kept::default(),
@@ -108,6 +113,7 @@ impl Sequence {
             _ => Kept {
                 window: spec.window_queries(),
                 history: spec.history || spec.attention.is_some(),
+                moments: spec.moment_floats(shared.shape.head_dim),
             },
         };
         let cache = shared.new_cache(kept);
@@ -131,6 +137,7 @@ impl Sequence {
             written: 0,
             generated_written: 0,
             compressed_at: 0,
+            thought: Thought::default(),
             #[cfg(test)]
             hold_evictions: false,
             shared,
@@ -238,7 +245,9 @@ impl Sequence {
         self.append_tokens(&ids)
     }
 
-    /// Appends a token as generated: one of the caller's choice in place of a sampled one.
+    /// Appends a token as generated: one of the caller's choice in place of a sampled one. Behind it, as behind a
+    /// sampled one, come the tokens that the policy has follow it ([`Policy::follow`]), if the context has room for
+    /// them.
     ///
     /// # Errors
     /// As [`append_tokens`](Self::append_tokens), or [`Error::InvalidArgument`] if there is no text
@@ -252,10 +261,11 @@ impl Sequence {
         }
         self.check_ids(&[token])?;
         self.push(&[token]);
+        self.push_following(token);
         Ok(())
     }
 
-    /// Draws the next token from the logits and appends it.
+    /// Draws the next token from the logits and appends it, and what the policy has follow it.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] if there are no logits after the last token yet,
@@ -287,6 +297,7 @@ impl Sequence {
             self.draws.record(self.tokens.len());
         }
         self.push(&[token]);
+        self.push_following(token);
         Ok(token)
     }
 
@@ -376,11 +387,22 @@ impl Sequence {
         if generated && let Some(due) = self.due_at() {
             end = end.min(start + due.saturating_sub(self.generated_written));
         }
+        if generated && let Some(gists) = self.thought.end {
+            end = end.min(gists);
+        }
         let spec = self.policy.spec();
         let mut attention = None;
         if self.keeps_history() && spec.attention.is_some() && (generated || self.generated_written > 0) {
             attention = spec.attention;
-            end = end.min(start + ATTEND_TOKEN_TILE);
+            match self.looks_ahead_from() {
+                // Not yet, or not by a query that was given.
+                Some(_) if !generated => attention = None,
+                Some(from) if self.generated_written < from => {
+                    attention = None;
+                    end = end.min(start + from - self.generated_written);
+                }
+                _ => end = end.min(start + ATTEND_TOKEN_TILE),
+            }
             if generated && let Trigger::EveryToken(rolling) = spec.trigger {
                 let done = self.stats.compressions;
                 let is_due = |&count: &usize| rolling.evictions(self.generated_written + count) > done;
@@ -398,18 +420,60 @@ impl Sequence {
         }
     }
 
+    /// The first generated token of the interval whose queries are added up as they attend.
+    pub(super) fn looks_ahead_from(&self) -> Option<usize> {
+        match self.policy.spec().attention {
+            Some(Attention::Ahead { interval }) => Some(self.due_at()?.saturating_sub(interval)),
+            _ => None,
+        }
+    }
+
+    /// Adds the queries of the generated tokens from `before` on to the moments, if the policy wants those: all that
+    /// are written (`all`), or whole turns of them, counted from the first.
+    fn add_moments(&mut self, before: usize, all: bool) -> Result<()> {
+        let (Some(from), true) = (self.looks_ahead_from(), self.policy.spec().moments) else {
+            return Ok(());
+        };
+        let Some(Attention::Ahead { interval }) = self.policy.spec().attention else {
+            return Ok(());
+        };
+        let turn = |generated: usize| {
+            let count = generated.saturating_sub(from);
+            from + count - count % Spec::MOMENT_TOKENS
+        };
+        let end = if all {
+            self.generated_written
+        } else {
+            turn(self.generated_written)
+        };
+        let range = turn(before)..end;
+        if range.is_empty() || !self.keeps_history() {
+            return Ok(());
+        }
+        let heads = self.shared.model.manifest().dimensions.num_heads;
+        let shared = Arc::clone(&self.shared);
+        shared.add_moments(self.cache_mut()?, range, (heads, interval))
+    }
+
     /// Counts the chunk, whose keys and values were written.
     pub(crate) fn commit(&mut self, time: Duration) -> Result<()> {
         let chunk = self.chunk.clone();
         let positions = chunk.tokens.start as u32..chunk.tokens.end as u32;
         self.cache_mut()?.commit(positions);
         self.written = chunk.tokens.end;
-        if self.stats.compressions > 0 && chunk.attention == Some(Attention::Sum) {
+        let adds_up = match self.policy.spec().attention {
+            Some(Attention::Sum) => chunk.attention.is_some(),
+            Some(Attention::Ahead { .. }) => true,
+            Some(Attention::Newest) | None => false,
+        };
+        if self.stats.compressions > 0 && adds_up {
             // What its queries have added to the past cannot be taken back.
             self.compressed_at = self.written;
         }
         if chunk.first_generated.is_some() {
+            let before = self.generated_written;
             self.generated_written += chunk.tokens.len();
+            self.add_moments(before, false)?;
             self.stats.decode_tokens += chunk.tokens.len();
             self.stats.decode_time += time;
         } else {
@@ -428,7 +492,7 @@ impl Sequence {
 
     /// Whether a compression is to run before the next step.
     pub(crate) fn is_due(&self) -> bool {
-        self.due_at() == Some(self.generated_written)
+        self.due_at() == Some(self.generated_written) || self.thought.end == Some(self.written)
     }
 
     /// Compresses the cache if that is due. A failure, a panic included, poisons the sequence: its layers
@@ -495,17 +559,23 @@ impl Sequence {
     }
 
     fn compress(&mut self) -> Result<()> {
-        let Trigger::Interval(schedule) = self.policy.spec().trigger else {
-            return Ok(());
-        };
         let start = std::time::Instant::now();
+        self.add_moments(self.generated_written, true)?;
         let policy = Arc::clone(&self.policy);
+        let (stays, window_start) = match policy.spec().trigger {
+            Trigger::Interval(schedule) => {
+                let newest = self.generated_written - schedule.window();
+                (None, position_of_generated(&self.given, newest))
+            }
+            Trigger::Thought { gists } => (Some(self.stays()), (self.written - gists) as u32),
+            _ => return Ok(()),
+        };
         let moment = Moment {
             policy: &*policy,
             done: self.stats.compressions,
             generated: self.generated_written,
-            given: &self.given,
-            window_start: position_of_generated(&self.given, self.generated_written - schedule.window()),
+            given: stays.as_deref().unwrap_or(&self.given),
+            window_start,
             num_heads: self.shared.model.manifest().dimensions.num_heads,
             seed: self.seed,
             record_kept: self.record_kept,
@@ -516,6 +586,7 @@ impl Sequence {
         self.stats.compressions += 1;
         self.compressed_at = self.written;
         self.stats.compaction_time += start.elapsed();
+        self.begin_thought();
         if let Some(record) = self.log.last() {
             log::debug!(
                 "compression {} at {} generated tokens: {} -> {} entries",

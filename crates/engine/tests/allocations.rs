@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 
 use reasoning_rpc_core::{Budget, NoCompression, Policy, PolicyKind, Rpc, RpcOptions};
 use reasoning_rpc_engine::sampling::SamplingOptions;
+use reasoning_rpc_engine::scheduler::{Next, Scheduler, SchedulerOptions};
 use reasoning_rpc_engine::{
     CacheType, Engine, EngineOptions, Event, GenerateOptions, Sequence, SequenceOptions,
 };
@@ -182,6 +183,52 @@ fn answer(name: &str) {
     assert!(bytes > 0, "no text was written");
 }
 
+/// Answers of a scheduler, whose threads and reader are counted, too.
+fn scheduled(name: &str) {
+    let engine = Engine::open(&EngineOptions {
+        threads: 2,
+        budget: Some(64 << 20),
+        ..EngineOptions::new(model(name))
+    })
+    .unwrap();
+    let scheduler = Scheduler::new(&engine, SchedulerOptions::default()).unwrap();
+    let answers: Vec<_> = [5u32, 60, 7]
+        .map(|len| {
+            let mut sequence = engine
+                .sequence(SequenceOptions {
+                    policy: rpc(96),
+                    sampling: SamplingOptions::GREEDY,
+                    record_kept: false,
+                })
+                .unwrap();
+            sequence.append_tokens(&(1..=len).collect::<Vec<u32>>()).unwrap();
+            let options = GenerateOptions {
+                max_tokens: Some(100),
+                ignore_eos: true,
+                ..GenerateOptions::default()
+            };
+            scheduler.submit(sequence, &options).unwrap()
+        })
+        .into();
+    let mut text = String::with_capacity(256);
+    let mut tokens = |count: usize| {
+        for _ in 0..count {
+            for answer in &answers {
+                while !matches!(
+                    answer.next(&mut text, None).unwrap(),
+                    Next::Event(Event::Token { .. })
+                ) {}
+            }
+        }
+    };
+    tokens(30);
+    let found = allocations(|| tokens(50));
+    assert_eq!(
+        found, 0,
+        "{name}: allocations in 50 tokens of three scheduled answers"
+    );
+}
+
 /// One test, so that nothing else runs while it counts.
 #[test]
 fn a_step_allocates_nothing() {
@@ -197,4 +244,5 @@ fn a_step_allocates_nothing() {
     steady("golden/llama_p48_c8-cached", 96, CacheType::I8);
     steady("smollm2-int4", 49152, CacheType::F16);
     answer("smollm2-int4");
+    scheduled("smollm2-int4");
 }

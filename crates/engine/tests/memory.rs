@@ -62,9 +62,17 @@ fn weights_are_resident_once() {
     let tiny = Engine::open(&EngineOptions::new(model("golden/llama_p48_c8-cached"))).unwrap();
     drop(write(&tiny, 50));
 
-    for name in ["smollm2-int4", "smollm2-int8"] {
+    for (name, map_weights) in [
+        ("smollm2-int4", false),
+        ("smollm2-int4", true),
+        ("smollm2-int8", false),
+        ("smollm2-int8", true),
+    ] {
         let folder = without_text(name);
-        let options = EngineOptions::new(&folder);
+        let options = EngineOptions {
+            map_weights,
+            ..EngineOptions::new(&folder)
+        };
         let file = fs::metadata(folder.join("model.onnx.data")).unwrap().len() as usize;
         let (before, before_anonymous) = resident();
 
@@ -73,18 +81,23 @@ fn weights_are_resident_once() {
         let cache = sequence.stats().cache_bytes;
         let (running, anonymous) = resident();
         let (most, found) = ((file + cache) / 10 * 11, running.saturating_sub(before));
+        let own = anonymous.saturating_sub(before_anonymous);
         println!(
-            "{name}: file {file}, cache {cache}, resident {found}, of that anonymous {}",
-            anonymous.saturating_sub(before_anonymous)
+            "{name}, mapped {map_weights}: file {file}, cache {cache}, resident {found}, of that anonymous {own}"
         );
         assert!(
             found <= most,
             "{name}: expected at most {most} bytes, found {found}"
         );
-        // The weights are there, or nothing was measured.
+        // The weights are there, or nothing was measured, and they are the file's only where that was asked.
         assert!(
             found >= file / 10 * 8,
             "{name}: expected the weights of {file} bytes, found {found}"
+        );
+        assert_eq!(
+            own < cache + file / 10,
+            map_weights,
+            "{name}: found {own} bytes that are not the file's"
         );
 
         let second = Engine::open(&options).unwrap();
@@ -95,6 +108,18 @@ fn weights_are_resident_once() {
         assert!(
             added <= most,
             "{name}: expected at most {most} bytes of a second engine, found {added}"
+        );
+        // Both read the same numbers, wherever they lie.
+        assert_eq!(sequence.logits().unwrap(), other.logits().unwrap());
+
+        // The first one's weights stay for the second, and go with it.
+        drop((sequence, first));
+        let again = write(&second, 1);
+        drop((other, again, second));
+        let left = resident().1.saturating_sub(before_anonymous);
+        assert!(
+            left <= file / 5,
+            "{name}: expected the weights to go with the last engine, found {left} bytes"
         );
     }
 }

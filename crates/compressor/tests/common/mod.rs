@@ -28,6 +28,8 @@ pub struct Host {
     /// Keys, values.
     pub data: [Vec<u32>; 2],
     pub scales: [Vec<f32>; 2],
+    /// Zeros at first.
+    pub all_history: Vec<f32>,
     pub table: Vec<i32>,
     pub shared: Vec<i32>,
     pub spare: Vec<i32>,
@@ -77,6 +79,7 @@ impl Host {
             columns,
             data,
             scales: [scales(), scales()],
+            all_history: vec![0.0; numbers],
             table: ids[..used].to_vec(),
             shared: vec![],
             spare: ids[used..].to_vec(),
@@ -99,6 +102,7 @@ impl Host {
         let (strides, scale_strides) = (self.strides(self.head_dim), self.strides(1));
         let [keys, values] = &mut self.data;
         let [key_scales, value_scales] = &mut self.scales;
+        let history = self.all_history.as_mut_ptr();
         let tensor = |data: *mut c_void, strides| Tensor { data, strides };
         Layer {
             layer,
@@ -108,6 +112,7 @@ impl Host {
                 tensor(key_scales.as_mut_ptr().cast(), scale_strides),
                 tensor(value_scales.as_mut_ptr().cast(), scale_strides),
             ]),
+            history: Some(tensor(history.cast(), scale_strides)),
         }
     }
 
@@ -173,6 +178,22 @@ impl Host {
             self.bytes(part)[at * size..(at + self.head_dim) * size].to_vec(),
             scale,
         )
+    }
+
+    pub fn set_history(&mut self, [sequence, kv_head, entry]: [usize; 3], value: f32) {
+        let (_, at) = self.at(sequence, kv_head, entry);
+        self.all_history[at] = value;
+    }
+
+    pub fn history(&self, [sequence, kv_head, entry]: [usize; 3]) -> f32 {
+        self.all_history[self.at(sequence, kv_head, entry).1]
+    }
+
+    /// Those of all valid entries of a KV head of a sequence.
+    pub fn histories(&self, sequence: usize, kv_head: usize) -> Vec<f32> {
+        (0..self.lengths[sequence] as usize)
+            .map(|entry| self.history([sequence, kv_head, entry]))
+            .collect()
     }
 
     /// All bytes of a block, in both parts.

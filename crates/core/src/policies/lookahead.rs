@@ -2,10 +2,10 @@
 //! show.
 
 use crate::plan::{LayerPlan, Merge, PlanError};
-use crate::policies::{PolicyKind, RpcOptions, keep_best};
-use crate::policy::{LayerView, Policy, ScoreRule, Spec, Trigger};
+use crate::policies::{PolicyKind, Queries, RpcOptions, keep_best};
+use crate::policy::{Attention, LayerView, Policy, ScoreRule, Spec, Trigger};
 use crate::schedule::Schedule;
-use crate::vectors::{dot, normalize};
+use crate::vectors::dot;
 
 /// How much of an entry's last score counts in the next.
 const HISTORY: f32 = 0.3;
@@ -24,16 +24,23 @@ const LARGEST_RISE: f64 = 3.0;
 /// weighted by scores, a key that raises its expected logit by r = min(3, ln(W / s)), and the score W: with
 /// mu and C the mean and second moments of the queries over sqrt(head_dim),
 /// u = (C + 0.1 tr(C) / head_dim I)^-1 mu, its key rises by r u / (mu . u).
+///
+/// With [`Queries::Online`] the mean attention is what [`Attention::Ahead`] adds up, and mu and C are sums too.
 #[derive(Debug, Clone, Copy)]
 pub struct Lookahead {
     schedule: Schedule,
     merges: bool,
+    queries: Queries,
 }
 
 impl Lookahead {
     /// At the steps of a schedule.
-    pub fn new(schedule: Schedule, merges: bool) -> Self {
-        Self { schedule, merges }
+    pub fn new(schedule: Schedule, merges: bool, queries: Queries) -> Self {
+        Self {
+            schedule,
+            merges,
+            queries,
+        }
     }
 
     fn kind(&self) -> PolicyKind {
@@ -52,12 +59,24 @@ impl Policy for Lookahead {
     fn spec(&self) -> Spec {
         Spec {
             trigger: Trigger::Interval(self.schedule),
-            scores: Some(ScoreRule::IntervalAhead),
             per_kv_head: true,
             keys: self.merges,
-            queries: self.merges,
-            history: true,
-            ..Spec::default()
+            merges: self.merges,
+            ..match self.queries {
+                Queries::Stored => Spec {
+                    scores: Some(ScoreRule::IntervalAhead),
+                    queries: self.merges,
+                    history: true,
+                    ..Spec::default()
+                },
+                Queries::Online => Spec {
+                    attention: Some(Attention::Ahead {
+                        interval: self.schedule.interval(),
+                    }),
+                    moments: self.merges,
+                    ..Spec::default()
+                },
+            }
         }
     }
 
@@ -67,150 +86,229 @@ impl Policy for Lookahead {
 
     fn plan(&self, view: &LayerView<'_>, plan: &mut LayerPlan<'_>) -> Result<(), PlanError> {
         let keep = self.schedule.kept(view.done);
-        let mut keys = view.keys;
-        let heads = view.head_scores()?.zip(view.head_history()?);
-        for (kv_head, (scores, history)) in heads.enumerate() {
-            let mut scores: Vec<f32> = scores
-                .iter()
-                .zip(history)
-                .map(|(score, history)| score + HISTORY * history)
-                .collect();
-            keep_best(plan, &scores, keep)?;
-            if self.merges {
-                let own = keys.split_off(..scores.len() * view.head_dim).unwrap_or_default();
-                let width = view.queries.len() / view.candidates.len();
-                let queries = &view.queries[kv_head * width..][..width];
-                merge(plan, kv_head, &mut scores, own, queries, view.head_dim)?;
+        let online = self.queries == Queries::Online;
+        let (mut keys, mut history) = (view.keys, view.history);
+        for (kv_head, attention) in view.head_scores()?.enumerate() {
+            let count = attention.len();
+            let moments = if self.merges { view.head_dim } else { 0 };
+            let (scratch, moments) = plan.take_scratch(count, moments)?;
+            let (scores, norms) = scratch.split_at_mut(count);
+            scores.copy_from_slice(attention);
+            // What is added up online began with the share of the last score.
+            if !online {
+                let own = history.split_off(..count).unwrap_or_default();
+                if own.len() != count {
+                    return Err(PlanError::Scores(format!(
+                        "history: expected one for each of {count} candidates, found {}",
+                        own.len()
+                    )));
+                }
+                for (score, history) in scores.iter_mut().zip(own) {
+                    *score += HISTORY * history;
+                }
             }
-            plan.push_history(&scores)?;
+            keep_best(plan, scores, keep)?;
+            if self.merges {
+                let asked = if online { view.moments } else { view.queries };
+                let width = asked.len() / view.candidates.len();
+                let asked = &asked[kv_head * width..][..width];
+                let head = Head {
+                    kv_head: kv_head as u32,
+                    keys: keys.split_off(..count * view.head_dim).unwrap_or_default(),
+                    queries: match online {
+                        true => Asked::Moments(asked),
+                        false => Asked::Queries(asked),
+                    },
+                    head_dim: view.head_dim,
+                };
+                head.merge(plan, scores, &mut norms[..count], moments)?;
+            }
+            if online {
+                scores.iter_mut().for_each(|score| *score *= HISTORY);
+            }
+            plan.push_history(scores)?;
+            plan.put_scratch((scratch, moments));
         }
         Ok(())
     }
 
     fn recipe(&self) -> Option<(PolicyKind, RpcOptions)> {
-        Some((self.kind(), RpcOptions::of(&self.schedule)))
+        let options = RpcOptions {
+            queries: self.queries,
+            ..RpcOptions::of(&self.schedule)
+        };
+        Some((self.kind(), options))
     }
 }
 
-/// Merges what the plan's last set dropped. `scores` of kept ones become W.
-fn merge(
-    plan: &mut LayerPlan<'_>,
-    kv_head: usize,
-    scores: &mut [f32],
-    keys: &[f32],
-    queries: &[f32],
+/// A KV head whose dropped candidates are merged.
+struct Head<'a> {
+    kv_head: u32,
+    keys: &'a [f32],
+    queries: Asked<'a>,
     head_dim: usize,
-) -> Result<(), PlanError> {
-    let count = scores.len();
-    if keys.len() != count * head_dim || queries.is_empty() {
-        return Err(PlanError::Scores(format!(
-            "keys and queries: expected {} floats and some, found {} and {}",
-            count * head_dim,
-            keys.len(),
-            queries.len()
-        )));
+}
+
+/// What there is of the queries.
+#[derive(Clone, Copy)]
+enum Asked<'a> {
+    Queries(&'a [f32]),
+    /// As [`LayerView::moments`].
+    Moments(&'a [f32]),
+}
+
+impl Head<'_> {
+    /// Merges what the plan's last set dropped. `scores` of kept ones become W; `norms` has room for as many.
+    fn merge(
+        &self,
+        plan: &mut LayerPlan<'_>,
+        scores: &mut [f32],
+        norms: &mut [f32],
+        moments: &mut [f64],
+    ) -> Result<(), PlanError> {
+        let (count, head_dim) = (scores.len(), self.head_dim);
+        let (queries, expected) = match self.queries {
+            Asked::Queries(queries) => (queries.len(), head_dim),
+            Asked::Moments(moments) => (moments.len(), head_dim * (head_dim + 1)),
+        };
+        if self.keys.len() != count * head_dim || queries < expected {
+            return Err(PlanError::Scores(format!(
+                "keys and queries: expected {} floats and at least {expected}, found {} and {queries}",
+                count * head_dim,
+                self.keys.len(),
+            )));
+        }
+        let first = plan.merge_count();
+        self.join(plan, scores, norms)?;
+        let (direction, rise) = self.direction(moments);
+        // No norms are needed any more.
+        let shifts = norms;
+        shifts.fill(0.0);
+        // Sums in float64, in the candidates' order. What joins an entry is dropped, and keeps its score.
+        let joined = plan.merges_from(first);
+        let (mut at, mut used) = (0, 0);
+        while at < joined.len() {
+            let into = joined[at].into;
+            let end = at + joined[at..].partition_point(|merge| merge.into == into);
+            let own = f64::from(scores[into as usize]);
+            let others = joined[at..end].iter();
+            let all = others.fold(own, |sum, merge| sum + f64::from(scores[merge.from as usize]));
+            if all > 0.0 {
+                for from in at..end {
+                    joined[used] = joined[from];
+                    let score = f64::from(scores[joined[from].from as usize]);
+                    joined[used].value_weight = (score / all) as f32;
+                    used += 1;
+                }
+            }
+            if all > own && rise > 0.0 {
+                let wanted = (all / own).ln().min(LARGEST_RISE);
+                shifts[into as usize] = (wanted / rise) as f32;
+            }
+            scores[into as usize] = all as f32;
+            at = end;
+        }
+        plan.keep_merges(first + used);
+        plan.push_shifts(direction, shifts)
     }
-    let kept = plan.set(plan.sets() - 1).to_vec();
-    if kept.is_empty() {
-        return plan.push_shifts(&vec![0.0; head_dim], &vec![0.0; count]);
-    }
-    let joins = joins(&kept, keys, head_dim);
-    // Sums in float64, in the candidates' order.
-    let mut mass: Vec<f64> = scores.iter().copied().map(f64::from).collect();
-    for &(into, from) in &joins {
-        mass[into as usize] += f64::from(scores[from as usize]);
-    }
-    for &(into, from) in &joins {
-        let all = mass[into as usize];
-        if all > 0.0 {
+
+    /// Adds a merge, without a weight, of each candidate that the plan's last set dropped into the kept one whose
+    /// key has the largest cosine to its own, the lower of equals.
+    fn join(&self, plan: &mut LayerPlan<'_>, scores: &[f32], norms: &mut [f32]) -> Result<(), PlanError> {
+        let first = plan.merge_count();
+        for (norm, key) in norms.iter_mut().zip(self.keys.chunks_exact(self.head_dim)) {
+            let square: f64 = key.iter().map(|x| f64::from(*x) * f64::from(*x)).sum();
+            // The reciprocal; of zeros, 0.
+            *norm = if square > 0.0 {
+                (1.0 / square.sqrt()) as f32
+            } else {
+                0.0
+            };
+        }
+        let last = plan.sets() - 1;
+        if plan.set(last).is_empty() {
+            return Ok(());
+        }
+        for (from, key) in (0..scores.len() as u32).zip(self.keys.chunks_exact(self.head_dim)) {
+            let kept = plan.set(last);
+            if kept.binary_search(&from).is_ok() {
+                continue;
+            }
+            // The dropped key's length does not change which is largest.
+            let (mut into, mut largest) = (kept[0], f32::NEG_INFINITY);
+            for &index in kept {
+                let other = &self.keys[index as usize * self.head_dim..][..self.head_dim];
+                let cosine = dot(key, other) * norms[index as usize];
+                if cosine > largest {
+                    (into, largest) = (index, cosine);
+                }
+            }
             plan.push_merge(Merge {
-                kv_head: kv_head as u32,
+                kv_head: self.kv_head,
                 into,
                 from,
-                value_weight: (f64::from(scores[from as usize]) / all) as f32,
+                value_weight: 0.0,
             })?;
         }
+        plan.merges_from(first)
+            .sort_unstable_by_key(|merge| (merge.into, merge.from));
+        Ok(())
     }
-    let (direction, rise) = direction(queries, head_dim);
-    let mut shifts = vec![0.0; count];
-    for &index in &kept {
-        let (own, all) = (f64::from(scores[index as usize]), mass[index as usize]);
-        if all > own && rise > 0.0 {
-            let wanted = (all / own).ln().min(LARGEST_RISE);
-            shifts[index as usize] = (wanted / rise) as f32;
-        }
-        scores[index as usize] = all as f32;
-    }
-    plan.push_shifts(&direction, &shifts)
-}
 
-/// For each candidate that is not kept, the kept one whose key has the largest cosine to its own, the lower
-/// of equals: (kept, dropped), ascending.
-fn joins(kept: &[u32], keys: &[f32], head_dim: usize) -> Vec<(u32, u32)> {
-    let mut unit = Vec::with_capacity(kept.len() * head_dim);
-    for &index in kept {
-        let start = unit.len();
-        unit.extend_from_slice(&keys[index as usize * head_dim..][..head_dim]);
-        normalize(&mut unit[start..]);
-    }
-    let mut joins = Vec::with_capacity(keys.len() / head_dim - kept.len());
-    for (from, key) in (0u32..).zip(keys.chunks_exact(head_dim)) {
-        if kept.binary_search(&from).is_ok() {
-            continue;
-        }
-        // The dropped key's length does not change which is largest.
-        let (mut into, mut largest) = (kept[0], f32::NEG_INFINITY);
-        for (&index, unit) in kept.iter().zip(unit.chunks_exact(head_dim)) {
-            let cosine = dot(key, unit);
-            if cosine > largest {
-                (into, largest) = (index, cosine);
+    /// u = (C + ridge I)^-1 mu of the queries over sqrt(head_dim), and mu . u: what one u in a key adds to the
+    /// expected logit. 0 if there is no such direction.
+    fn direction<'s>(&self, scratch: &'s mut [f64]) -> (&'s [f64], f64) {
+        let n = self.head_dim;
+        let (moments, rest) = scratch.split_at_mut(n * n);
+        let (mean, rest) = rest.split_at_mut(n);
+        let solution = &mut rest[..n];
+        let scale = 1.0 / (n as f64).sqrt();
+        match self.queries {
+            Asked::Queries(queries) => {
+                moments.fill(0.0);
+                mean.fill(0.0);
+                for row in queries.chunks_exact(n) {
+                    let query = &mut *solution;
+                    for (x, &element) in query.iter_mut().zip(row) {
+                        *x = f64::from(element) * scale;
+                    }
+                    for (index, &x) in query.iter().enumerate() {
+                        mean[index] += x;
+                        // The lower triangle.
+                        let row = &mut moments[index * n..][..index + 1];
+                        row.iter_mut().zip(&*query).for_each(|(sum, y)| *sum += x * y);
+                    }
+                }
+                let count = (queries.len() / n) as f64;
+                mean.iter_mut().for_each(|x| *x /= count);
+                moments.iter_mut().for_each(|x| *x /= count);
+            }
+            Asked::Moments(given) => {
+                let (first, second) = given.split_at(n);
+                let means = mean.iter_mut().zip(first);
+                means.for_each(|(x, &y)| *x = f64::from(y) * scale);
+                let products = moments.iter_mut().zip(second);
+                products.for_each(|(x, &y)| *x = f64::from(y) * scale * scale);
             }
         }
-        joins.push((into, from));
-    }
-    joins.sort_unstable();
-    joins
-}
-
-/// u = (C + ridge I)^-1 mu of the queries over sqrt(head_dim), and mu . u: what one u in a key adds to the
-/// expected logit. 0 if there is no such direction.
-fn direction(queries: &[f32], head_dim: usize) -> (Vec<f32>, f64) {
-    let count = (queries.len() / head_dim) as f64;
-    let scale = 1.0 / (head_dim as f64).sqrt();
-    let mut mean = vec![0.0f64; head_dim];
-    let mut moments = vec![0.0f64; head_dim * head_dim];
-    let mut query = vec![0.0f64; head_dim];
-    for row in queries.chunks_exact(head_dim) {
-        for (x, &element) in query.iter_mut().zip(row) {
-            *x = f64::from(element) * scale;
+        let trace: f64 = (0..n).map(|i| moments[i * n + i]).sum();
+        for i in 0..n {
+            moments[i * n + i] += RIDGE * trace / n as f64;
         }
-        for (index, &x) in query.iter().enumerate() {
-            mean[index] += x;
-            // The lower triangle.
-            let row = &mut moments[index * head_dim..][..index + 1];
-            row.iter_mut().zip(&query).for_each(|(sum, y)| *sum += x * y);
+        solution.copy_from_slice(mean);
+        let solved = solve(moments, solution);
+        let rise: f64 = mean.iter().zip(&*solution).map(|(x, u)| x * u).sum();
+        if !solved || !rise.is_normal() || !solution.iter().all(|&u| (u as f32).is_finite()) {
+            solution.fill(0.0);
+            return (solution, 0.0);
         }
-    }
-    mean.iter_mut().for_each(|x| *x /= count);
-    moments.iter_mut().for_each(|x| *x /= count);
-    let trace: f64 = (0..head_dim).map(|i| moments[i * head_dim + i]).sum();
-    for i in 0..head_dim {
-        moments[i * head_dim + i] += RIDGE * trace / head_dim as f64;
-    }
-    let Some(solution) = solve(&mut moments, &mean) else {
-        return (vec![0.0; head_dim], 0.0);
-    };
-    let rise: f64 = mean.iter().zip(&solution).map(|(x, u)| x * u).sum();
-    let direction: Vec<f32> = solution.into_iter().map(|u| u as f32).collect();
-    match rise.is_normal() && direction.iter().all(|u| u.is_finite()) {
-        true => (direction, rise),
-        false => (vec![0.0; head_dim], 0.0),
+        (solution, rise)
     }
 }
 
 /// Solves `matrix x = right` for a symmetric positive definite matrix, of which the lower triangle is given
-/// and overwritten (Cholesky).
-fn solve(matrix: &mut [f64], right: &[f64]) -> Option<Vec<f64>> {
+/// and overwritten (Cholesky); `x` takes the place of `right`. False if it is not such a matrix.
+fn solve(matrix: &mut [f64], right: &mut [f64]) -> bool {
     let n = right.len();
     for i in 0..n {
         for j in 0..=i {
@@ -227,18 +325,17 @@ fn solve(matrix: &mut [f64], right: &[f64]) -> Option<Vec<f64>> {
             } else if rest > 0.0 {
                 rest.sqrt()
             } else {
-                return None;
+                return false;
             };
         }
     }
-    let mut x = right.to_vec();
     for i in 0..n {
-        let sum: f64 = (0..i).map(|j| matrix[i * n + j] * x[j]).sum();
-        x[i] = (x[i] - sum) / matrix[i * n + i];
+        let sum: f64 = (0..i).map(|j| matrix[i * n + j] * right[j]).sum();
+        right[i] = (right[i] - sum) / matrix[i * n + i];
     }
     for i in (0..n).rev() {
-        let sum: f64 = (i + 1..n).map(|j| matrix[j * n + i] * x[j]).sum();
-        x[i] = (x[i] - sum) / matrix[i * n + i];
+        let sum: f64 = (i + 1..n).map(|j| matrix[j * n + i] * right[j]).sum();
+        right[i] = (right[i] - sum) / matrix[i * n + i];
     }
-    Some(x)
+    true
 }

@@ -1,6 +1,7 @@
 //! The policies that users select by name.
 
 mod h2o;
+mod lightthinker;
 mod lookahead;
 mod none;
 mod r_kv;
@@ -13,11 +14,12 @@ mod tova;
 use std::sync::Arc;
 
 pub use h2o::H2o;
+pub use lightthinker::LightThinker;
 pub use lookahead::Lookahead;
 pub use none::NoCompression;
 pub use r_kv::RKv;
 pub use random::Random;
-pub use rpc::{Aggregation, Rpc, RpcOptions, Softmax};
+pub use rpc::{Aggregation, Queries, Rpc, RpcOptions, Softmax};
 pub use snapkv::SnapKv;
 pub use streaming::Streaming;
 pub use tova::Tova;
@@ -109,7 +111,7 @@ impl PolicyKind {
     }
 
     /// The policy, with those of the options that it has: all follow the schedule (interval, window and
-    /// budget), [`Rpc`] reads the rest too.
+    /// budget), those that look ahead read `queries`, and [`Rpc`] the rest.
     ///
     /// # Errors
     /// An option that it reads cannot be.
@@ -122,8 +124,8 @@ impl PolicyKind {
             Self::Streaming => Arc::new(Streaming::new(schedule()?)),
             Self::Random => Arc::new(Random::new(schedule()?)),
             Self::RKv => Arc::new(RKv::new(schedule()?)),
-            Self::Lookahead => Arc::new(Lookahead::new(schedule()?, false)),
-            Self::LookaheadMerge => Arc::new(Lookahead::new(schedule()?, true)),
+            Self::Lookahead => Arc::new(Lookahead::new(schedule()?, false, options.queries)),
+            Self::LookaheadMerge => Arc::new(Lookahead::new(schedule()?, true, options.queries)),
             Self::H2o => Arc::new(H2o::new(schedule()?)),
             Self::Tova => Arc::new(Tova::new(schedule()?)),
         })

@@ -29,6 +29,17 @@ pub enum Softmax {
     All,
 }
 
+/// Which queries [`Lookahead`](crate::policies::Lookahead) has of an interval.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Queries {
+    /// All of them, stored: each is asked about all entries when the interval ends.
+    #[default]
+    Stored,
+    /// None is stored: each is asked while its token attends, about the entries that it sees, and what it answers is
+    /// added up. An entry misses the queries before it.
+    Online,
+}
+
 /// Options of [`Rpc`]; the default is the paper's setting for accuracy.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct RpcOptions {
@@ -54,6 +65,8 @@ pub struct RpcOptions {
     /// Weight w of the redundancy r of keys as in R-KV (arXiv 2505.24133), 0, none, to 1: pooled scores s become
     /// (1 - w) s / max s - w r / max r; for one set per layer with the mean of r over the KV heads.
     pub redundancy: f32,
+    /// Of the policies that look ahead.
+    pub queries: Queries,
 }
 
 impl Default for RpcOptions {
@@ -69,6 +82,7 @@ impl Default for RpcOptions {
             history: 0.0,
             value_norms: false,
             redundancy: 0.0,
+            queries: Queries::Stored,
         }
     }
 }

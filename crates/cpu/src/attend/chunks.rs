@@ -1,6 +1,6 @@
 //! Chunks of a cache: what each gives a query, and how that is merged.
 
-use super::record::check_logits;
+use super::record::Recorded;
 use super::{check, run};
 use crate::element::Stored;
 use crate::error::{Error, at_least, at_most, exactly, times};
@@ -26,8 +26,8 @@ pub fn chunk_floats(head_dim: usize) -> usize {
 
 /// [`attend`](crate::attend()) over some chunks of the entries alone: what each gives each query goes to `partial`, `[chunks][tokens *
 /// group]` times [`chunk_floats`], for [`merge_chunks`]. Chunk c is the entries from `c * ATTEND_CHUNK` on, up to the next one or to what
-/// the last token sees. Several threads can work on the chunks of one cache, each with its part of `partial`. `logits` are as for [`attend_recorded`](crate::attend_recorded()), of these
-/// chunks.
+/// the last token sees. Several threads can work on the chunks of one cache, each with its part of `partial`. What is recorded is as for
+/// [`attend_recorded`](crate::attend_recorded()), of these chunks.
 ///
 /// # Errors
 /// As [`attend_recorded`](crate::attend_recorded()); when a chunk begins behind what the last token sees, or `partial` is not as long as
@@ -40,7 +40,7 @@ pub fn attend_chunks<E: Stored>(
     queries: Heads<'_>,
     chunks: Range<usize>,
     partial: &mut [f32],
-    logits: Option<&mut [f32]>,
+    recorded: Option<Recorded<'_>>,
     scale: f32,
     scratch: &mut ScratchOn<'_>,
 ) -> Result<(), Error> {
@@ -55,13 +55,15 @@ pub fn attend_chunks<E: Stored>(
         times(what, floats, chunk_floats(pages.layout().head_dim))?,
         partial.len(),
     )?;
-    check_logits(logits.as_deref(), &chunks, queries)?;
+    if let Some(recorded) = &recorded {
+        recorded.check(&chunks, queries)?;
+    }
     if partial.is_empty() {
         return Ok(());
     }
     let target = super::Target::Partial(partial.as_mut_ptr());
     run(
-        simd, pages, before, queries, chunks, target, logits, scale, scratch,
+        simd, pages, before, queries, chunks, target, recorded, scale, scratch,
     )
 }
 

@@ -81,17 +81,20 @@ impl Tile<'_> {
     /// [`Tile::run`] for `i8`, whose scales are in `words`.
     #[inline(always)]
     pub(super) unsafe fn run_int8<V: Vector>(&self, tile: &[*const i8], words: Words, ahead: Ahead<i8>) {
-        let weights = self.b.weights.between(self.from, self.to);
         // SAFETY: as for `run`.
         unsafe {
-            V::call(DotInt8 {
-                queries: words.queries.add(self.from * STRIDE),
-                keys: tile.as_ptr(),
-                entries: self.seen,
-                head_dim: self.head_dim,
-                out: weights,
-                ahead,
-            });
+            for (from, to) in self.asked() {
+                if from < to {
+                    V::call(DotInt8 {
+                        queries: words.queries.add(from * STRIDE),
+                        keys: tile.as_ptr(),
+                        entries: self.seen,
+                        head_dim: self.head_dim,
+                        out: self.b.weights.between(from, to),
+                        ahead,
+                    });
+                }
+            }
             V::call(Soften::<true> {
                 tile: self,
                 query_steps: words.query_steps,

@@ -14,8 +14,7 @@ use crate::vector::{Kernel, Vector};
 pub use chunks::{ATTEND_CHUNK, attend_chunks, chunk_floats, merge_chunks};
 use chunks::{State, Target};
 use int8::{Words, query_words};
-use record::check_logits;
-pub use record::{add_attention, recorded_floats};
+pub use record::{Recorded, add_attention, recorded_floats};
 use std::ops::Range;
 use tile::{AHEAD_BYTES, Addresses, Tile};
 
@@ -49,19 +48,18 @@ pub fn attend<E: Stored>(
     attend_recorded(simd, pages, before, queries, out, None, scale, scratch)
 }
 
-/// [`attend`], which leaves the scaled logits, if they are wanted, in `logits` for [`add_attention`]: `[chunks][tokens * group]` rows of
-/// [`ATTEND_CHUNK`] floats, of which those of entries that a query does not see may be anything.
+/// [`attend`], which leaves scaled logits, if they are wanted, for [`add_attention`].
 ///
 /// # Errors
-/// As [`attend`]; when `logits` is not [`recorded_floats`] of all chunks long.
-#[allow(clippy::too_many_arguments)] // those of `attend`, and the logits
+/// As [`attend`]; when the logits have not the room of all chunks, or other queries not the shape of the call's.
+#[allow(clippy::too_many_arguments)] // those of `attend`, and what is recorded
 pub fn attend_recorded<E: Stored>(
     simd: Simd,
     pages: &KvPages<'_, E>,
     before: usize,
     queries: Heads<'_>,
     out: &mut HeadsMut<'_>,
-    logits: Option<&mut [f32]>,
+    recorded: Option<Recorded<'_>>,
     scale: f32,
     scratch: &mut ScratchOn<'_>,
 ) -> Result<(), Error> {
@@ -69,13 +67,15 @@ pub fn attend_recorded<E: Stored>(
     exactly("head_dim of the output", pages.layout().head_dim, out.head_dim())?;
     exactly("tokens of the output", queries.tokens(), out.tokens())?;
     exactly("query heads of the output", queries.group(), out.group())?;
-    check_logits(logits.as_deref(), &chunks, queries)?;
+    if let Some(recorded) = &recorded {
+        recorded.check(&chunks, queries)?;
+    }
     if queries.tokens() == 0 || queries.group() == 0 {
         return Ok(());
     }
     let target = Target::Heads(out);
     run(
-        simd, pages, before, queries, chunks, target, logits, scale, scratch,
+        simd, pages, before, queries, chunks, target, recorded, scale, scratch,
     )
 }
 
@@ -106,7 +106,7 @@ fn run<E: Stored>(
     queries: Heads<'_>,
     chunks: Range<usize>,
     target: Target<'_, '_>,
-    logits: Option<&mut [f32]>,
+    recorded: Option<Recorded<'_>>,
     scale: f32,
     scratch: &mut ScratchOn<'_>,
 ) -> Result<(), Error> {
@@ -114,6 +114,10 @@ fn run<E: Stored>(
     let count = queries.tokens() * queries.group();
     let base = scratch.floats(Buffers::parts::<E>(std::ptr::null_mut(), count, head_dim).1)?;
     let buffers = Buffers::parts::<E>(base, count, head_dim).0;
+    let (logits, others) = match recorded {
+        Some(recorded) => (recorded.logits.as_mut_ptr(), recorded.others),
+        None => (std::ptr::null_mut(), None),
+    };
     // SAFETY: the set is available; the entries that are seen are readable, heads and partial results have the shapes that were
     // compared, and the scratch was sized by the same function that divided it.
     unsafe {
@@ -123,7 +127,8 @@ fn run<E: Stored>(
             queries,
             chunks,
             target,
-            logits: logits.map_or(std::ptr::null_mut(), <[f32]>::as_mut_ptr),
+            logits,
+            others,
             scale,
             buffers,
         })
@@ -131,7 +136,7 @@ fn run<E: Stored>(
     Ok(())
 }
 
-/// Bytes of scratch that [`attend`] needs for a call of that size.
+/// Bytes of scratch that [`attend`] needs for a call of that size, whatever it records.
 pub fn attend_scratch_bytes<E: Stored>(tokens: usize, group: usize, head_dim: usize) -> usize {
     Buffers::parts::<E>(std::ptr::null_mut(), tokens.saturating_mul(group), head_dim)
         .1
@@ -141,10 +146,11 @@ pub fn attend_scratch_bytes<E: Stored>(tokens: usize, group: usize, head_dim: us
 /// The parts of the scratch.
 #[derive(Clone, Copy)]
 struct Buffers {
+    /// The call's, then as many others if they are asked as well.
     queries: Rows,
     /// Running weighted sums of a chunk's values.
     sums: Rows,
-    /// Logits of a tile, then their weights.
+    /// Logits of a tile, then their weights; of others their logits.
     weights: Rows,
     /// Running maxima of a chunk.
     maxima: *mut f32,
@@ -169,11 +175,12 @@ impl Buffers {
         let mut parts = Parts::new(base);
         let width = padded(head_dim);
         let wide = count.saturating_mul(width);
+        let asked = count.saturating_mul(2);
         let buffers = Buffers {
             queries: Rows {
-                first: parts.take(count.saturating_mul(QUERY_STRIDE)),
+                first: parts.take(asked.saturating_mul(QUERY_STRIDE)),
                 stride: QUERY_STRIDE,
-                count,
+                count: asked,
             },
             sums: Rows {
                 first: parts.take(wide),
@@ -181,9 +188,9 @@ impl Buffers {
                 count,
             },
             weights: Rows {
-                first: parts.take(count.saturating_mul(TILE)),
+                first: parts.take(asked.saturating_mul(TILE)),
                 stride: TILE,
-                count,
+                count: asked,
             },
             maxima: parts.take(count),
             totals: parts.take(count),
@@ -198,11 +205,11 @@ impl Buffers {
             keys: parts.take(TILE * converted_stride(head_dim)),
             values: parts.take(TILE * converted_stride(head_dim)),
             words: {
-                let count = if E::SCALED { count } else { 0 };
+                let (count, asked) = if E::SCALED { (count, asked) } else { (0, 0) };
                 let scales = if E::SCALED { TILE } else { 0 };
                 Words {
-                    queries: parts.take(count.saturating_mul(Words::QUERY_FLOATS)).cast(),
-                    query_steps: parts.take(count),
+                    queries: parts.take(asked.saturating_mul(Words::QUERY_FLOATS)).cast(),
+                    query_steps: parts.take(asked),
                     weights: parts.take(count.saturating_mul(Words::WEIGHT_FLOATS)).cast(),
                     weight_steps: parts.take(count),
                     key_scales: parts.take(scales),
@@ -248,6 +255,8 @@ struct Attend<'a, 'k, 'o, E> {
     target: Target<'a, 'o>,
     /// Where they go, `[chunks][queries][ATTEND_CHUNK]`, or null.
     logits: *mut f32,
+    /// Whose they are, if not those of `queries`.
+    others: Option<Heads<'a>>,
     scale: f32,
     buffers: Buffers,
 }
@@ -268,14 +277,20 @@ impl<E: Stored> Kernel for Attend<'_, '_, '_, E> {
         }
         // SAFETY: `run` has checked the shapes and sized the buffers.
         unsafe {
-            for q in 0..count {
-                let from = self.queries.token(q / group).add(q % group * head_dim);
-                load_row::<V, f32>(from, head_dim, b.queries.row(q));
-                if E::SCALED {
-                    query_words::<V>(&b, b.words, q);
+            for (first, queries) in [(0, Some(self.queries)), (count, self.others)] {
+                let Some(queries) = queries else {
+                    continue;
+                };
+                for q in 0..count {
+                    let from = queries.token(q / group).add(q % group * head_dim);
+                    load_row::<V, f32>(from, head_dim, b.queries.row(first + q));
+                    if E::SCALED {
+                        query_words::<V>(&b, b.words, first + q);
+                    }
                 }
             }
-            let convert = !E::SCALED && E::SIZE < size_of::<f32>() && count > V::CONVERT_ABOVE;
+            let others = if self.others.is_some() { count } else { 0 };
+            let convert = !E::SCALED && E::SIZE < size_of::<f32>() && count + others > V::CONVERT_ABOVE;
             let distance = (AHEAD_BYTES / (head_dim * E::SIZE)).clamp(4, TILE);
             let mut addresses = Addresses::new(self.pages.tables(), start, end);
             let mut converted = [std::ptr::null::<f32>(); 2 * TILE];
@@ -317,6 +332,7 @@ impl<E: Stored> Kernel for Attend<'_, '_, '_, E> {
                         b: &b,
                         from: from * group,
                         to: to * group,
+                        others,
                         seen,
                         head_dim,
                         scale: self.scale,

@@ -15,21 +15,36 @@ pub fn recorded_floats(chunks: usize, queries: usize) -> usize {
     chunks.saturating_mul(queries).saturating_mul(ATTEND_CHUNK)
 }
 
-/// Whether the logits of some chunks, if they are wanted, have room.
-pub(super) fn check_logits(
-    logits: Option<&[f32]>,
-    chunks: &Range<usize>,
-    queries: Heads<'_>,
-) -> Result<(), Error> {
-    let Some(logits) = logits else {
-        return Ok(());
-    };
-    let count = times(LOGITS, queries.tokens(), queries.group())?;
-    exactly(LOGITS, recorded_floats(chunks.len(), count), logits.len())
+/// Where scaled logits go while a call attends: `[chunks][tokens * group]` rows of [`ATTEND_CHUNK`] floats, of which those of entries
+/// that a query does not see may be anything.
+#[derive(Debug)]
+pub struct Recorded<'a> {
+    /// [`recorded_floats`] of the call's chunks.
+    pub logits: &'a mut [f32],
+    /// Whose logits they are: those of these queries, which see what the call's own in their places do and are asked for nothing else;
+    /// if there are none, those of the call's own.
+    pub others: Option<Heads<'a>>,
 }
 
-/// Adds to each entry the attention that the last tokens of a call give it: `out[e] += sum over t in tokens and g of softmax over the
-/// entries that token t sees of logits[t, g]`, for `e` up to what the last of `tokens` sees.
+impl Recorded<'_> {
+    /// For a call with these queries.
+    pub(super) fn check(&self, chunks: &Range<usize>, queries: Heads<'_>) -> Result<(), Error> {
+        if let Some(others) = self.others {
+            exactly(
+                "head_dim of the other queries",
+                queries.head_dim(),
+                others.head_dim(),
+            )?;
+            exactly("tokens of the other queries", queries.tokens(), others.tokens())?;
+            exactly("heads of the other queries", queries.group(), others.group())?;
+        }
+        let count = times(LOGITS, queries.tokens(), queries.group())?;
+        exactly(LOGITS, recorded_floats(chunks.len(), count), self.logits.len())
+    }
+}
+
+/// Adds to each entry the attention that the last tokens of a call give it: `out[e] += weight * sum over t in tokens and g of softmax over
+/// the entries that token t sees of logits[t, g]`, for `e` up to what the last of `tokens` sees.
 ///
 /// `logits` are those of all chunks, in their order, of `tokens.end` tokens or more with `group` query heads each, the first of which has
 /// `before` entries ahead of it; they are used up. The softmax is in `f32`. An entry's sum is added up token by token and, within one, head
@@ -38,6 +53,7 @@ pub(super) fn check_logits(
 /// # Errors
 /// When `logits` is not whole chunks of whole tokens, has fewer tokens than `tokens.end` or fewer entries than the last of them sees, or
 /// `out` is shorter than that.
+#[allow(clippy::too_many_arguments)] // each is a plain number or slice that the formula names
 pub fn add_attention(
     simd: Simd,
     logits: &mut [f32],
@@ -45,6 +61,7 @@ pub fn add_attention(
     tokens: Range<usize>,
     call_tokens: usize,
     group: usize,
+    weight: f32,
     out: &mut [f32],
 ) -> Result<(), Error> {
     simd.check()?;
@@ -66,6 +83,7 @@ pub fn add_attention(
             tokens,
             group,
             count,
+            weight,
             out,
         })
     }
@@ -78,6 +96,7 @@ struct AddAttention<'a> {
     tokens: Range<usize>,
     group: usize,
     count: usize,
+    weight: f32,
     out: &'a mut [f32],
 }
 
@@ -123,7 +142,7 @@ impl Kernel for AddAttention<'_> {
                             sum += f64::from(tile.sum());
                         }
                     }
-                    let factor = (1.0 / sum) as f32;
+                    let factor = (f64::from(self.weight) / sum) as f32;
                     for (chunk, out) in self.out[..seen].chunks_mut(ATTEND_CHUNK).enumerate() {
                         let row = row(chunk);
                         for (e, sum) in out.iter_mut().enumerate() {

@@ -78,6 +78,8 @@ pub(super) struct Tile<'a> {
     pub(super) b: &'a Buffers,
     pub(super) from: usize,
     pub(super) to: usize,
+    /// Where the rows of others in the places of query 0 and on begin, whose logits are recorded; 0 if there are none.
+    pub(super) others: usize,
     pub(super) seen: usize,
     pub(super) head_dim: usize,
     pub(super) scale: f32,
@@ -86,20 +88,35 @@ pub(super) struct Tile<'a> {
 }
 
 impl Tile<'_> {
+    /// The rows of queries whose logits are wanted, as ranges from the first to behind the last: the queries', and the others'.
+    #[inline(always)]
+    pub(super) fn asked(&self) -> [(usize, usize); 2] {
+        match self.others {
+            0 => [(self.from, self.to), (0, 0)],
+            // Of all queries: next to each other.
+            others if self.to - self.from == others => [(0, 2 * others), (0, 0)],
+            others => [(self.from, self.to), (others + self.from, others + self.to)],
+        }
+    }
+
     /// `tile` lists the keys' addresses, from `TILE` on the values'; up to the next multiple of four they are readable.
     #[inline(always)]
     pub(super) unsafe fn run<V: Vector, E: Stored, S: Stored>(&self, tile: &[*const E], ahead: Ahead<S>) {
         let weights = self.b.weights.between(self.from, self.to);
         // SAFETY: the caller's contract; `ahead` goes on for at least two tiles.
         unsafe {
-            V::call(Dot {
-                queries: self.b.queries.between(self.from, self.to),
-                keys: tile.as_ptr(),
-                entries: self.seen,
-                head_dim: self.head_dim,
-                out: weights,
-                ahead: Some(ahead),
-            });
+            for (index, (from, to)) in self.asked().into_iter().enumerate() {
+                if from < to {
+                    V::call(Dot {
+                        queries: self.b.queries.between(from, to),
+                        keys: tile.as_ptr(),
+                        entries: self.seen,
+                        head_dim: self.head_dim,
+                        out: self.b.weights.between(from, to),
+                        ahead: (index == 0).then_some(ahead),
+                    });
+                }
+            }
             V::call(Soften::<false> {
                 tile: self,
                 query_steps: std::ptr::null(),
@@ -136,6 +153,7 @@ impl<const SCALED: bool> Kernel for Soften<'_, SCALED> {
             b,
             from,
             to,
+            others,
             seen,
             scale,
             logits: record,
@@ -143,6 +161,25 @@ impl<const SCALED: bool> Kernel for Soften<'_, SCALED> {
         } = *self.tile;
         // SAFETY: a row of weights has `TILE` numbers, a multiple of LANES.
         unsafe {
+            if others > 0 {
+                for q in from..to {
+                    let row = b.weights.row(others + q);
+                    let scale = match SCALED {
+                        true => V::splat(scale * *self.query_steps.add(others + q)),
+                        false => V::splat(scale),
+                    };
+                    let to = record.add(q * ATTEND_CHUNK);
+                    let mut e = 0;
+                    while e < seen {
+                        let mut logits = V::load(row.add(e)).mul(scale);
+                        if SCALED {
+                            logits = logits.mul(V::load(self.key_scales.add(e)));
+                        }
+                        logits.store(to.add(e));
+                        e += V::LANES;
+                    }
+                }
+            }
             for q in from..to {
                 let row = b.weights.row(q);
                 let scale = match SCALED {
@@ -161,7 +198,7 @@ impl<const SCALED: bool> Kernel for Soften<'_, SCALED> {
                     largest = largest.max(logits);
                     e += V::LANES;
                 }
-                if !record.is_null() {
+                if !record.is_null() && others == 0 {
                     // A chunk's rows have room for whole registers of its tiles.
                     std::ptr::copy_nonoverlapping(row, record.add(q * ATTEND_CHUNK), e);
                 }

@@ -6,7 +6,7 @@
 
 #![allow(clippy::needless_range_loop)] // registers, unrolled
 
-use super::{AHEAD, BLOCK, BlockFormat, CACHE_LINE, MOST_ROWS, PANEL_ROWS, PanelSums, QuantizedTile, Work};
+use super::{BLOCK, BlockFormat, CACHE_LINE, MOST_ROWS, PANEL_ROWS, PanelSums, QuantizedTile, Work};
 use std::arch::x86_64::*;
 
 const Q4_0: u8 = 0;
@@ -38,8 +38,9 @@ fn one_row<const FORMAT: u8>(work: &Work<'_>, sums: &mut [PanelSums]) {
         let mut totals = [_mm256_setzero_ps(); 2];
         for (tile, x) in panel.chunks_exact(format.tile_bytes()).zip(work.rows) {
             let tile = tile.as_ptr();
+            let ahead = work.ahead(tile);
             for line in (0..format.tile_bytes()).step_by(CACHE_LINE) {
-                _mm_prefetch::<_MM_HINT_T0>(tile.wrapping_add(AHEAD + line).cast());
+                _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(line).cast());
             }
             for block in 0..2 {
                 let spread = Spread::new::<FORMAT>(x, block);
@@ -78,7 +79,7 @@ fn several_rows<const FORMAT: u8>(work: &Work<'_>, sums: &mut [PanelSums]) {
                 .panels
                 .as_ptr()
                 .wrapping_add((first + SPREAD_TILES) * format.tile_bytes()),
-            false => work.panels.as_ptr_range().end,
+            false => work.next,
         };
         let last = work.panels.len() / work.panel_bytes() - 1;
         for (index, (panel, sums)) in work

@@ -2,7 +2,7 @@
 
 #![allow(clippy::needless_range_loop)] // registers, unrolled
 
-use super::{AHEAD, BLOCK, BlockFormat, CACHE_LINE, PANEL_ROWS, PanelSums, Work};
+use super::{BLOCK, BlockFormat, CACHE_LINE, PANEL_ROWS, PanelSums, Work};
 use std::arch::x86_64::*;
 
 const Q4_0: u8 = 0;
@@ -53,8 +53,9 @@ unsafe fn run<const FORMAT: u8, const ROWS: usize>(work: &Work<'_>, panel: &[u8]
         // SAFETY: tile t of the panel and of each of the work's ROWS rows. A prefetch never faults.
         unsafe {
             let tile = panel.as_ptr().add(t * format.tile_bytes());
+            let ahead = work.ahead(tile);
             for line in (0..format.tile_bytes()).step_by(CACHE_LINE) {
-                _mm_prefetch::<_MM_HINT_T0>(tile.wrapping_add(AHEAD + line).cast());
+                _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(line).cast());
             }
             for block in 0..2 {
                 let halves = |at: usize| {

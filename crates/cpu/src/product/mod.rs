@@ -52,9 +52,10 @@ const MOST_PANELS: usize = 16;
 #[cfg(target_arch = "x86_64")]
 const CACHE_LINE: usize = 64;
 
-/// How far ahead of a single row's product weights are fetched, in bytes: without it one core reads about 60% as fast.
+/// How far ahead of a single row's product weights are fetched, in bytes. On Zen 3 a product without it reads 80% as fast as plain
+/// reading, with 2 KB 103 to 106%, with 1, 4 or 8 KB 94 to 99%.
 #[cfg(target_arch = "x86_64")]
-const AHEAD: usize = 4096;
+const AHEAD: usize = 2048;
 
 /// The sums of one panel and each row of activations.
 type PanelSums = [[f32; PANEL_ROWS]; MOST_ROWS];
@@ -66,6 +67,9 @@ struct Work<'a> {
     panels: &'a [u8],
     /// Tiles of a panel, and of a row of activations; at least one.
     tiles: usize,
+    /// What is read behind the panels: nothing but a hint.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+    next: *const u8,
     /// Whole rows of activations.
     rows: &'a [QuantizedTile],
 }
@@ -77,6 +81,17 @@ impl Work<'_> {
 
     fn row_count(&self) -> usize {
         self.rows.len() / self.tiles
+    }
+
+    /// What is read [`AHEAD`] bytes behind `tile`.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    fn ahead(&self, tile: *const u8) -> *const u8 {
+        let (ahead, end) = (tile.wrapping_add(AHEAD), self.panels.as_ptr_range().end);
+        if ahead < end {
+            return ahead;
+        }
+        self.next.wrapping_add(ahead.addr() - end.addr())
     }
 }
 

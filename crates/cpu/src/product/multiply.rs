@@ -120,7 +120,7 @@ pub fn multiply(
     let mut sums = [[[0.0; PANEL_ROWS]; MOST_ROWS]; MOST_PANELS];
     for (panels, rows) in parts(panels, out.rows) {
         // SAFETY: the set is available.
-        unsafe { run(simd, x, matrix, &panels, &rows, &mut sums) };
+        unsafe { run(simd, x, matrix, &panels, &rows, end(matrix, &panels), &mut sums) };
         for (panel, sums) in panels.zip(&mut sums) {
             let first = panel * PANEL_ROWS;
             let count = PANEL_ROWS.min(width - first);
@@ -165,8 +165,17 @@ pub fn multiply_gated(
     for (panels, rows) in parts(panels, out.rows) {
         // SAFETY: the set is available.
         unsafe {
-            run(simd, x, &gate.matrix, &panels, &rows, &mut gates);
-            run(simd, x, &up.matrix, &panels, &rows, &mut ups);
+            let next = up.matrix.panels_in(&panels).as_ptr();
+            run(simd, x, &gate.matrix, &panels, &rows, next, &mut gates);
+            run(
+                simd,
+                x,
+                &up.matrix,
+                &panels,
+                &rows,
+                end(&gate.matrix, &panels),
+                &mut ups,
+            );
         }
         for ((panel, gates), ups) in panels.zip(&mut gates).zip(&ups) {
             let first = panel * PANEL_ROWS;
@@ -217,7 +226,12 @@ fn parts(panels: Range<usize>, rows: usize) -> impl Iterator<Item = (Range<usize
     })
 }
 
-/// The sums of some panels and rows, as [`parts`] gives them, all of which exist.
+/// Where the panels behind some begin.
+fn end(matrix: &QuantizedMatrix<'_>, panels: &Range<usize>) -> *const u8 {
+    matrix.panels_in(panels).as_ptr_range().end
+}
+
+/// The sums of some panels and rows, as [`parts`] gives them, all of which exist. `next` is what will be read behind them.
 ///
 /// # Safety
 /// The instruction set is available.
@@ -227,6 +241,7 @@ unsafe fn run(
     matrix: &QuantizedMatrix<'_>,
     panels: &Range<usize>,
     rows: &Range<usize>,
+    next: *const u8,
     sums: &mut [PanelSums; MOST_PANELS],
 ) {
     let tiles = matrix.tiles();
@@ -234,6 +249,7 @@ unsafe fn run(
         format: matrix.format(),
         panels: matrix.panels_in(panels),
         tiles,
+        next,
         rows: &x[rows.start * tiles..rows.end * tiles],
     };
     // SAFETY: the caller's promise.

@@ -4,8 +4,8 @@ use crate::cache::{Cache, bits};
 use crate::rng::{ForElement, Rng, for_elements};
 use crate::{EXP, U, logit_error, paths};
 use reasoning_rpc_cpu::{
-    ATTEND_CHUNK, Element, Error, Heads, HeadsMut, Scratch, Simd, add_attention, attend, attend_chunks,
-    attend_recorded, chunk_floats, merge_chunks, move_entry, recorded_floats,
+    ATTEND_CHUNK, Element, Error, Heads, HeadsMut, Recorded, Scratch, Simd, add_attention, add_moments,
+    attend, attend_chunks, attend_recorded, chunk_floats, merge_chunks, move_entry, recorded_floats,
 };
 
 struct Attention<'r>(&'r mut Rng);
@@ -34,15 +34,21 @@ fn check<E: Element>(simd: Simd, rng: &mut Rng) {
     let width = group * head_dim;
     let queries = rng.normals(tokens * width);
     let scale = 1.0 / (head_dim as f32).sqrt();
+    // Whose logits are recorded: the queries' own, or those of others.
+    let others = rng.between(0, 1) == 1;
+    let asked = if others {
+        rng.normals(tokens * width)
+    } else {
+        queries.clone()
+    };
+    let factor = rng.pick(&[1.0f32, 0.37]);
     let heads = |from: usize, to: usize| {
-        Heads::new(
-            &queries[from * width..to * width],
-            to - from,
-            group,
-            head_dim,
-            width,
-        )
-        .unwrap()
+        let queries = &queries[from * width..to * width];
+        Heads::new(queries, to - from, group, head_dim, width).unwrap()
+    };
+    let others_of = |from: usize, to: usize| {
+        let asked = &asked[from * width..to * width];
+        others.then(|| Heads::new(asked, to - from, group, head_dim, width).unwrap())
     };
     let mut scratch = Scratch::new();
 
@@ -70,7 +76,10 @@ fn check<E: Element>(simd: Simd, rng: &mut Rng) {
         before,
         heads(0, tokens),
         &mut to,
-        Some(&mut logits),
+        Some(Recorded {
+            logits: &mut logits,
+            others: others_of(0, tokens),
+        }),
         scale,
         &mut scratch,
     )
@@ -78,7 +87,17 @@ fn check<E: Element>(simd: Simd, rng: &mut Rng) {
     assert_eq!(bits(&out), bits(&plain));
     let start = rng.normals(end);
     let mut sums = start.clone();
-    add_attention(simd, &mut logits, before, 0..tokens, tokens, group, &mut sums).unwrap();
+    add_attention(
+        simd,
+        &mut logits,
+        before,
+        0..tokens,
+        tokens,
+        group,
+        factor,
+        &mut sums,
+    )
+    .unwrap();
 
     // The same in chunks of their own, and token by token.
     let mut partial = vec![f32::NAN; chunks * count * chunk_floats(head_dim)];
@@ -91,7 +110,10 @@ fn check<E: Element>(simd: Simd, rng: &mut Rng) {
             heads(0, tokens),
             chunk..chunk + 1,
             &mut partial[chunk * count * chunk_floats(head_dim)..][..count * chunk_floats(head_dim)],
-            Some(&mut parts[recorded_floats(chunk, count)..][..recorded_floats(1, count)]),
+            Some(Recorded {
+                logits: &mut parts[recorded_floats(chunk, count)..][..recorded_floats(1, count)],
+                others: others_of(0, tokens),
+            }),
             scale,
             &mut scratch,
         )
@@ -101,7 +123,17 @@ fn check<E: Element>(simd: Simd, rng: &mut Rng) {
     merge_chunks(simd, &mut partial, &mut to).unwrap();
     assert_eq!(bits(&out), bits(&plain));
     let mut shared = start.clone();
-    add_attention(simd, &mut parts, before, 0..tokens, tokens, group, &mut shared).unwrap();
+    add_attention(
+        simd,
+        &mut parts,
+        before,
+        0..tokens,
+        tokens,
+        group,
+        factor,
+        &mut shared,
+    )
+    .unwrap();
     assert_eq!(bits(&shared), bits(&sums), "chunks");
     let mut single = start.clone();
     for token in 0..tokens {
@@ -115,12 +147,25 @@ fn check<E: Element>(simd: Simd, rng: &mut Rng) {
             before + token,
             heads(token, token + 1),
             &mut to,
-            Some(&mut logits),
+            Some(Recorded {
+                logits: &mut logits,
+                others: others_of(token, token + 1),
+            }),
             scale,
             &mut scratch,
         )
         .unwrap();
-        add_attention(simd, &mut logits, before + token, 0..1, 1, group, &mut single).unwrap();
+        add_attention(
+            simd,
+            &mut logits,
+            before + token,
+            0..1,
+            1,
+            group,
+            factor,
+            &mut single,
+        )
+        .unwrap();
     }
     assert_eq!(bits(&single), bits(&sums), "token by token");
 
@@ -129,7 +174,7 @@ fn check<E: Element>(simd: Simd, rng: &mut Rng) {
     let mut expected: Vec<f64> = start.iter().copied().map(f64::from).collect();
     let mut bounds: Vec<f64> = expected.iter().map(|x| x.abs() * U * count as f64).collect();
     for q in 0..count {
-        let query = &queries[q * head_dim..][..head_dim];
+        let query = &asked[q * head_dim..][..head_dim];
         let seen = before + q / group + 1;
         let (mut worst, mut values) = (0.0f64, Vec::new());
         for e in 0..seen {
@@ -145,9 +190,10 @@ fn check<E: Element>(simd: Simd, rng: &mut Rng) {
         let smallest = values.iter().copied().fold(f64::INFINITY, f64::min);
         let weights: Vec<f64> = values.iter().map(|x| (x - largest).exp()).collect();
         let total: f64 = weights.iter().sum();
-        let weight = 2.0 * worst + U * (largest - smallest) + EXP;
-        let relative = 2.0 * weight.exp_m1() + (64.0 + 8.0 + count as f64) * U;
+        let error = 2.0 * worst + U * (largest - smallest) + EXP;
+        let relative = 2.0 * error.exp_m1() + (64.0 + 8.0 + count as f64) * U;
         for (e, weight) in weights.iter().enumerate() {
+            let weight = f64::from(factor) * weight;
             expected[e] += weight / total;
             bounds[e] += relative * weight / total + U * count as f64 * expected[e].abs();
         }
@@ -169,18 +215,53 @@ fn what_entries_get_is_the_softmax_summed() {
 }
 
 #[test]
+fn moments_are_sums_of_elements_and_products() {
+    let mut rng = Rng::new();
+    for simd in paths() {
+        let (head_dim, count) = (rng.head_dim(), rng.between(0, 40));
+        let vectors = rng.normals(count * head_dim);
+        let start = rng.normals(head_dim * (head_dim + 1));
+        let mut sums = start.clone();
+        add_moments(simd, &vectors, head_dim, &mut sums).unwrap();
+        let check = |found: f32, start: f32, terms: &mut dyn Iterator<Item = f64>| {
+            let (sum, magnitude) = terms.fold((f64::from(start), f64::from(start).abs()), |(s, m), x| {
+                (s + x, m + x.abs())
+            });
+            // A rounding of each product and of each sum.
+            assert!((f64::from(found) - sum).abs() <= (count + 1) as f64 * U * magnitude);
+        };
+        let rows = || vectors.chunks_exact(head_dim);
+        for i in 0..head_dim {
+            check(sums[i], start[i], &mut rows().map(|row| f64::from(row[i])));
+            for j in 0..head_dim {
+                let at = head_dim * (i + 1) + j;
+                match j <= i {
+                    true => check(
+                        sums[at],
+                        start[at],
+                        &mut rows().map(|row| f64::from(row[i]) * f64::from(row[j])),
+                    ),
+                    false => assert_eq!(sums[at].to_bits(), start[at].to_bits()),
+                }
+            }
+        }
+        assert!(add_moments(simd, &vectors, head_dim, &mut sums[1..]).is_err());
+    }
+}
+
+#[test]
 fn misfits_are_refused() {
     let simd = paths()[0];
     let mut logits = vec![0.0; recorded_floats(1, 4)];
     let mut add = |tokens: std::ops::Range<usize>, before, out: usize| {
-        add_attention(simd, &mut logits, before, tokens, 2, 2, &mut vec![0.0; out])
+        add_attention(simd, &mut logits, before, tokens, 2, 2, 1.0, &mut vec![0.0; out])
     };
     assert_eq!(add(0..2, 10, 12), Ok(()));
     assert!(matches!(add(0..3, 10, 20), Err(Error::TooLarge { .. })));
     assert!(matches!(add(0..2, 10, 11), Err(Error::TooSmall { .. })));
     assert!(matches!(add(0..2, 511, 600), Err(Error::TooSmall { .. })));
     logits.pop();
-    let refused = add_attention(simd, &mut logits, 0, 0..2, 2, 2, &mut [0.0; 2]);
+    let refused = add_attention(simd, &mut logits, 0, 0..2, 2, 2, 1.0, &mut [0.0; 2]);
     assert!(refused.is_err());
 }
 

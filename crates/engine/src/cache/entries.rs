@@ -99,6 +99,12 @@ impl SequenceCache {
         Ok(())
     }
 
+    /// Makes the policy's floats of a KV head 0 again.
+    pub(crate) fn clear_history(&mut self, layer: usize, kv_head: usize) {
+        let head = &mut self.heads[layer * self.shape.kv_heads + kv_head];
+        head.history.fill(0.0);
+    }
+
     /// Sets the policy's float of an entry.
     pub(crate) fn set_history(&mut self, layer: usize, kv_head: usize, entry: usize, value: f32) {
         let head = &mut self.heads[layer * self.shape.kv_heads + kv_head];

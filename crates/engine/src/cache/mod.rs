@@ -122,6 +122,8 @@ pub(crate) struct Kept {
     pub window: usize,
     /// Whether each entry has a float of the policy's.
     pub history: bool,
+    /// Floats of the moments of each KV head's queries.
+    pub moments: usize,
 }
 
 impl ContiguousLayer {
@@ -173,7 +175,7 @@ impl SequenceCache {
                 .map(|_| HeadCache::EMPTY)
                 .collect(),
             windows: (0..shape.layers)
-                .map(|_| QueryWindow::new(kept.window, query_width))
+                .map(|_| QueryWindow::new(kept.window, query_width, kept.moments * shape.kv_heads))
                 .collect(),
             storage: if contiguous {
                 Storage::Contiguous {
@@ -519,7 +521,7 @@ impl SequenceCache {
     #[cfg(test)]
     pub(crate) fn remember(&mut self, tokens: usize, query_width: usize) {
         for window in &mut self.windows {
-            *window = QueryWindow::new(tokens, query_width);
+            *window = QueryWindow::new(tokens, query_width, window.moments().len());
         }
     }
 

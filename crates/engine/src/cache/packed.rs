@@ -92,9 +92,17 @@ impl SequenceCache {
         }
     }
 
-    /// Makes the policy's floats 0 again.
+    /// Makes the policy's floats, and moments, 0 again.
     pub(crate) fn forget_history(&mut self) {
         self.heads.iter_mut().for_each(|head| head.history.fill(0.0));
+        self.forget_moments();
+    }
+
+    /// Makes moments 0 again.
+    pub(crate) fn forget_moments(&mut self) {
+        self.windows
+            .iter_mut()
+            .for_each(|window| window.moments_mut().fill(0.0));
     }
 
     /// Takes over what another cache of the same text held at most.

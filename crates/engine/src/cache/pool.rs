@@ -4,7 +4,7 @@
 
 use std::collections::HashSet;
 use std::ops::Range;
-use std::ptr::{self, NonNull};
+use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{PoisonError, Weak};
 
@@ -15,11 +15,10 @@ use std::sync::{Mutex, MutexGuard};
 
 use super::ledger::{Account, BlockId, Ledger, Share};
 use crate::error::{Error, Result};
+use crate::huge_pages::{HUGE_PAGE, HugePages};
 
 /// Blocks are aligned to a cache line, so that no two KV heads share one.
 const ALIGNMENT: usize = 64;
-/// Attention reads the whole cache for every token: with 4 KB pages it waits for address translation.
-const HUGE_PAGE: usize = 2 << 20;
 
 /// Fixed-size blocks under a byte budget.
 ///
@@ -28,10 +27,8 @@ const HUGE_PAGE: usize = 2 << 20;
 /// never meets an empty pool. Blocks may be shared ([`BlockPool::share`]) and are copied before one
 /// of their holders writes them ([`BlockPool::own`]); the [`Ledger`] counts all of it.
 pub(crate) struct BlockPool {
-    /// The first block, at a huge page's start.
-    base: NonNull<u8>,
-    mapping: NonNull<u8>,
-    mapped: usize,
+    /// The blocks, one behind the other.
+    memory: HugePages,
     block_bytes: usize,
     blocks: usize,
     ledger: Mutex<Ledger>,
@@ -86,34 +83,14 @@ impl BlockPool {
         let blocks = (budget / block_bytes)
             .min(u32::MAX as usize)
             .min((isize::MAX as usize - HUGE_PAGE) / block_bytes);
-        let mapped = blocks * block_bytes + HUGE_PAGE;
-        // SAFETY: an anonymous mapping at an address of the kernel's choice.
-        let address = unsafe {
-            libc::mmap(
-                ptr::null_mut(),
-                mapped,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
-                -1,
-                0,
-            )
-        };
-        if address == libc::MAP_FAILED {
-            return Err(Error::InvalidArgument(format!(
-                "budget: {mapped} bytes of address space cannot be reserved: {}",
-                std::io::Error::last_os_error()
-            )));
-        }
-        let mapping: NonNull<u8> =
-            NonNull::new(address.cast()).ok_or_else(|| Error::Internal("mmap returned address 0".into()))?;
-        // SAFETY: the mapping has a huge page more than the blocks need, so they fit behind the offset.
-        let base = unsafe { mapping.add(mapping.align_offset(HUGE_PAGE)) };
-        // SAFETY: a range inside the mapping. That the kernel has no huge pages is no error.
-        unsafe { libc::madvise(base.as_ptr().cast(), blocks * block_bytes, libc::MADV_HUGEPAGE) };
+        let bytes = blocks * block_bytes;
+        let memory = HugePages::new(bytes).map_err(|error| {
+            Error::InvalidArgument(format!(
+                "budget: {bytes} bytes of address space cannot be reserved: {error}"
+            ))
+        })?;
         Ok(Self {
-            base,
-            mapping,
-            mapped,
+            memory,
             block_bytes,
             blocks,
             ledger: Mutex::new(Ledger::new(blocks, block_bytes)),
@@ -261,10 +238,10 @@ impl BlockPool {
         let mut at = start;
         while at < end {
             let pages = ((end - at) / page).min(states.len());
-            // SAFETY: whole pages of the mapping (`base` is at a huge page's start), and a state for each; no
+            // SAFETY: whole pages of the mapping, which begins at a huge page's start, and a state for each; no
             // one else reads or writes these blocks, whose contents nobody relies on.
             let dropped = unsafe {
-                let address = self.base.add(at).as_ptr().cast();
+                let address = self.memory.at(at).as_ptr().cast();
                 let known = libc::mincore(address, pages * page, states.as_mut_ptr()) == 0;
                 known && libc::madvise(address, pages * page, libc::MADV_DONTNEED) == 0
             };
@@ -279,8 +256,7 @@ impl BlockPool {
     /// Where a block begins.
     pub(crate) fn address(&self, id: BlockId) -> NonNull<u8> {
         debug_assert!((id as usize) < self.blocks);
-        // SAFETY: ids are below `blocks`, so the offset stays inside the mapping.
-        unsafe { self.base.add(id as usize * self.block_bytes) }
+        self.memory.at(id as usize * self.block_bytes)
     }
 
     /// Bytes promised and not taken yet, the most bytes held at any moment, and how many requests did
@@ -296,13 +272,6 @@ impl BlockPool {
 
     fn lock(&self) -> MutexGuard<'_, Ledger> {
         self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Drop for BlockPool {
-    fn drop(&mut self) {
-        // SAFETY: the mapping of `new`, unmapped once; caches hold the pool alive (Arc).
-        unsafe { libc::munmap(self.mapping.as_ptr().cast(), self.mapped) };
     }
 }
 

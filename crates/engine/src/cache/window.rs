@@ -8,16 +8,30 @@ pub(crate) struct QueryWindow {
     tokens: usize,
     /// The frequencies that they are rotated with, `[head_dim / 2]`: as the last step had them.
     frequencies: Vec<f32>,
+    /// For each KV head the moments of the queries since the last compression, as
+    /// [`add_moments`](reasoning_rpc_cpu::add_moments) sums them up; empty if the policy wants none.
+    moments: Vec<f32>,
 }
 
 impl QueryWindow {
-    /// For so many tokens of `query_width` numbers each.
-    pub(super) fn new(tokens: usize, query_width: usize) -> Self {
+    /// For so many tokens of `query_width` numbers each, and so many numbers of moments.
+    pub(super) fn new(tokens: usize, query_width: usize, moments: usize) -> Self {
         Self {
             rows: vec![0.0; tokens * query_width],
             tokens,
             frequencies: Vec::new(),
+            moments: vec![0.0; moments],
         }
+    }
+
+    /// The moments of all KV heads.
+    pub(crate) fn moments(&self) -> &[f32] {
+        &self.moments
+    }
+
+    /// The moments, to change.
+    pub(crate) fn moments_mut(&mut self) -> &mut [f32] {
+        &mut self.moments
     }
 
     /// The ring as it lies, row after row.
@@ -55,17 +69,17 @@ impl QueryWindow {
         }
     }
 
-    /// The query heads `heads` (of `head_dim` elements each) of the `tokens` tokens before
-    /// generated token `end`, oldest first, `[tokens][heads][head_dim]`, appended to `out`.
+    /// The query heads `heads` (of `head_dim` elements each) of some generated tokens, of which none is further
+    /// back than `tokens`, `[tokens][heads][head_dim]`, appended to `out`.
     pub(crate) fn gather(
         &self,
-        end: usize,
+        generated: std::ops::Range<usize>,
         heads: std::ops::Range<usize>,
         head_dim: usize,
         out: &mut Vec<f32>,
     ) {
         let width = self.rows.len().checked_div(self.tokens).unwrap_or(0);
-        for generated in end - self.tokens..end {
+        for generated in generated {
             let row = &self.rows[generated % self.tokens * width..][..width];
             out.extend_from_slice(&row[heads.start * head_dim..heads.end * head_dim]);
         }

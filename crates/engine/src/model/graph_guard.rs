@@ -1,13 +1,15 @@
 //! Where the graph's external weights lie: every location must be a file that the manifest lists,
 //! and every range must lie inside it. ONNX Runtime maps what the graph names, so this is checked
-//! before it sees the file.
+//! before it sees the file. On the way the graph's quantised matrices are noted.
 //!
 //! A walk over the protobuf wire format, no more of it than this question needs. Field numbers are
 //! those of onnx.proto: ModelProto.graph 7 and .functions 25, GraphProto.node 1, .initializer 5 and
 //! .sparse_initializer 15, SparseTensorProto.values 1 and .indices 2, FunctionProto.node 7,
-//! NodeProto.attribute 5, AttributeProto.t 5, .g 6, .tensors 10, .graphs 11, .sparse_tensor 22 and
-//! .sparse_tensors 23, TensorProto.external_data 13, StringStringEntryProto.key 1 and .value 2.
+//! NodeProto.input 1, .op_type 4 and .attribute 5, AttributeProto.t 5, .g 6, .tensors 10, .graphs 11, .sparse_tensor 22 and
+//! .sparse_tensors 23, TensorProto.dims 1, .data_type 2, .name 8 and .external_data 13,
+//! StringStringEntryProto.key 1 and .value 2.
 
+use std::collections::HashSet;
 use std::path::Path;
 
 use super::Manifest;
@@ -27,26 +29,68 @@ enum Message {
     Tensor,
 }
 
-pub(super) fn check(graph: &[u8], folder: &Path, manifest: &Manifest) -> Result<()> {
-    let mut guard = Guard { manifest, folder };
-    guard.walk(graph, Message::Model, 0)
+/// An initialiser of the graph whose bytes lie in a file of the model folder.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct StoredTensor {
+    pub name: String,
+    pub dims: Vec<i64>,
+    pub file: String,
+    pub offset: u64,
+    pub bytes: u64,
+}
+
+/// Checks every place, and finds the matrices of `QuantizedLinear`: initialisers of unsigned bytes.
+pub(super) fn check<'a>(
+    graph: &'a [u8],
+    folder: &'a Path,
+    manifest: &'a Manifest,
+) -> Result<Vec<StoredTensor>> {
+    let mut guard = Guard {
+        manifest,
+        folder,
+        bytes: Vec::new(),
+        multiplied: HashSet::new(),
+    };
+    guard.walk(graph, Message::Model, 0)?;
+    let Guard {
+        mut bytes,
+        multiplied,
+        ..
+    } = guard;
+    bytes.retain(|tensor| multiplied.contains(tensor.name.as_bytes()));
+    Ok(bytes)
 }
 
 struct Guard<'a> {
     manifest: &'a Manifest,
     folder: &'a Path,
+    /// Initialisers of unsigned bytes.
+    bytes: Vec<StoredTensor>,
+    /// What the nodes of QuantizedLinear take.
+    multiplied: HashSet<&'a [u8]>,
 }
 
-impl Guard<'_> {
-    fn walk(&mut self, bytes: &[u8], message: Message, depth: usize) -> Result<()> {
+/// TensorProto.DataType.UINT8.
+const UINT8: u64 = 2;
+/// Tensors and nodes of the model's graph are that deep.
+const IN_GRAPH: usize = 2;
+
+impl<'a> Guard<'a> {
+    fn walk(&mut self, bytes: &'a [u8], message: Message, depth: usize) -> Result<()> {
         if depth > DEPTH_LIMIT {
             return Err(damaged(format!(
                 "expected at most {DEPTH_LIMIT} nested messages, found more"
             )));
         }
         let mut location: Option<(String, u64, Option<u64>)> = None;
+        let (mut name, mut data_type, mut dims) = (&b""[..], 0, Vec::new());
+        let (mut inputs, mut operator) = (Vec::new(), &b""[..]);
         for field in Fields(bytes) {
-            let (number, content) = field?;
+            let Field {
+                number,
+                value,
+                content,
+            } = field?;
             use Message::{Attribute, Function, Graph, Model, Node, SparseTensor, Tensor};
             let child = match (message, number) {
                 (Model, 7) | (Attribute, 6 | 11) => Graph,
@@ -60,14 +104,57 @@ impl Guard<'_> {
                     read_external_entry(content, entry)?;
                     continue;
                 }
+                (Tensor, 1) => {
+                    read_dims(value, content, &mut dims)?;
+                    continue;
+                }
+                (Tensor, 2) => {
+                    data_type = value;
+                    continue;
+                }
+                (Tensor, 8) => {
+                    name = content;
+                    continue;
+                }
+                (Node, 1) => {
+                    inputs.push(content);
+                    continue;
+                }
+                (Node, 4) => {
+                    operator = content;
+                    continue;
+                }
                 _ => continue,
             };
             self.walk(content, child, depth + 1)?;
         }
-        match location {
-            Some((name, offset, length)) => self.check_location(&name, offset, length),
-            None => Ok(()),
+        if depth == IN_GRAPH && operator == b"QuantizedLinear" {
+            self.multiplied.extend(inputs);
         }
+        let Some((file, offset, length)) = location else {
+            return Ok(());
+        };
+        self.check_location(&file, offset, length)?;
+        if let (UINT8, IN_GRAPH, Some(bytes)) = (data_type, depth, length) {
+            let name = std::str::from_utf8(name)
+                .map_err(|_| damaged("initialiser: expected a name in UTF-8, found other bytes".into()))?;
+            let expected = dims.iter().try_fold(1u64, |product, &dim| {
+                product.checked_mul(u64::try_from(dim).ok()?)
+            });
+            if expected != Some(bytes) {
+                return Err(damaged(format!(
+                    "initialiser {name:?}: expected the bytes of {dims:?}, found {bytes}"
+                )));
+            }
+            self.bytes.push(StoredTensor {
+                name: name.to_string(),
+                dims,
+                file,
+                offset,
+                bytes,
+            });
+        }
+        Ok(())
     }
 
     fn check_location(&self, name: &str, offset: u64, length: Option<u64>) -> Result<()> {
@@ -91,9 +178,10 @@ impl Guard<'_> {
 fn read_external_entry(bytes: &[u8], entry: &mut (String, u64, Option<u64>)) -> Result<()> {
     let (mut key, mut value) = (&b""[..], &b""[..]);
     for field in Fields(bytes) {
-        match field? {
-            (1, content) => key = content,
-            (2, content) => value = content,
+        let field = field?;
+        match field.number {
+            1 => key = field.content,
+            2 => value = field.content,
             _ => {}
         }
     }
@@ -115,11 +203,34 @@ fn read_external_entry(bytes: &[u8], entry: &mut (String, u64, Option<u64>)) -> 
     Ok(())
 }
 
-/// The fields of a message: number, and content where it is length-delimited (else empty).
+/// Dimensions come one to a field, or many in one.
+fn read_dims(value: u64, mut packed: &[u8], dims: &mut Vec<i64>) -> Result<()> {
+    if packed.is_empty() {
+        dims.push(value.cast_signed());
+    }
+    while !packed.is_empty() {
+        let mut fields = Fields(packed);
+        let dim = fields
+            .varint()
+            .ok_or_else(|| damaged("dimensions: expected numbers, found a broken field".into()))?;
+        dims.push(dim.cast_signed());
+        packed = fields.0;
+    }
+    Ok(())
+}
+
+/// A field of a message: the number, its value if it is a varint (else 0), its content if it is length-delimited (else empty).
+struct Field<'a> {
+    number: u64,
+    value: u64,
+    content: &'a [u8],
+}
+
+/// The fields of a message.
 struct Fields<'a>(&'a [u8]);
 
 impl<'a> Iterator for Fields<'a> {
-    type Item = Result<(u64, &'a [u8])>;
+    type Item = Result<Field<'a>>;
 
     fn next(&mut self) -> Option<Self::Item> {
         if self.0.is_empty() {
@@ -134,11 +245,12 @@ impl<'a> Iterator for Fields<'a> {
 }
 
 impl<'a> Fields<'a> {
-    fn read(&mut self) -> Option<(u64, &'a [u8])> {
+    fn read(&mut self) -> Option<Field<'a>> {
         let key = self.varint()?;
+        let mut value = 0;
         let content = match key & 7 {
             0 => {
-                self.varint()?;
+                value = self.varint()?;
                 &[][..]
             }
             1 => self.take(8).map(|_| &[][..])?,
@@ -149,7 +261,11 @@ impl<'a> Fields<'a> {
             5 => self.take(4).map(|_| &[][..])?,
             _ => return None,
         };
-        Some((key >> 3, content))
+        Some(Field {
+            number: key >> 3,
+            value,
+            content,
+        })
     }
 
     fn take(&mut self, length: usize) -> Option<&'a [u8]> {
@@ -225,7 +341,7 @@ mod tests {
         Manifest::parse(text.as_bytes()).unwrap()
     }
 
-    fn verdict(model: &[u8]) -> Result<()> {
+    fn verdict(model: &[u8]) -> Result<Vec<StoredTensor>> {
         check(model, Path::new("/models/x"), &manifest())
     }
 
@@ -272,6 +388,47 @@ mod tests {
                 let error = verdict(&model).unwrap_err().to_string();
                 assert!(error.contains(expected), "{error} for {expected}");
             }
+        }
+    }
+
+    #[test]
+    fn matrices_are_found() {
+        let dims = [(1u64, 249u64), (1, 4)].map(|(number, dim)| [varint(number << 3), varint(dim)].concat());
+        let packed = field(1, &[varint(249), varint(4)].concat());
+        let named = |name: &str, data_type: u8, dims: &[u8]| {
+            let place = tensor("model.onnx.data", "4", "996");
+            [dims, &[2 << 3, data_type], &field(8, name.as_bytes()), &place].concat()
+        };
+        let initialiser = |tensor: &[u8]| field(7, &field(5, tensor));
+        let node = |operator: &str, inputs: &[&str]| {
+            let inputs: Vec<u8> = inputs.iter().flat_map(|name| field(1, name.as_bytes())).collect();
+            field(7, &field(1, &[inputs, field(4, operator.as_bytes())].concat()))
+        };
+        let model = [
+            initialiser(&named("one", 2, &dims.concat())),
+            initialiser(&named("two", 2, &packed)),
+            initialiser(&named("floats", 1, &packed)),
+            initialiser(&named("table", 2, &packed)),
+            node("QuantizedLinear", &["x", "floats", "two"]),
+            node("QuantizedLinear", &["one", "attribute"]),
+            node("QuantizedGather", &["x", "table"]),
+            field(
+                7,
+                &field(1, &field(5, &field(5, &named("attribute", 2, &packed)))),
+            ),
+        ];
+        let expected = ["one", "two"].map(|name| StoredTensor {
+            name: name.into(),
+            dims: vec![249, 4],
+            file: "model.onnx.data".into(),
+            offset: 4,
+            bytes: 996,
+        });
+        assert_eq!(verdict(&model.concat()).unwrap(), expected);
+        for dims in [&b""[..], &[1 << 3, 7], &field(1, &varint(u64::MAX))] {
+            let error = verdict(&initialiser(&named("wrong", 2, dims))).unwrap_err();
+            let error = error.to_string();
+            assert!(error.contains("\"wrong\": expected the bytes of"), "{error}");
         }
     }
 

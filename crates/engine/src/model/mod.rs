@@ -2,11 +2,14 @@
 
 mod graph_guard;
 mod manifest;
+mod weights;
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 pub use manifest::{Dimensions, Flavour, Manifest, Tokens};
+pub(crate) use weights::Weights;
 
 use crate::error::{Error, Result};
 use crate::text::{ChatTemplate, Tokenizer};
@@ -25,6 +28,7 @@ pub struct Model {
     manifest: Manifest,
     tokenizer: Option<Tokenizer>,
     template: Option<ChatTemplate>,
+    matrices: Vec<graph_guard::StoredTensor>,
 }
 
 impl Model {
@@ -39,7 +43,7 @@ impl Model {
             .map_err(|error| Error::Model(format!("folder {}: {error}", folder.display())))?;
         let manifest = Manifest::parse(&read_file(&folder, MANIFEST_FILE)?)?;
         manifest.check_files(&folder, verify_weights)?;
-        graph_guard::check(&read_file(&folder, GRAPH_FILE)?, &folder, &manifest)?;
+        let matrices = graph_guard::check(&read_file(&folder, GRAPH_FILE)?, &folder, &manifest)?;
 
         let tokenizer = match manifest.has_file(TOKENIZER_FILE) {
             true => Some(Tokenizer::from_json(&read_file(&folder, TOKENIZER_FILE)?)?),
@@ -65,6 +69,7 @@ impl Model {
             manifest,
             tokenizer,
             template,
+            matrices,
         })
     }
 
@@ -91,6 +96,17 @@ impl Model {
         self.template.as_ref().ok_or_else(|| {
             Error::Template("the model folder has no chat_template.jinja: it takes raw text only".into())
         })
+    }
+
+    /// The matrices that our own operators multiply with, in memory of our own.
+    ///
+    /// # Errors
+    /// [`Error::Model`] if a file cannot be read, or if there is no memory.
+    pub(crate) fn read_matrices(&self) -> Result<Option<Arc<Weights>>> {
+        match self.matrices.is_empty() {
+            true => Ok(None),
+            false => Weights::shared(&self.folder, &self.matrices).map(Some),
+        }
     }
 
     pub(crate) fn graph_path(&self) -> PathBuf {

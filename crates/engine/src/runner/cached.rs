@@ -8,6 +8,7 @@ use reasoning_rpc_cpu::Simd;
 
 use super::{Runner, Step};
 use crate::error::{Error, Result};
+use crate::model::Weights;
 use crate::runtime::{AttentionState, Input, Output, Session, operator_domain};
 
 pub(crate) struct CachedRunner {
@@ -23,11 +24,12 @@ impl CachedRunner {
         threads: usize,
         simd: Simd,
         vocab: usize,
+        weights: Option<Arc<Weights>>,
     ) -> Result<Self> {
         let state = Arc::new(AttentionState::new(simd, threads));
         let domain = operator_domain(&state)?;
         Ok(Self {
-            session: Session::open(environment, graph, threads, Some(domain))?,
+            session: Session::open(environment, graph, threads, Some(domain), weights)?,
             state,
             vocab,
         })

@@ -50,7 +50,7 @@ impl PortableRunner {
             })
             .collect::<Result<_>>()?;
         Ok(Self {
-            session: Session::open(environment, graph, threads, None)?,
+            session: Session::open(environment, graph, threads, None, None)?,
             dimensions,
             names,
             queries: vec![Vec::new(); dimensions.num_layers],

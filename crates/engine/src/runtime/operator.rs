@@ -16,7 +16,8 @@ use ort::operator::{
     ComputeContext, Kernel, KernelContext, Operator, OperatorDomain, OperatorInput, OperatorOutput,
 };
 use ort::value::TensorElementType;
-use reasoning_rpc_cpu::{self as cpu, Heads, HeadsMut, Scratch, Simd, Stored};
+use reasoning_rpc_core::Attention;
+use reasoning_rpc_cpu::{self as cpu, Heads, HeadsMut, Recorded, Scratch, Simd, Stored};
 
 use super::linear::{QuantizedGather, QuantizedLinear};
 use super::record::Record;
@@ -63,6 +64,9 @@ pub(crate) struct StepContext {
     pub times: NodeTimes,
     rope: RopeTable,
     rotated: Vec<f32>,
+    /// The rotation of each row's queries to the next interval, and those queries; of rows that look ahead.
+    rope_ahead: RopeTable,
+    ahead: Vec<f32>,
     units: Units,
     /// Results of chunks of caches that several units share.
     partial: Vec<f32>,
@@ -80,16 +84,17 @@ struct RopeTable {
 }
 
 impl RopeTable {
-    fn update(&mut self, positions: &[i64], inv_freq: &[f32], factor: f32) {
-        if self.positions == positions && self.inv_freq == inv_freq && self.factor == factor {
+    fn update(&mut self, positions: impl Iterator<Item = i64> + Clone, inv_freq: &[f32], factor: f32) {
+        let same = self.positions.iter().copied().eq(positions.clone());
+        if same && self.inv_freq == inv_freq && self.factor == factor {
             return;
         }
         self.positions.clear();
-        self.positions.extend_from_slice(positions);
+        self.positions.extend(positions);
         self.inv_freq.clear();
         self.inv_freq.extend_from_slice(inv_freq);
         self.factor = factor;
-        cpu::rope_table(positions, inv_freq, factor, &mut self.cos, &mut self.sin);
+        cpu::rope_table(&self.positions, inv_freq, factor, &mut self.cos, &mut self.sin);
     }
 }
 
@@ -257,7 +262,8 @@ impl AttentionKernel {
         #[cfg(test)]
         self.state.panic_if(Fault::Node);
         self.check_rows(&step.rows, slots, row_offsets, tokens)?;
-        step.rope.update(positions, inv_freq, self.rope_factor);
+        step.rope
+            .update(positions.iter().copied(), inv_freq, self.rope_factor);
         step.rotated.resize(tokens * query_width, 0.0);
 
         let inputs = Inputs { q, k, v, row_offsets };
@@ -332,13 +338,24 @@ impl AttentionKernel {
             rows,
             rope,
             rotated,
+            rope_ahead,
+            ahead,
             units,
             partial,
             record,
             ..
         } = step;
         let half = head_dim / 2;
-        let rotated_parts = Parts::new(rotated);
+        let intervals = rows.iter().map(|row| match row.attention {
+            Some(Attention::Ahead { interval }) => interval as i64,
+            _ => 0,
+        });
+        let looks_ahead = |row: usize| matches!(rows[row].attention, Some(Attention::Ahead { .. }));
+        if intervals.clone().any(|interval| interval > 0) {
+            rope_ahead.update(intervals, &rope.inv_freq, 1.0);
+            ahead.resize(rotated.len(), 0.0);
+        }
+        let (rotated_parts, ahead_parts) = (Parts::new(rotated), Parts::new(ahead));
         self.parallel(context, rows.len() * kv_heads, inputs.q.len() > 1 << 15, |unit| {
             let (row, kv_head) = (unit / kv_heads, unit % kv_heads);
             let cache = &rows[row].cache;
@@ -380,6 +397,15 @@ impl AttentionKernel {
                     head_dim,
                     to,
                 )?;
+                if looks_ahead(row) {
+                    let (cos, sin) = (
+                        &rope_ahead.cos[row * half..][..half],
+                        &rope_ahead.sin[row * half..][..half],
+                    );
+                    // SAFETY: as above.
+                    let further = unsafe { ahead_parts.part(heads, group * head_dim) };
+                    cpu::rotate(self.state.simd, to, cos, sin, head_dim, further)?;
+                }
             }
             Ok(())
         })?;
@@ -417,7 +443,7 @@ impl AttentionKernel {
             (tokens * group, before(row, kv_head) + tokens)
         });
         let recorded = record.lend();
-        let (rotated, units) = (&rotated[..], &*units);
+        let (rotated, ahead, units) = (&rotated[..], &ahead[..], &*units);
         let (out, partial) = (Parts::new(out), Parts::new(partial));
         self.parallel(context, units.list.len(), true, |index| {
             #[cfg(test)]
@@ -445,9 +471,20 @@ impl AttentionKernel {
             };
             let simd = self.state.simd;
             let count = tokens.len() * group;
-            let logits = rows[row].attention.map(|_| {
+            let others = match rows[row].attention {
+                Some(Attention::Ahead { .. }) => Some(Heads::new(
+                    &ahead[first..],
+                    tokens.len(),
+                    group,
+                    head_dim,
+                    query_width,
+                )?),
+                _ => None,
+            };
+            let recording = rows[row].attention.map(|_| Recorded {
                 // SAFETY: each unit has chunks of its own.
-                unsafe { recorded.logits(row * kv_heads + kv_head, chunks, count) }
+                logits: unsafe { recorded.logits(row * kv_heads + kv_head, chunks, count) },
+                others,
             });
             let add_attention = || {
                 let Some(of) = rows[row].attention else {
@@ -468,7 +505,7 @@ impl AttentionKernel {
                         visible_before,
                         queries,
                         &mut heads()?,
-                        logits,
+                        recording,
                         self.scale,
                         scratch,
                     )?;
@@ -489,7 +526,7 @@ impl AttentionKernel {
                     queries,
                     chunks.clone(),
                     mine,
-                    logits,
+                    recording,
                     self.scale,
                     scratch,
                 )

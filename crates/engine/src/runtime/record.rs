@@ -121,15 +121,16 @@ impl Recorded<'_> {
             )
         };
         sums.fill(0.0);
-        let added = match of {
-            Attention::Sum => {
-                sums[..history.len()].copy_from_slice(history);
-                0..tokens
-            }
-            Attention::Newest => tokens - 1..tokens,
+        let (added, weight) = match of {
+            Attention::Newest => (tokens - 1..tokens, 1.0),
+            Attention::Sum => (0..tokens, 1.0),
+            Attention::Ahead { interval } => (0..tokens, 1.0 / (interval * group) as f32),
         };
+        if of != Attention::Newest {
+            sums[..history.len()].copy_from_slice(history);
+        }
         Ok(cpu::add_attention(
-            simd, logits, before, added, tokens, group, sums,
+            simd, logits, before, added, tokens, group, weight, sums,
         )?)
     }
 }

@@ -2,7 +2,7 @@
 
 #![allow(unsafe_code)] // OrtApi::Run over borrowed memory
 
-use std::ffi::{CStr, c_char, c_void};
+use std::ffi::{CStr, CString, c_char, c_void};
 use std::path::Path;
 use std::ptr::{self, NonNull};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,6 +12,7 @@ use ort::operator::OperatorDomain;
 use ort::sys::{self, ONNXTensorElementDataType as ElementType};
 
 use crate::error::{Error, Result};
+use crate::model::Weights;
 
 /// A named input: a borrowed, contiguous tensor.
 pub(crate) enum Input<'a> {
@@ -41,6 +42,9 @@ pub(crate) struct Session {
     session: ort::session::Session,
     memory: MemoryInfo,
     buffers: Buffers,
+    /// Initialisers that the session reads, until it is gone: fields are dropped in their order.
+    _initialisers: Vec<Value>,
+    _weights: Option<Arc<Weights>>,
 }
 
 /// What a run hands over, inputs before outputs: reused, and empty between runs.
@@ -54,12 +58,14 @@ struct Buffers {
 unsafe impl Send for Buffers {}
 
 impl Session {
-    /// Loads a graph file. `threads` = 0 leaves the number to ONNX Runtime.
+    /// Loads a graph file. `threads` = 0 leaves the number to ONNX Runtime. Initialisers that are among `weights` are read
+    /// there, the others from their file.
     pub(crate) fn open(
         environment: &ort::environment::Environment,
         graph: &Path,
         threads: usize,
         operators: Option<Arc<OperatorDomain>>,
+        weights: Option<Arc<Weights>>,
     ) -> Result<Self> {
         let describe = |error: ort::Error<_>| Error::Runtime(error.to_string());
         let mut builder = ort::session::Session::builder(environment)?
@@ -71,6 +77,24 @@ impl Session {
         if let Some(operators) = operators {
             builder = builder.with_operators(operators).map_err(describe)?;
         }
+        let memory = MemoryInfo::new()?;
+        let mut initialisers = Vec::new();
+        for (name, shape, data) in weights.iter().flat_map(|weights| weights.tensors()) {
+            let value = Value::new(
+                &memory,
+                data.cast(),
+                shape,
+                ElementType::ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8,
+            )?;
+            let name = CString::new(name)
+                .map_err(|_| Error::Model(format!("initialiser {name:?}: expected a name without NUL")))?;
+            // SAFETY: the name is copied; the value, which ONNX Runtime only reads, and the memory behind it outlive the session.
+            let status =
+                unsafe { (ort::api().AddInitializer)(builder.ptr_mut(), name.as_ptr(), value.0.as_ptr()) };
+            // SAFETY: the status comes from the call above and is consumed once.
+            unsafe { ort::Error::result_from_status(status) }?;
+            initialisers.push(value);
+        }
         // The first sessions of a process register the operator's domain with ONNX Runtime, which looks
         // and adds without a lock between: of two at a time one would fail.
         static OPENING: Mutex<()> = Mutex::new(());
@@ -80,8 +104,10 @@ impl Session {
         let session = session.map_err(|error| Error::Model(format!("{}: {error}", graph.display())))?;
         Ok(Self {
             session,
-            memory: MemoryInfo::new()?,
+            memory,
             buffers: Buffers::default(),
+            _initialisers: initialisers,
+            _weights: weights,
         })
     }
 
@@ -191,10 +217,14 @@ fn check_len(name: &CStr, shape: &[i64], len: usize) -> Result<()> {
 #[repr(transparent)]
 struct Value(NonNull<sys::OrtValue>);
 
+// SAFETY: an OrtValue is bound to no thread, and the handle owns it.
+unsafe impl Send for Value {}
+
 impl Value {
     fn new(memory: &MemoryInfo, data: NonNull<c_void>, shape: &[i64], element: ElementType) -> Result<Self> {
         let size = match element {
             ElementType::ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64 => 8,
+            ElementType::ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8 => 1,
             _ => 4,
         };
         let elements: i64 = shape.iter().product();

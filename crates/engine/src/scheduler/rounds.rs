@@ -17,6 +17,8 @@ use crate::error::{Error, Result, panic_text};
 pub(super) trait Task: Send + Sized + 'static {
     /// What the one who asked gets back.
     type Rest: Send;
+    /// What steps keep from one to the next, for its memory.
+    type Lists: Default + Send;
 
     /// Promises the cache of the whole answer; false if it does not fit now.
     fn admit(&mut self) -> Result<bool>;
@@ -32,7 +34,7 @@ pub(super) trait Task: Send + Sized + 'static {
 
     /// Runs a step; each task takes at most as many tokens as its limit says. On an error nothing has
     /// advanced.
-    fn step(tasks: &mut [&mut Self], limits: &[usize]) -> Result<()>;
+    fn step(tasks: &mut [&mut Self], limits: &[usize], lists: &mut Self::Lists) -> Result<()>;
 
     /// Whether it has to be compressed before it goes on.
     fn is_due(&self) -> bool;
@@ -163,6 +165,16 @@ pub(super) struct Rounds<T: Task> {
     /// Places in `running` of a step's rows, and the tokens that each may take; kept for their memory.
     rows: Vec<usize>,
     limits: Vec<usize>,
+    /// Empty between steps, as [`emptied`] leaves it.
+    tasks: Vec<&'static mut T>,
+    lists: T::Lists,
+}
+
+/// An empty list in another's memory, whatever that one borrowed.
+pub(super) fn emptied<'a, T>(mut list: Vec<&mut T>) -> Vec<&'a mut T> {
+    list.clear();
+    // Collected where it lies: the allocations of a step are counted by a test.
+    list.into_iter().map_while(|_| None).collect()
 }
 
 /// Lets nothing new in when the thread ends, however it does.
@@ -197,6 +209,8 @@ impl<T: Task> Rounds<T> {
             round: 0,
             rows: Vec::new(),
             limits: Vec::new(),
+            tasks: Vec::new(),
+            lists: T::Lists::default(),
         }
     }
 
@@ -392,7 +406,7 @@ impl<T: Task> Rounds<T> {
         self.round += 1;
         self.figures.stepped(self.rows.len());
         let mut chosen = self.rows.iter().peekable();
-        let mut tasks: Vec<&mut T> = Vec::with_capacity(self.rows.len());
+        let mut tasks = emptied(std::mem::take(&mut self.tasks));
         for (at, job) in self.running.iter_mut().enumerate() {
             if chosen.next_if_eq(&&at).is_some() {
                 job.last_step = self.round;
@@ -400,18 +414,20 @@ impl<T: Task> Rounds<T> {
             }
         }
         let mut failures = Vec::new();
-        if let Err(error) = caught(|| T::step(&mut tasks, &self.limits)) {
+        if let Err(error) = caught(|| T::step(&mut tasks, &self.limits, &mut self.lists)) {
             failures = match tasks.len() {
                 1 => vec![Some(error)],
                 // Which one it was shows when each runs alone.
                 _ => tasks
                     .iter_mut()
                     .zip(&self.limits)
-                    .map(|(task, &limit)| caught(|| T::step(&mut [&mut **task], &[limit])).err())
+                    .map(|(task, &limit)| {
+                        caught(|| T::step(&mut [&mut **task], &[limit], &mut self.lists)).err()
+                    })
                     .collect(),
             };
         }
-        drop(tasks);
+        self.tasks = emptied(tasks);
         // From behind, so that places stay what they are.
         for index in (0..self.rows.len()).rev() {
             let at = self.rows[index];

@@ -51,6 +51,7 @@ struct Counter {
 
 impl Task for Counter {
     type Rest = Held;
+    type Lists = ();
 
     fn admit(&mut self) -> Result<bool> {
         let mut free = lock(&self.held.budget.free);
@@ -74,7 +75,7 @@ impl Task for Counter {
         0
     }
 
-    fn step(tasks: &mut [&mut Self], _: &[usize]) -> Result<()> {
+    fn step(tasks: &mut [&mut Self], _: &[usize], (): &mut ()) -> Result<()> {
         for task in tasks {
             assert!(!task.due && !task.cancelled && task.written < task.tokens);
             task.written += 1;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::inbox::Inbox;
-use super::rounds::Task;
+use super::rounds::{Task, emptied};
 use crate::cache::SequenceCache;
 use crate::engine::EngineShared;
 use crate::error::{Error, Result};
@@ -56,6 +56,7 @@ impl EngineTask {
 
 impl Task for EngineTask {
     type Rest = Sequence;
+    type Lists = Vec<&'static mut Sequence>;
 
     fn admit(&mut self) -> Result<bool> {
         let entries = self.peak_entries();
@@ -87,8 +88,8 @@ impl Task for EngineTask {
         }
     }
 
-    fn step(tasks: &mut [&mut Self], limits: &[usize]) -> Result<()> {
-        let mut sequences = Vec::with_capacity(tasks.len());
+    fn step(tasks: &mut [&mut Self], limits: &[usize], lists: &mut Self::Lists) -> Result<()> {
+        let mut sequences = emptied(std::mem::take(lists));
         for task in tasks {
             task.given_before = task.sequence.pending_given();
             sequences.push(&mut task.sequence);
@@ -97,7 +98,9 @@ impl Task for EngineTask {
             return Ok(());
         };
         let shared: Arc<EngineShared> = Arc::clone(&first.shared);
-        shared.advance(&mut sequences, |row| limits[row])
+        let result = shared.advance(&mut sequences, |row| limits[row]);
+        *lists = emptied(sequences);
+        result
     }
 
     fn is_due(&self) -> bool {

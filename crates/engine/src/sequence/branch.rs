@@ -114,6 +114,7 @@ impl Sequence {
             written: self.written,
             generated_written: self.generated_written,
             compressed_at: self.compressed_at,
+            thought: self.thought,
             #[cfg(test)]
             hold_evictions: self.hold_evictions,
             shared: Arc::clone(&self.shared),
@@ -133,15 +134,17 @@ impl Sequence {
     }
 
     /// Shortens the text to its first `tokens` tokens, of which the last becomes pending: one step
-    /// gives its logits again (with h2o all generated ones do, until the first entry went). The sampler is put
+    /// gives its logits again (with h2o, and with lookahead whose queries are not stored, all generated ones do, until
+    /// the first entry went). The sampler is put
     /// back too, a [`set_seed`](Self::set_seed) behind the new end included, so that the text that follows is the
-    /// one that followed. Ends the promise.
+    /// one that followed. Ends the promise. Tokens that the policy had follow a token which stays
+    /// ([`Policy::follow`](reasoning_rpc_core::Policy::follow)) stay as well.
     /// The figures go on counting: they are of work, and that was done.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`], naming the lengths that are possible, if `tokens` is 0, beyond the
     /// text, or so small that a token which the last compression looked back from would be gone or
-    /// pending (with h2o, once an entry went, any token that was written): what that dropped cannot come back.
+    /// pending (with those two, once an entry went, any token that was written): what that dropped cannot come back.
     /// Nothing has changed then.
     pub fn rewind(&mut self, tokens: usize) -> Result<()> {
         self.check_alive()?;
@@ -157,19 +160,24 @@ impl Sequence {
             }));
         }
         let mut written = self.written.min(tokens - 1);
-        let again = self.compressed_at == 0
-            && self.keeps_history()
-            && self.policy.spec().attention == Some(Attention::Sum);
-        if again {
-            // What later queries have added to entries is put back by running the generated ones again.
-            written = written.min(position_of_generated(&self.given, 0) as usize);
+        let first = match self.policy.spec().attention {
+            Some(Attention::Sum) => Some(0),
+            Some(Attention::Ahead { .. }) => self.looks_ahead_from(),
+            Some(Attention::Newest) | None => None,
+        };
+        let first = first.filter(|&first| {
+            self.compressed_at == 0 && self.keeps_history() && self.generated_written > first
+        });
+        if let Some(first) = first {
+            // What later queries have added to entries is put back by running these generated ones again.
+            written = written.min(position_of_generated(&self.given, first) as usize);
         }
         let mut draws = self.draws.clone();
         draws.truncate(tokens);
         let (seed, taken) = draws.state();
         let sampler = self.sampler_at(seed, taken, tokens)?;
         self.cache_mut()?.truncate(written as u32)?;
-        if again {
+        if first.is_some() {
             self.cache_mut()?.forget_history();
         }
 
@@ -189,6 +197,7 @@ impl Sequence {
         // The window's queries stay right: the next compression looks at tokens from the last one's
         // window end or later, and no token in its window has been written over by a later one.
         self.logits_ready = false;
+        self.restore_following();
         Ok(())
     }
 

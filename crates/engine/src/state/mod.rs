@@ -14,6 +14,7 @@
 //! | 4 each | logits after the last token, if no token is pending and there is one |
 //! | 4 each | window queries of every layer, as the rings lie |
 //! | ... | per layer: how many frequencies they are rotated with (0 or half of head_dim, u32), the frequencies |
+//! | 4 each | per layer: the moments of the queries, if the policy wants them |
 //! | 4 each | per layer and KV head: the policy's float of each entry, if it keeps any |
 //! | ... | per layer and KV head: keys, values (elements of the cache type), with int8 the scales of keys and of values (f32), positions (u32) |
 //! | 32 | SHA-256 of all before |
@@ -28,7 +29,7 @@ use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use reasoning_rpc_core::{Aggregation, Budget, Policy, Pooling, Softmax};
+use reasoning_rpc_core::{Aggregation, Budget, Policy, Pooling, Queries, Softmax};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -40,7 +41,7 @@ use crate::sampling::SamplingOptions;
 use crate::sequence::Sequence;
 
 const MAGIC: [u8; 8] = *b"RRPCSEQ\0";
-const VERSION: u32 = 3;
+const VERSION: u32 = 4;
 const HASH_BYTES: usize = 32;
 const LONGEST_HEADER: usize = 1 << 14;
 
@@ -91,6 +92,7 @@ struct PolicyHeader {
     history: u32,
     value_norms: bool,
     redundancy: u32,
+    queries_online: bool,
 }
 
 /// Floats as their bits.
@@ -118,7 +120,7 @@ impl ModelName {
 fn policy_header(policy: &dyn Policy) -> Result<PolicyHeader> {
     let Some((kind, options)) = policy.recipe() else {
         return Err(Error::InvalidArgument(format!(
-            "save: expected a policy of the library, found {:?}, which could not be restored",
+            "save: expected a policy that can be restored, found {:?}",
             policy.name()
         )));
     };
@@ -140,6 +142,7 @@ fn policy_header(policy: &dyn Policy) -> Result<PolicyHeader> {
         history: options.history.to_bits(),
         value_norms: options.value_norms,
         redundancy: options.redundancy.to_bits(),
+        queries_online: options.queries == Queries::Online,
     })
 }
 
@@ -282,6 +285,9 @@ impl Sequence {
             let frequencies = cache.window(layer).frequencies();
             words(out, [frequencies.len() as u32])?;
             words(out, frequencies.iter().map(|x| x.to_bits()))?;
+        }
+        for layer in 0..shape.layers {
+            words(out, cache.window(layer).moments().iter().map(|x| x.to_bits()))?;
         }
         for (layer, kv_head) in (0..shape.layers).flat_map(|l| (0..shape.kv_heads).map(move |h| (l, h))) {
             let history = cache.head(layer, kv_head).history();

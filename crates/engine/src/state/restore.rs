@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use reasoning_rpc_core::{
-    Aggregation, Attention, Budget, Policy, PolicyKind, Pooling, RpcOptions, Schedule, Softmax, Trigger,
+    Aggregation, Attention, Budget, Policy, PolicyKind, Pooling, Queries, RpcOptions, Schedule, Softmax,
+    Trigger,
 };
 use sha2::{Digest, Sha256};
 
@@ -133,6 +134,7 @@ pub(crate) fn restore(shared: &Arc<EngineShared>, bytes: &[u8]) -> Result<Sequen
     };
     // Tokens that were written when the last entries went.
     let compressed_at = match (schedule, rolling, done.checked_sub(1)) {
+        (Some(_), _, Some(_)) if spec.attention.is_some() => written,
         (Some(schedule), _, Some(last)) => {
             position_of_generated(&given, schedule.due_at(last) - 1) as usize + 1
         }
@@ -183,17 +185,17 @@ pub(crate) fn restore(shared: &Arc<EngineShared>, bytes: &[u8]) -> Result<Sequen
         sequence.logits_ready = true;
     }
     for layer in 0..shape.layers {
-        let rows = cache.window_mut(layer).rows_mut();
-        let words = sections.words(rows.len())?;
-        for (place, word) in rows.iter_mut().zip(words) {
-            *place = f32::from_bits(word);
-        }
-        if !rows.iter().all(|x| x.is_finite()) {
-            return refuse("window queries", "numbers", "infinity or NaN");
-        }
+        read_floats(
+            &mut sections,
+            "window queries",
+            cache.window_mut(layer).rows_mut(),
+        )?;
     }
     for layer in 0..shape.layers {
         read_frequencies(&mut sections, cache.window_mut(layer), shape.head_dim)?;
+    }
+    for layer in 0..shape.layers {
+        read_floats(&mut sections, "moments", cache.window_mut(layer).moments_mut())?;
     }
     let histories: Vec<Vec<f32>> = match cache.has_history() {
         true => (0..shape.layers * shape.kv_heads)
@@ -334,8 +336,23 @@ fn policy(header: &PolicyHeader) -> Result<Arc<dyn Policy>> {
         history: f32::from_bits(header.history),
         value_norms: header.value_norms,
         redundancy: f32::from_bits(header.redundancy),
+        queries: match header.queries_online {
+            true => Queries::Online,
+            false => Queries::Stored,
+        },
     };
     kind.build(options).map_err(damaged)
+}
+
+fn read_floats(sections: &mut Sections<'_>, what: &str, out: &mut [f32]) -> Result<()> {
+    let words = sections.words(out.len())?;
+    for (place, word) in out.iter_mut().zip(words) {
+        *place = f32::from_bits(word);
+    }
+    match out.iter().all(|x| x.is_finite()) {
+        true => Ok(()),
+        false => refuse(what, "numbers", "infinity or NaN"),
+    }
 }
 
 fn read_frequencies(sections: &mut Sections<'_>, window: &mut QueryWindow, head_dim: usize) -> Result<()> {

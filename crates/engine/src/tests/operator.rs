@@ -194,7 +194,7 @@ fn session(threads: usize) -> (Session, Arc<AttentionState>) {
     let domain = operator_domain(&state).unwrap();
     let path = std::env::temp_dir().join(format!("rrpc-operator-{}-{threads}.onnx", std::process::id()));
     std::fs::write(&path, model::bytes()).unwrap();
-    let session = Session::open(&environment, &path, threads, Some(domain));
+    let session = Session::open(&environment, &path, threads, Some(domain), None);
     std::fs::remove_file(&path).unwrap();
     (session.unwrap(), state)
 }

@@ -15,7 +15,7 @@ use crate::{Engine, Sequence};
 fn prepared(engine: &Engine, sequence: &mut Sequence) -> (CachedRunner, Step) {
     let environment = runtime::load(None).unwrap();
     let graph = engine.model().graph_path();
-    let runner = CachedRunner::open(&environment, &graph, 2, engine.simd(), 96).unwrap();
+    let runner = CachedRunner::open(&environment, &graph, 2, engine.simd(), 96, None).unwrap();
     let mut cache = sequence.cache.take().unwrap();
     cache.grow(3).unwrap();
     let mut step = Step::default();

@@ -1,0 +1,1 @@
+"""Trains tiny models whose long reasoning can be checked exactly, and measures what compression costs them."""
