@@ -1,11 +1,11 @@
 """Problems whose reasoning is long and has one right text: definitions to look up, compute, re-check and recap.
 
 The lines of a problem are labelled A, B, C ... and define variables one after the other, each a digit or the sum or
-difference of two earlier ones, modulo 10. Between the definitions, at random, earlier variables are to be re-checked (?)
+difference of two earlier ones, modulo 5. Between the definitions, at random, earlier variables are to be re-checked (?)
 or recapped (#). The last definition is marked (!); its value is the answer.
 
-    problem     Ab3;Bk8;Ch=k+b;D?h;Ev=b-k;F#k;G!m=v+h;>
-    reasoning   Ab3;Bk8;Ch=k+b=k8+b3=h1;D?h=k+b=k8+b3=h1;Ev=b-k=b3-k8=v5;F#k8;G!m=v+h=v5+h1=m6;
+    problem     Ab3;Bk4;Ch=k+b;D?h;Ev=b-k;F#k;G!m=v+h;>
+    reasoning   Ab3;Bk4;Ch=k+b=k4+b3=h2;D?h=k+b=k4+b3=h2;Ev=b-k=b3-k4=v4;F#k4;G!m=v+h=v4+h2=m1;
 
 The problem has every definition, so that one can be looked up at any time; values of variables that are computed stand
 in the reasoning alone. One character is one token.
@@ -17,6 +17,7 @@ import random
 import string
 from dataclasses import dataclass
 
+MODULUS = 5
 LABELS = string.ascii_uppercase
 NAMES = string.ascii_lowercase
 END = "<|end|>"
@@ -62,13 +63,13 @@ def make_problem(generator: random.Random, lines: int) -> Problem:
             continue
         name = names[len(values)]
         if index < LEAVES or (not mark and generator.random() < LEAF_SHARE):
-            values[name] = generator.randrange(10)
+            values[name] = generator.randrange(MODULUS)
             definition = worked[name] = f"{name}{values[name]}"
         else:
             left, right = generator.sample(list(values), 2)
             sign = generator.choice("+-")
             definition = f"{name}={left}{sign}{right}"
-            value = (values[left] + (values[right] if sign == "+" else -values[right])) % 10
+            value = (values[left] + (values[right] if sign == "+" else -values[right])) % MODULUS
             worked[name] = f"{definition}={left}{values[left]}{sign}{right}{values[right]}={name}{value}"
             values[name] = value
         prompt += f"{label}{mark}{definition};"
@@ -104,7 +105,7 @@ def solve(problem: str) -> str:
         elif right:
             first, sign, second = right[1:]
             left, other = values[first], values[second]
-            values[name] = (left + other if sign == "+" else left - other) % 10
+            values[name] = (left + other if sign == "+" else left - other) % MODULUS
             worked[name] = f"{item}={first}{left}{sign}{second}{other}={name}{values[name]}"
         lines.append(head + worked[name])
     return "".join(f"{line};" for line in lines)
