@@ -488,6 +488,19 @@ rrpc_error *rrpc_engine_stop_tokens(const rrpc_engine *engine,
 /** TOVA: the same, but each layer drops the entry that the newest query gives the least attention. */
 #define RRPC_POLICY_TOVA 10
 
+/**
+ * LightThinker, for a model that was trained for it: when a token is drawn or accepted that is one of `delimiters`,
+ * the ids of `gists` and then `resume` are put behind it, as if generated; the text has them
+ * (rrpc_sequence_tokens), answers do not show them and count them in max_tokens. Once the gists are written, the
+ * entries of the thought go: all generated since the ones before, the delimiter's included. Positions stay true
+ * indices in the text. Where thoughts end is not known before, so the peak is that of RRPC_POLICY_NONE. After
+ * a delimiter rrpc_engine_step has more than one token to run before there are logits. A text is not saved with it.
+ */
+#define RRPC_POLICY_LIGHTTHINKER 11
+
+/** In the place of `resume`: none. */
+#define RRPC_NO_TOKEN UINT32_MAX
+
 /** Scores are averaged over all heads of a layer: one kept set for the layer. */
 #define RRPC_AGGREGATION_LAYER 0
 /** Scores are averaged over the query heads of each KV head: one kept set for each. */
@@ -530,8 +543,8 @@ typedef struct rrpc_sequence_options {
     /** sizeof(rrpc_sequence_options), set by rrpc_sequence_options_init. */
     size_t struct_size;
     /**
-     * How the cache is compressed, one of RRPC_POLICY_ but RRPC_POLICY_CALLBACK. All but RRPC_POLICY_NONE
-     * read the next three fields and the budgets at the end; `aggregation`, `pooling` and `kernel` are read
+     * How the cache is compressed, one of RRPC_POLICY_ but RRPC_POLICY_CALLBACK. All but RRPC_POLICY_NONE and
+     * RRPC_POLICY_LIGHTTHINKER read the next three fields and the budgets at the end; `aggregation`, `pooling` and `kernel` are read
      * for RRPC_POLICY_RPC only. Default RRPC_POLICY_RPC.
      */
     uint32_t policy;
@@ -611,6 +624,27 @@ typedef struct rrpc_sequence_options {
     uint32_t queries;
     /** 0. */
     uint32_t reserved2;
+    /**
+     * Token ids that end a thought, `num_delimiters` of them, 1 to 4096; copied. This and the next four are read for
+     * RRPC_POLICY_LIGHTTHINKER only. Default NULL.
+     */
+    const uint32_t *delimiters;
+    /** Default 0. */
+    size_t num_delimiters;
+    /**
+     * Token ids that take a thought's place, `num_gists` of them, 1 to 4096, none of `delimiters`; copied. Default
+     * NULL.
+     */
+    const uint32_t *gists;
+    /** Default 0. */
+    size_t num_gists;
+    /**
+     * A token id behind the gists, which sees them and not the thought, and stays; no delimiter. Default
+     * RRPC_NO_TOKEN.
+     */
+    uint32_t resume;
+    /** 0. */
+    uint32_t reserved3;
 } rrpc_sequence_options;
 
 /** A text inside a struct or an array. This struct never grows. */

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from safetensors.numpy import save_file
 
-from .network import Parameters, Shape
 from .problems import CHARACTERS, END, END_ID
+
+if TYPE_CHECKING:  # without JAX
+    from .network import Parameters, Shape
 
 MAX_POSITIONS = 4096
 
@@ -21,7 +24,7 @@ def write_checkpoint(folder: Path, parameters: Parameters, shape: Shape) -> None
         "model_type": "llama",
         "max_position_embeddings": MAX_POSITIONS,
         "hidden_act": "silu",
-        "tie_word_embeddings": True,
+        "tie_word_embeddings": False,
         "torch_dtype": "float32",
         "eos_token_id": END_ID,
     }

@@ -35,6 +35,14 @@ def interval_for(length: int, compressions: int, window: int, ratio: int) -> int
     return max(ratio, round(interval / ratio) * ratio)
 
 
+def peak_entries(length: int, interval: int, window: int, ratio: int) -> int:
+    """The most generated entries that any of the policies holds at once in an answer of `length` tokens."""
+    written = length - 1
+    done = max(0, (written - window) // interval)
+    kept = interval // ratio
+    return max((done - 1) * kept + window + interval if done else 0, done * (kept - interval) + written)
+
+
 def draw(options: argparse.Namespace) -> int:
     lengths = sorted(int(path.stem.split("-")[1]) for path in options.out.glob("length-*.jsonl"))
     models = [name for name in ("plain", "dropout") if (options.out / name / "manifest.json").exists()]
@@ -60,6 +68,8 @@ def evaluate(options: argparse.Namespace, models: list[str], length: int) -> lis
     labels = {"none": ("none", 0)}
     for compressions in options.compressions:
         interval = interval_for(length, compressions, options.window, options.ratio)
+        if interval <= options.window or any(label.endswith(f"={interval}") for label in labels):
+            continue  # so short a trace cannot be compressed so often
         labels |= {f"{policy}:interval={interval}": (policy, compressions) for policy in POLICIES}
     command = [
         str(options.program), "eval", "--problems", str(problems), "--prompt", "raw", "--out", str(out),
@@ -89,7 +99,7 @@ def evaluate(options: argparse.Namespace, models: list[str], length: int) -> lis
         rows.append(
             {"length": length, "policy": policy, "compressions": compressions, "exact": sum(found) / len(found)}
             | {key: row[key] for key in ("model", "accuracy", "interval", "problems", "mean_compressions", "bound_bytes")}
-            | {"mean_peak_bytes": row["mean_peak_bytes"], "p": (row["against_none"] or {}).get("p")}
+            | {"p": (row["against_none"] or {}).get("p")}
         )
     return rows
 
@@ -105,14 +115,15 @@ def markdown(table: list[dict], models: list[str], options: argparse.Namespace) 
             full = next(row for row in rows if row["policy"] == "none")
             text += f"\n### {model}, traces of {length} tokens\n\n"
             text += f"Full cache: {cell(full)}, of {full['problems']} problems.\n\n"
-            text += "| compressions (interval) | " + " | ".join(f"{n} ({p})" for n, p in zip(counts, intervals)) + " |\n"
+            done = {row["compressions"]: row["mean_compressions"] for row in rows if row["policy"] == "rpc"}
+            heads = (f"{done[n]:.1f} ({p})" for n, p in zip(counts, intervals))
+            text += "| compressions (interval) | " + " | ".join(heads) + " |\n"
             text += "| --- |" + " ---: |" * len(counts) + "\n"
             for policy in POLICIES:
                 cells = {row["compressions"]: cell(row) for row in rows if row["policy"] == policy}
                 text += f"| {policy} | " + " | ".join(cells.get(count, "-") for count in counts) + " |\n"
-            peaks = {count: [r["mean_peak_bytes"] for r in rows if r["compressions"] == count] for count in counts}
-            shares = (f"{min(peak) / full['mean_peak_bytes']:.0%} to {max(peak) / full['mean_peak_bytes']:.0%}" for peak in peaks.values())
-            text += "| peak bytes of the full cache's | " + " | ".join(shares) + " |\n"
+            peaks = (f"{peak_entries(length, p, options.window, options.ratio)} of {length - 1}" for p in intervals)
+            text += "| most generated entries at once | " + " | ".join(peaks) + " |\n"
     return text.lstrip()
 
 

@@ -1,4 +1,4 @@
-"""A Llama in JAX: pre-norm blocks, RMS norms, rotary positions, grouped queries, gated SiLU, tied head."""
+"""A Llama in JAX: pre-norm blocks, RMS norms, rotary positions, grouped queries, gated SiLU, a head of its own."""
 
 from __future__ import annotations
 
@@ -46,11 +46,16 @@ def names(shape: Shape) -> dict[str, tuple[int, ...]]:
         }
         tensors |= {f"model.layers.{layer}.{name}.weight": size for name, size in block.items()}
     tensors["model.norm.weight"] = (hidden,)
+    tensors["lm_head.weight"] = (shape.vocab_size, hidden)
     return tensors
 
 
 def initialize(shape: Shape, seed: int) -> Parameters:
-    """Normal weights of deviation 1/sqrt(in), those into the residual stream smaller; norms 1."""
+    """Normal weights of deviation 1/sqrt(in), those into the residual stream smaller; norms 1.
+
+    Embeddings are as large as what the blocks add to them, or a token's own identity drowns: then copying, from which
+    all else follows here, is learnt many times later.
+    """
     generator = np.random.default_rng(seed)
     residual = (2 * shape.num_hidden_layers) ** -0.5
     parameters = {}
@@ -58,7 +63,7 @@ def initialize(shape: Shape, seed: int) -> Parameters:
         if len(size) == 1:
             values = np.ones(size)
         else:
-            deviation = 0.05 if "embed" in name else size[1] ** -0.5
+            deviation = {"model.embed_tokens.weight": 1.0, "lm_head.weight": 0.02}.get(name, size[1] ** -0.5)
             deviation *= residual if "o_proj" in name or "down_proj" in name else 1.0
             values = generator.normal(0.0, deviation, size)
         parameters[name] = jnp.asarray(values, jnp.float32)
@@ -118,4 +123,4 @@ def logits(
         y = norm(x, weight("post_attention_layernorm"))
         inner = jax.nn.silu(y @ weight("mlp.gate_proj").T) * (y @ weight("mlp.up_proj").T)
         x = x + inner @ weight("mlp.down_proj").T
-    return norm(x, parameters["model.norm.weight"]) @ parameters["model.embed_tokens.weight"].T
+    return norm(x, parameters["model.norm.weight"]) @ parameters["lm_head.weight"].T

@@ -21,7 +21,7 @@ import numpy as np
 
 from . import network
 from .network import Parameters, Shape
-from .problems import END_ID, VOCABULARY, Problem, encode, make_problem
+from .problems import GIST_ID, VOCABULARY, Problem, make_problem, tokens
 
 PAD = 64  # texts are padded to a multiple, so that few shapes are compiled
 
@@ -36,12 +36,13 @@ class Plan:
     tokens: int = 1536  # of a step, about
     lines: int = 20  # the most of a problem
     growing: float = 0.5  # the share of the steps in which the most grows from 6 to that
-    rate: float = 2e-3
+    rate: float = 3e-3
     warmup: int = 100
     decay: float = 0.05
     clip: float = 1.0
     drop: float = 0.0  # the share of reasoning entries that vanish at random, per layer and KV head,
-    drop_from: float = 0.5  # from this share of the steps on
+    gists: int = 0  # behind each line of the reasoning, from where on they are seen in the line's place (LightThinker),
+    drop_from: float = 0.5  # both from this share of the steps on
     window: int = 16  # entries that are this near are always seen
 
     def most_lines(self, step: int) -> int:
@@ -49,7 +50,7 @@ class Plan:
 
     @property
     def trunk(self) -> int:
-        """The step up to which the plan with another `drop` is the same."""
+        """The step up to which plans with another `drop` or other `gists` are the same."""
         return int(self.drop_from * self.steps)
 
     def rate_at(self, step: int) -> float:
@@ -68,21 +69,32 @@ class Batch:
     ends: np.ndarray
 
 
-def make_batch(problems: list[Problem]) -> Batch:
-    texts = [encode(problem.prompt + problem.reasoning) + [END_ID] for problem in problems]
-    longest = -(-max(map(len, texts)) // PAD) * PAD
-    ids = np.zeros((len(texts), longest), np.int32)
+def padded(problems: list[Problem], gists: int = 0) -> int:
+    """The length of the longest text, rounded up."""
+    return -(-max(len(tokens(problem, gists)) for problem in problems) // PAD) * PAD
+
+
+def make_batch(problems: list[Problem], gists: int = 0) -> Batch:
+    texts = [tokens(problem, gists) for problem in problems]
+    ids = np.zeros((len(texts), padded(problems, gists)), np.int32)
     for row, text in zip(ids, texts):
         row[: len(text)] = text
     return Batch(ids, np.array([len(p.prompt) for p in problems]), np.array([len(text) for text in texts]))
 
 
 def draw_batch(plan: Plan, step: int) -> Batch:
-    """Problems of one size, as many as have about `tokens`."""
+    """Problems of one size, as many as have `tokens` when they are padded: one number of rows for each length."""
     generator = random.Random(f"{plan.seed} {step}")
     most = plan.most_lines(step)
     lines = generator.randint(5, most)
-    return make_batch([make_problem(generator, lines) for _ in range(max(1, plan.tokens // (20 * lines)))])
+    problems = [make_problem(generator, lines) for _ in range(8)]
+    length = padded(problems, plan.gists)
+    while len(problems) < plan.tokens // length:
+        problem = make_problem(generator, lines)
+        if padded([problem], plan.gists) <= length:
+            problems.append(problem)
+    problems.sort(key=lambda problem: -padded([problem], plan.gists))
+    return make_batch(problems[: max(1, plan.tokens // length)], plan.gists)
 
 
 def causal(length: int) -> jax.Array:
@@ -90,9 +102,12 @@ def causal(length: int) -> jax.Array:
 
 
 def visible(batch: dict[str, jax.Array], plan: Plan, key: jax.Array) -> jax.Array:
-    """[layers or 1, B, KV heads or 1, T, T]: what is seen. Of the reasoning, entries vanish once they are `window` back."""
+    """[layers or 1, B or 1, KV heads or 1, T, T]: what is seen. Of the reasoning, entries vanish once they are `window`
+    back, and lines once they have gists."""
     shape, (size, length) = plan.shape, batch["ids"].shape
     seen = causal(length)[None, None, None]
+    if plan.gists:
+        seen = seen & ~summed_up(batch)[None, :, None]
     if not plan.drop:
         return seen
     kept = jax.random.uniform(key, (shape.num_hidden_layers, size, shape.num_key_value_heads, 1, length)) >= plan.drop
@@ -102,10 +117,21 @@ def visible(batch: dict[str, jax.Array], plan: Plan, key: jax.Array) -> jax.Arra
     return seen & (kept | given | near)
 
 
+def summed_up(batch: dict[str, jax.Array]) -> jax.Array:
+    """[B, T, T]: whether query i is behind the gists of the line that key j belongs to."""
+    ids, index = batch["ids"], jnp.arange(batch["ids"].shape[1])
+    gist = ids == GIST_ID
+    last = gist & ~jnp.roll(gist, -1, axis=1)
+    line = jnp.cumsum(last, axis=1) - last  # the number of lines before, its gists included
+    reasoning = (index >= batch["begins"][:, None]) & ~gist
+    return reasoning[:, None, :] & (line[:, :, None] > line[:, None, :])
+
+
 def targets(batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
-    """The next ids [B, T - 1] and which of them are reasoning."""
-    index = jnp.arange(1, batch["ids"].shape[1])[None]
-    return batch["ids"][:, 1:], (index >= batch["begins"][:, None]) & (index < batch["ends"][:, None])
+    """The next ids [B, T - 1] and which of them the model is to find: the reasoning and its end, no gists."""
+    following, index = batch["ids"][:, 1:], jnp.arange(1, batch["ids"].shape[1])[None]
+    counted = (index >= batch["begins"][:, None]) & (index < batch["ends"][:, None])
+    return following, counted & (following != GIST_ID)
 
 
 def run(parameters: Parameters, shape: Shape, batch: dict[str, jax.Array], seen: jax.Array) -> jax.Array:
@@ -144,14 +170,15 @@ def update(state: State, batch: dict[str, jax.Array], plan: Plan, step: jax.Arra
     return new, value
 
 
-@partial(jax.jit, static_argnames="shape")
-def right(parameters: Parameters, shape: Shape, batch: dict[str, jax.Array]) -> jax.Array:
-    """Which texts greedy decoding with the full cache writes without an error.
+@partial(jax.jit, static_argnames="plan")
+def right(parameters: Parameters, plan: Plan, batch: dict[str, jax.Array]) -> jax.Array:
+    """Which texts greedy decoding writes without an error: with the full cache, or with gists in the place of lines.
 
     Given the right text so far, the likeliest token is always the right one: so greedy decoding gives that text.
     """
     following, counted = targets(batch)
-    best = jnp.argmax(run(parameters, shape, batch, causal(batch["ids"].shape[1])[None, None, None]), -1)
+    seen = visible(batch, replace(plan, drop=0.0), jax.random.key(0))
+    best = jnp.argmax(run(parameters, plan.shape, batch, seen), -1)
     return jnp.all((best == following) | ~counted, axis=1)
 
 
@@ -159,11 +186,12 @@ def arrays(batch: Batch) -> dict[str, jax.Array]:
     return {name: jnp.asarray(value) for name, value in vars(batch).items()}
 
 
-def exactness(parameters: Parameters, shape: Shape, lines: int, count: int, seed: str) -> float:
+def exactness(parameters: Parameters, plan: Plan, lines: int, count: int, seed: str) -> float:
     """The share of `count` problems of so many lines whose whole reasoning is right."""
     generator = random.Random(seed)
     problems = [make_problem(generator, lines) for _ in range(count)]
-    found = [right(parameters, shape, arrays(make_batch(problems[at : at + 10]))) for at in range(0, count, 10)]
+    batches = (make_batch(problems[at : at + 10], plan.gists) for at in range(0, count, 10))
+    found = [right(parameters, plan, arrays(batch)) for batch in batches]
     return float(jnp.concatenate(found).mean())
 
 
@@ -200,7 +228,7 @@ def train(
 
     None if it stopped before, after `limit` seconds: the checkpoint has what was reached.
     """
-    plain = replace(plan, drop=0.0)
+    plain = replace(plan, drop=0.0, gists=0)
     if checkpoint.exists():
         state, step, before = load(checkpoint, plan)
     elif trunk.exists():
@@ -209,23 +237,22 @@ def train(
         state, step, before = begin(plan), 0, 0.0
     start = saved = time.monotonic()
     while step < plan.steps:
-        batch = arrays(draw_batch(plan, step))
-        now_plan = plain if step < plan.trunk else plan
-        state, value = update(state, batch, now_plan, jnp.float32(step), jnp.float32(plan.rate_at(step)))
+        now = plain if step < plan.trunk else plan
+        batch = arrays(draw_batch(now, step))
+        state, value = update(state, batch, now, jnp.float32(step), jnp.float32(plan.rate_at(step)))
         step += 1
-        now = time.monotonic()
-        seconds = before + now - start
+        seconds = before + time.monotonic() - start
         if step % 25 == 0:
             most = plan.most_lines(step)
             say(f"step {step} of {plan.steps}, {seconds:.0f} s, up to {most} lines: loss {float(value):.4f}")
-        if step % 200 == 0 or step == plan.steps:
-            shares = [f"{n}: {exactness(state['weights'], plan.shape, n, 50, 'watch'):.2f}" for n in (8, 16, plan.lines)]
+        if step % 250 == 0 or step == plan.steps:
+            shares = [f"{n}: {exactness(state['weights'], now, n, 40, 'watch'):.2f}" for n in (max(5, plan.lines // 2), plan.lines)]
             say(f"step {step}: reasoning without an error, by lines: {', '.join(shares)}")
         if step == plan.trunk and not trunk.exists():
             save(trunk, state, step, seconds, plain)
-        if now - saved > save_every or step == plan.steps:
+        if time.monotonic() - saved > save_every or step == plan.steps:
             save(checkpoint, state, step, seconds, plan)
-            saved = now
-            if step < plan.steps and now - start > limit:
+            saved = time.monotonic()
+            if step < plan.steps and saved - start > limit:
                 return None
     return state["weights"]

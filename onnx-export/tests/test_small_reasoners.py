@@ -16,8 +16,9 @@ from reference import logits_of
 from synthetic import Model
 
 from small_reasoners import checkpoint
-from small_reasoners.__main__ import LENGTHS, TOLERANCE, write_problems
-from small_reasoners.problems import CHARACTERS, END_ID, LABELS, VOCABULARY, encode, first_error, make_problem, solve
+from small_reasoners.__main__ import TOLERANCE, lengths, write_problems
+from small_reasoners.curve import peak_entries
+from small_reasoners.problems import CHARACTERS, END_ID, GIST_ID, LABELS, VOCABULARY, encode, first_error, make_problem, solve, tokens
 
 PROMPT = "Ab3;Bk8;Ch=k+b;D?h;Ev=b-k;F#k;G?b;H!m=v+h;>"
 REASONING = "Ab3;Bk8;Ch=k+b=k8+b3=h1;D?h=k+b=k8+b3=h1;Ev=b-k=b3-k8=v5;F#k8;G?b3;H!m=v+h=v5+h1=m6;"
@@ -75,8 +76,9 @@ def test_sizes_outside_of_the_labels_are_refused(generator: random.Random) -> No
 
 
 def test_problem_files_have_their_lengths_and_are_the_same_each_time(tmp_path: Path) -> None:
-    write_problems(tmp_path, 20)
-    for length in LENGTHS:
+    write_problems(tmp_path, 20, 20)
+    assert list(lengths(20)) == [100, 160, 220]
+    for length in lengths(20):
         text = (tmp_path / f"length-{length}.jsonl").read_text()
         problems = [json.loads(line) for line in text.splitlines()]
         assert [problem["id"] for problem in problems] == list(range(1, 21))
@@ -85,14 +87,14 @@ def test_problem_files_have_their_lengths_and_are_the_same_each_time(tmp_path: P
             assert abs(len(reasoning) - length) <= TOLERANCE * length
             assert reasoning.endswith(f"{problem['answer']};")
     (tmp_path / "again").mkdir()
-    write_problems(tmp_path / "again", 20)
+    write_problems(tmp_path / "again", 20, 20)
     assert (tmp_path / "again" / f"length-{length}.jsonl").read_text() == text
 
 
 def test_every_character_has_an_id() -> None:
     vocab = checkpoint.tokenizer()["model"]["vocab"]
     assert [vocab[character] for character in CHARACTERS] == list(range(END_ID))
-    assert len(vocab) == END_ID + 1 <= VOCABULARY
+    assert len(vocab) == END_ID + 1 == GIST_ID < VOCABULARY
 
 
 def test_training_goes_on_where_it_was_and_exports_what_it_trained(tmp_path: Path) -> None:
@@ -111,6 +113,7 @@ def test_training_goes_on_where_it_was_and_exports_what_it_trained(tmp_path: Pat
     plain = train(replace(plan, drop=0.0), tmp_path / "plain.npz", trunk, print)
     assert all((whole[name] == again[name]).all() for name in whole)
     assert not all((whole[name] == plain[name]).all() for name in whole)
+    train(replace(plan, drop=0.0, gists=2), tmp_path / "gists.npz", trunk, print)
     with pytest.raises(SystemExit, match="expected a checkpoint of"):
         train(replace(plan, steps=5), tmp_path / "plain.npz", trunk, print)
 
@@ -124,3 +127,57 @@ def test_training_goes_on_where_it_was_and_exports_what_it_trained(tmp_path: Pat
     found = np.asarray(run(whole, shape, batch, causal(batch["ids"].shape[1])[None, None, None]))
     expected = logits_of(model, batch["ids"][0].tolist())[:-1]
     np.testing.assert_allclose(found[0], expected, atol=1e-4)
+
+
+def test_what_training_hides(generator: random.Random) -> None:
+    pytest.importorskip("jax", reason="JAX is not installed: requirements-train.lock")
+    import jax
+
+    from small_reasoners.training import Plan, arrays, make_batch, targets, visible
+
+    problems = [make_problem(generator, lines) for lines in (5, 8)]
+    batch = make_batch(problems, 2)
+    following, counted = (np.asarray(x) for x in targets(arrays(batch)))
+    seen = np.asarray(visible(arrays(batch), Plan(gists=2), jax.random.key(0)))[0, :, 0]
+    for row, problem in enumerate(problems):
+        # Walks the text as an engine does: a line goes when its gists are written.
+        ids, cache, line, expected = tokens(problem, 2), [], [], []
+        for at, token in enumerate(ids):
+            assert sorted(np.flatnonzero(seen[row, at])) == sorted([*cache, *line, at]), at
+            line.append(at)
+            if at < len(problem.prompt):
+                cache, line = [*cache, at], []
+            elif token == GIST_ID and ids[at + 1] != GIST_ID:
+                cache, line = [*cache, at - 1, at], []
+            elif token != GIST_ID:
+                expected.append(token)
+        assert following[row][counted[row]].tolist() == expected == [*encode(problem.reasoning), END_ID]
+
+    batch = make_batch(problems)
+    plan = Plan(drop=0.3)
+    kept = np.asarray(visible(arrays(batch), plan, jax.random.key(int(generator.random() * 1e9))))
+    index = np.arange(batch.ids.shape[1])
+    causal = index[:, None] >= index
+    for row, begin in enumerate(batch.begins):
+        always = causal & ((index < begin) | (index[:, None] - index < plan.window))
+        assert kept[:, row][..., always].all() and not kept[:, row][..., ~causal].any()
+        # A key that is dropped is dropped for all queries that are far enough, in its layer and KV head.
+        old = kept[:, row, :, -1, begin : -plan.window]
+        assert ((kept[:, row, :, -2, begin : -plan.window - 1]) == old[..., :-1]).all()
+    share = kept[:, :, :, -1, max(batch.begins) : -plan.window].mean()
+    assert abs(share - 0.7) < 0.15, "of some hundred draws"
+
+
+def test_the_peak_is_that_of_a_schedule_played_through(generator: random.Random) -> None:
+    for _ in range(200):
+        ratio, window = generator.randint(1, 8), generator.randint(1, 20)
+        interval = ratio * generator.randint(window // ratio + 1, 40)
+        length = generator.randint(1, 400)
+        held = most = done = 0
+        for written in range(1, length):
+            held += 1
+            most = max(most, held)
+            if written == window + (done + 1) * interval:
+                done += 1
+                held = done * interval // ratio + window
+        assert peak_entries(length, interval, window, ratio) == most

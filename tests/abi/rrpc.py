@@ -44,6 +44,14 @@ class SequenceOptions(Struct):
         (c_float, "temperature top_p min_p repetition_penalty"),
         (c_uint32, "top_k reserved"),
         (c_uint64, "seed budget_entries budget_bytes"),
+        (c_uint32, "softmax value_norms"),
+        (c_float, "history redundancy"),
+        (c_uint32, "queries reserved2"),
+        (POINTER(c_uint32), "delimiters"),
+        (c_size_t, "num_delimiters"),
+        (POINTER(c_uint32), "gists"),
+        (c_size_t, "num_gists"),
+        (c_uint32, "resume reserved3"),
     )
 
 
@@ -85,6 +93,7 @@ FALLIBLE = {
     "sequence_create": [c_void_p, POINTER(SequenceOptions), POINTER(c_void_p)],
     "sequence_append_tokens": [c_void_p, POINTER(c_uint32), c_size_t],
     "step": [POINTER(c_void_p), c_size_t],
+    "sequence_tokens": [c_void_p, POINTER(c_uint32), c_size_t, POINTER(c_size_t)],
     "sequence_pending": [c_void_p, POINTER(c_size_t)],
     "sequence_logits": [c_void_p, POINTER(POINTER(c_float)), POINTER(c_size_t)],
     "sequence_sample": [c_void_p, POINTER(c_uint32)],

@@ -9,6 +9,8 @@ static void rpc_options_are_checked(void)
     CHECK(defaults.policy == RRPC_POLICY_RPC && defaults.interval == 4096 && defaults.window == 32);
     CHECK(defaults.softmax == RRPC_SOFTMAX_CANDIDATES && defaults.value_norms == 0 && defaults.history == 0
           && defaults.redundancy == 0);
+    CHECK(defaults.delimiters == NULL && defaults.num_delimiters == 0 && defaults.gists == NULL
+          && defaults.num_gists == 0 && defaults.resume == RRPC_NO_TOKEN);
     CHECK(defaults.ratio == 4 && defaults.aggregation == RRPC_AGGREGATION_LAYER && defaults.kernel == 7);
     CHECK(defaults.pooling == RRPC_POOLING_AVERAGE && defaults.record_kept == 0 && defaults.seed == 0);
     /* The model gives no sampling defaults. */
@@ -43,6 +45,8 @@ static void rpc_options_are_checked(void)
     REFUSED(kernel, 0, "kernel");
     REFUSED(record_kept, 2, "options.record_kept: expected 0 or 1, found 2");
     REFUSED(reserved, 1, "options.reserved");
+    REFUSED(reserved3, 1, "options.reserved3");
+    REFUSED(policy, RRPC_POLICY_LIGHTTHINKER, "delimiters: expected token ids, found none");
     REFUSED(temperature, -1, "temperature");
     REFUSED(top_p, 1.5f, "top_p");
     REFUSED(min_p, -0.5f, "min_p");

@@ -122,6 +122,20 @@ def policies(options):
     print(table(["model", "text", "c", "NLL", "KL", "at most 0.6 (NLL, KL)"], rows))
 
 
+    print("**KL as a share of rpc's in the first, second and last third of each text**\n")
+    rows = []
+    for model, name in MODELS.items():
+        for policy, value in list(POLICIES.items())[1:]:
+            words = []
+            for c in (4, 8):
+                for text in READ:
+                    pair = [
+                        Cell(model, text, f"{label}:ratio={c}").read(options.results)
+                        for label in (value, "rpc:aggregation=layer")
+                    ]
+                    words.append(by_thirds(*pair) if all(pair) else NOT_RUN)
+            rows.append([name, policy, *words])
+    print(table(["model", "policy", *(f"c={c}, {TEXTS[text]}" for c in (4, 8) for text in READ)], rows))
     print("**lookahead-merge at c = 8 beside rpc at c = 4**: with the queries it remembers, as many bytes here\n")
     rows = []
     for model, name in MODELS.items():
@@ -135,6 +149,13 @@ def policies(options):
             pairs.append(pair)
         rows.append([name, "all three", *shares(pairs if all(all(pair) for pair in pairs) else [])[:2]])
     print(table(["model", "text", "NLL of rpc's", "KL of rpc's"], rows))
+
+
+def by_thirds(cell, rpc):
+    """Whether a policy holds up as the text grows."""
+    bounds = [len(cell["kl"]) * third // 3 for third in range(4)]
+    parts = [[sum(one["kl"][low:high]) for low, high in zip(bounds, bounds[1:])] for one in (cell, rpc)]
+    return " ".join(f"{found / of:.2f}" for found, of in zip(*parts))
 
 
 def shares(pairs):

@@ -4,7 +4,8 @@ use std::ptr;
 use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 
 use reasoning_rpc_engine::core::{
-    Aggregation, Budget, NoCompression, Policy, PolicyKind, Pooling, Queries, RpcOptions, Softmax,
+    Aggregation, Budget, LightThinker, NoCompression, Policy, PolicyKind, Pooling, Queries, RpcOptions,
+    Softmax,
 };
 use reasoning_rpc_engine::sampling::SamplingOptions;
 use reasoning_rpc_engine::scheduler::{Refused, ScheduledAnswer};
@@ -57,6 +58,16 @@ pub const RRPC_POLICY_LOOKAHEAD_MERGE: u32 = 8;
 pub const RRPC_POLICY_H2O: u32 = 9;
 /// TOVA: the same, but each layer drops the entry that the newest query gives the least attention.
 pub const RRPC_POLICY_TOVA: u32 = 10;
+
+/// LightThinker, for a model that was trained for it: when a token is drawn or accepted that is one of `delimiters`,
+/// the ids of `gists` and then `resume` are put behind it, as if generated; the text has them
+/// (rrpc_sequence_tokens), answers do not show them and count them in max_tokens. Once the gists are written, the
+/// entries of the thought go: all generated since the ones before, the delimiter's included. Positions stay true
+/// indices in the text. Where thoughts end is not known before, so the peak is that of RRPC_POLICY_NONE. After
+/// a delimiter rrpc_engine_step has more than one token to run before there are logits. A text is not saved with it.
+pub const RRPC_POLICY_LIGHTTHINKER: u32 = 11;
+/// In the place of `resume`: none.
+pub const RRPC_NO_TOKEN: u32 = u32::MAX;
 
 /// Policies of the library and their constants; RRPC_POLICY_CALLBACK is 2.
 pub(crate) const POLICIES: [(u32, PolicyKind); 10] = [
@@ -113,8 +124,8 @@ pub struct rrpc_sequence {
 pub struct rrpc_sequence_options {
     /// sizeof(rrpc_sequence_options), set by rrpc_sequence_options_init.
     pub struct_size: usize,
-    /// How the cache is compressed, one of RRPC_POLICY_ but RRPC_POLICY_CALLBACK. All but RRPC_POLICY_NONE
-    /// read the next three fields and the budgets at the end; `aggregation`, `pooling` and `kernel` are read
+    /// How the cache is compressed, one of RRPC_POLICY_ but RRPC_POLICY_CALLBACK. All but RRPC_POLICY_NONE and
+    /// RRPC_POLICY_LIGHTTHINKER read the next three fields and the budgets at the end; `aggregation`, `pooling` and `kernel` are read
     /// for RRPC_POLICY_RPC only. Default RRPC_POLICY_RPC.
     pub policy: u32,
     /// Generated tokens between two compressions (P), a multiple of `ratio`. Default 4096.
@@ -173,6 +184,21 @@ pub struct rrpc_sequence_options {
     pub queries: u32,
     /// 0.
     pub reserved2: u32,
+    /// Token ids that end a thought, `num_delimiters` of them, 1 to 4096; copied. This and the next four are read for
+    /// RRPC_POLICY_LIGHTTHINKER only. Default NULL.
+    pub delimiters: *const u32,
+    /// Default 0.
+    pub num_delimiters: usize,
+    /// Token ids that take a thought's place, `num_gists` of them, 1 to 4096, none of `delimiters`; copied. Default
+    /// NULL.
+    pub gists: *const u32,
+    /// Default 0.
+    pub num_gists: usize,
+    /// A token id behind the gists, which sees them and not the thought, and stays; no delimiter. Default
+    /// RRPC_NO_TOKEN.
+    pub resume: u32,
+    /// 0.
+    pub reserved3: u32,
 }
 
 sized!(rrpc_sequence_options {
@@ -200,6 +226,12 @@ sized!(rrpc_sequence_options {
     redundancy,
     queries,
     reserved2,
+    delimiters,
+    num_delimiters,
+    gists,
+    num_gists,
+    resume,
+    reserved3,
 });
 
 /// A text inside a struct or an array. This struct never grows.
@@ -415,13 +447,19 @@ fn defaults(engine: &Engine) -> rrpc_sequence_options {
         value_norms: 0,
         history: rpc.history,
         redundancy: rpc.redundancy,
+        delimiters: ptr::null(),
+        num_delimiters: 0,
+        gists: ptr::null(),
+        num_gists: 0,
+        resume: RRPC_NO_TOKEN,
+        reserved3: 0,
     }
 }
 
 /// The caller's options, or the defaults for NULL.
 ///
 /// # Safety
-/// `options` is NULL or valid for its struct_size.
+/// `options` is NULL or valid for its struct_size, and so are the lists that it names.
 pub(crate) unsafe fn convert(
     engine: &Engine,
     options: *const rrpc_sequence_options,
@@ -433,9 +471,14 @@ pub(crate) unsafe fn convert(
     }
     args::zero("options.reserved", given.reserved)?;
     args::zero("options.reserved2", given.reserved2)?;
-    let policy: Arc<dyn Policy> = match choice("options.policy", given.policy, &POLICIES)? {
-        PolicyKind::None => Arc::new(NoCompression),
-        kind => kind
+    args::zero("options.reserved3", given.reserved3)?;
+    let mut policies = POLICIES.map(|(number, kind)| (number, Some(kind))).to_vec();
+    policies.push((RRPC_POLICY_LIGHTTHINKER, None));
+    let policy: Arc<dyn Policy> = match choice("options.policy", given.policy, &policies)? {
+        // SAFETY: the caller's promise.
+        None => Arc::new(unsafe { light_thinker(&given) }?),
+        Some(PolicyKind::None) => Arc::new(NoCompression),
+        Some(kind) => kind
             .build(rpc_options(engine, kind, &given)?)
             .map_err(Error::from)?,
     };
@@ -451,6 +494,19 @@ pub(crate) unsafe fn convert(
         },
         record_kept: flag("options.record_kept", given.record_kept)?,
     })
+}
+
+/// # Safety
+/// The lists of ids are NULL or valid for their lengths.
+unsafe fn light_thinker(given: &rrpc_sequence_options) -> Result<LightThinker, Failure> {
+    const MOST: usize = 4096;
+    // SAFETY: the caller's promise.
+    let delimiters =
+        unsafe { args::items("options.delimiters", given.delimiters, given.num_delimiters, MOST) }?;
+    // SAFETY: the caller's promise.
+    let gists = unsafe { args::items("options.gists", given.gists, given.num_gists, MOST) }?;
+    let resume = (given.resume != RRPC_NO_TOKEN).then_some(given.resume);
+    Ok(LightThinker::new(delimiters.to_vec(), gists.to_vec(), resume).map_err(Error::from)?)
 }
 
 fn rpc_options(

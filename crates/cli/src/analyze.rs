@@ -100,7 +100,7 @@ fn run(given: &Given) -> anyhow::Result<ExitCode> {
     let prompt_tokens = count("prompt-tokens", 64)?;
     let seed = given.seed()?.unwrap_or(0);
     let named = match given.has("policies") {
-        true => policies::parse(given)?,
+        true => policies::without_thoughts(policies::parse(given)?)?,
         false => Vec::new(),
     };
     if !named.is_empty() && texts.is_empty() && ids.is_empty() {

@@ -4,16 +4,17 @@ use std::sync::Arc;
 
 use reasoning_rpc_engine::CacheType;
 use reasoning_rpc_engine::core::{
-    Aggregation, Budget, CacheShape, Policy, PolicyKind, Pooling, Queries, Rpc, RpcOptions, Softmax,
+    Aggregation, Budget, CacheShape, LightThinker, Policy, PolicyKind, Pooling, Queries, Rpc, RpcOptions,
+    Softmax,
 };
 use reasoning_rpc_engine::model::Flavour;
 
-use crate::args::{Given, Group, Opt, Usage, option, usage};
+use crate::args::{Given, Group, Opt, Usage, option, parse_ids, usage};
 
 const POLICY: Opt = option(
     "policy",
     "NAME",
-    "what is kept [rpc]: none (everything), rpc, snapkv, streaming,\nrandom, r-kv, lookahead, lookahead-merge, h2o or tova. All but none\nread the options down to --bytes; rpc alone those down to --kernel.\nh2o and tova drop an entry at every token: they keep --entries, or\nwith --ratio as many as rpc holds at its peak",
+    "what is kept [rpc]: none (everything), rpc, snapkv, streaming,\nrandom, r-kv, lookahead, lookahead-merge, h2o or tova. All but none\nread the options down to --bytes; rpc alone those down to --kernel.\nh2o and tova drop an entry at every token: they keep --entries, or\nwith --ratio as many as rpc holds at its peak. lightthinker, for\nmodels trained for it, reads --delimiters, --gists and --resume",
 );
 const INTERVAL: Opt = option("interval", "P", "a compression every P generated tokens [4096]");
 const WINDOW: Opt = option(
@@ -36,6 +37,21 @@ const QUERIES: Opt = option(
     "queries",
     "HOW",
     "of lookahead and lookahead-merge, stored or online: store the\nqueries of P tokens, or ask each while it attends, which takes no\nmemory but time and some accuracy [stored]",
+);
+const DELIMITERS: Opt = option(
+    "delimiters",
+    "IDS",
+    "of lightthinker: token ids between commas that end a thought",
+);
+const GISTS: Opt = option(
+    "gists",
+    "IDS",
+    "of lightthinker: token ids that are put behind a thought and stay\nin its place. They count as tokens of the answer",
+);
+const RESUME: Opt = option(
+    "resume",
+    "ID",
+    "of lightthinker: a token behind the gists, which no longer sees\nthe thought [none]",
 );
 const CACHE_DTYPE: Opt = option(
     "cache-dtype",
@@ -81,6 +97,9 @@ pub const GROUP: Group = Group {
         option("pooling", "HOW", "avg, max or none of neighbouring scores [avg]"),
         option("kernel", "N", "width of the pooling, odd [7]"),
         QUERIES,
+        DELIMITERS,
+        GISTS,
+        RESUME,
         CACHE_DTYPE,
         option(
             "budget",
@@ -111,6 +130,8 @@ pub struct Choice {
     options: RpcOptions,
     /// In place of the options' budget.
     bytes: Option<usize>,
+    /// In place of `kind`, which is none then.
+    thoughts: Option<LightThinker>,
 }
 
 impl Choice {
@@ -183,12 +204,28 @@ impl Choice {
             None => options,
         };
         Rpc::new(checked).map_err(|error| Usage(error.0))?;
-        let kinds = PolicyKind::ALL.map(|kind| (kind.name(), kind));
+        let mut kinds = PolicyKind::ALL.map(|kind| (kind.name(), Some(kind))).to_vec();
+        kinds.push(("lightthinker", None));
+        let kind = given.choice("policy", &kinds)?.unwrap_or(Some(PolicyKind::Rpc));
         Ok(Self {
-            kind: given.choice("policy", &kinds)?.unwrap_or(PolicyKind::Rpc),
+            thoughts: match kind {
+                Some(_) => None,
+                None => Some(thoughts(given)?),
+            },
+            kind: kind.unwrap_or(PolicyKind::None),
             options,
             bytes,
         })
+    }
+
+    /// For commands that do not draw tokens.
+    pub fn without_thoughts(self) -> anyhow::Result<Self> {
+        match self.thoughts {
+            None => Ok(self),
+            Some(_) => {
+                usage("--policy: expected one that adds no tokens to the text, found \"lightthinker\"")
+            }
+        }
     }
 
     /// The options, with the budget that they come to for a model's cache.
@@ -211,6 +248,9 @@ impl Choice {
             (None, Budget::Ratio(ratio)) => format!("ratio {ratio}"),
             (None, Budget::Entries(entries)) => format!("{entries} entries"),
         };
+        if let Some(thoughts) = &self.thoughts {
+            return thoughts.describe();
+        }
         if self.kind == PolicyKind::None {
             return "the full cache".into();
         }
@@ -261,9 +301,24 @@ impl Choice {
 
     /// The policy.
     pub fn policy(&self, shape: &CacheShape) -> anyhow::Result<Arc<dyn Policy>> {
+        if let Some(thoughts) = &self.thoughts {
+            return Ok(Arc::new(thoughts.clone()));
+        }
         let options = self.options(shape)?;
         Ok(self.kind.build(options).map_err(|error| Usage(error.0))?)
     }
+}
+
+/// The options of lightthinker.
+fn thoughts(given: &Given) -> anyhow::Result<LightThinker> {
+    let ids = |name: &str| match given.text(name)? {
+        Some(list) => parse_ids(&format!("--{name}"), &list),
+        None => usage(format!(
+            "--policy lightthinker: expected --{name} IDS, found none"
+        )),
+    };
+    let resume = given.number("resume", "a token id", |_| true)?;
+    Ok(LightThinker::new(ids("delimiters")?, ids("gists")?, resume).map_err(|error| Usage(error.0))?)
 }
 
 /// The element type of the cache, if one was named.

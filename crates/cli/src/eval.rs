@@ -187,6 +187,7 @@ fn run(given: &Given) -> anyhow::Result<ExitCode> {
             let contender = Contender {
                 label: label.clone(),
                 policy: choice.policy(engine.cache_shape())?,
+                description: choice.describe(),
             };
             let Some(found) = setup.run(&model, &contender, &answers, &screen)? else {
                 drop(screen);

@@ -162,10 +162,10 @@ fn run(given: &Given) -> anyhow::Result<ExitCode> {
         return usage("expected one of --policy and --policies, found both");
     }
     let named = match listed {
-        true => policies::parse(given)?,
+        true => policies::without_thoughts(policies::parse(given)?)?,
         false => vec![Named {
             label: given.text("policy")?.unwrap_or_else(|| "rpc".into()),
-            choice: Choice::parse(given)?,
+            choice: Choice::parse(given)?.without_thoughts()?,
         }],
     };
     let prompt_tokens = prompt_tokens(given)?;

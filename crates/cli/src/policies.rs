@@ -55,6 +55,17 @@ pub fn parse(given: &Given) -> anyhow::Result<Vec<Named>> {
     Ok(named)
 }
 
+/// The same, for commands that do not draw tokens one by one.
+pub fn without_thoughts(named: Vec<Named>) -> anyhow::Result<Vec<Named>> {
+    let check = |Named { label, choice }| {
+        let choice = choice
+            .without_thoughts()
+            .map_err(|error| Usage(format!("--policies: {label}: {error}")))?;
+        Ok(Named { label, choice })
+    };
+    named.into_iter().map(check).collect()
+}
+
 /// What was given, with the item's name and options in the place of the shared ones.
 fn own_options(given: &Given, item: &str) -> anyhow::Result<Given> {
     let mut parts = item.split(':');

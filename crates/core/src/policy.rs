@@ -34,6 +34,12 @@ pub trait Policy: Any + Send + Sync {
     /// What the view shows does not fit the policy.
     fn plan(&self, view: &LayerView<'_>, plan: &mut LayerPlan<'_>) -> Result<(), PlanError>;
 
+    /// Tokens that the store puts behind a generated one, as if they had been generated too: part of the text, and
+    /// of what [`peak_generated`](Self::peak_generated) counts.
+    fn follow(&self, _token: u32) -> &[u32] {
+        &[]
+    }
+
     /// What [`PolicyKind::build`] makes it from, so that a sequence can be saved; none for a policy that
     /// is not of this crate.
     fn recipe(&self) -> Option<(PolicyKind, RpcOptions)> {
@@ -84,7 +90,7 @@ impl Spec {
     pub fn window_queries(&self) -> usize {
         match (self.scores, self.trigger) {
             (None, _) if self.moments => 2 * Self::MOMENT_TOKENS,
-            (None, _) | (_, Trigger::Never | Trigger::EveryToken(_)) => 0,
+            (None, _) | (_, Trigger::Never | Trigger::EveryToken(_) | Trigger::Thought { .. }) => 0,
             (Some(ScoreRule::IntervalAhead), Trigger::Interval(schedule)) => schedule.interval(),
             (Some(_), Trigger::Interval(schedule)) => schedule.window(),
         }
@@ -104,6 +110,12 @@ pub enum Trigger {
     /// head. Entries are not in the order of their positions then, and every KV head's in another; those of
     /// a layer that drops one for all are in the same.
     EveryToken(Rolling),
+    /// When the first `gists` of the tokens that follow one ([`Policy::follow`]) are written. Candidates are the
+    /// generated entries up to that one, from behind those that followed the one before.
+    Thought {
+        /// How many.
+        gists: usize,
+    },
 }
 
 /// How candidates are scored before the policy is asked.

@@ -8,7 +8,7 @@ use crate::text::{StopStrings, TextStream};
 /// Options of one answer.
 #[derive(Debug, Clone, Default)]
 pub struct GenerateOptions {
-    /// The most tokens; if absent, to the end of the context.
+    /// The most tokens, those that the policy has follow others included; if absent, to the end of the context.
     pub max_tokens: Option<usize>,
     /// Texts that end the answer; they are not part of it.
     pub stop: Vec<String>,
@@ -196,7 +196,7 @@ impl Answer {
     /// Whether a step has to run before the next event.
     pub(crate) fn needs_step(&mut self, sequence: &Sequence) -> bool {
         if self.reason.is_none() {
-            if self.generated == self.limit {
+            if self.generated >= self.limit {
                 self.reason = Some(StopReason::Length);
             } else if sequence.room() == 0 {
                 // Before the step: the last token of a context is never run.
@@ -235,8 +235,9 @@ impl Answer {
     }
 
     fn next_token(&mut self, sequence: &mut Sequence) -> Result<Event<'_>> {
+        let before = sequence.tokens().len();
         let id = sequence.sample()?;
-        self.generated += 1;
+        self.generated += sequence.tokens().len() - before;
         let end_of_text = sequence.shared.model.manifest().tokens.stop.contains(&id);
         self.piece.clear();
         if end_of_text && !self.ignore_eos {

@@ -1,8 +1,10 @@
 //! One text: its tokens, its cache, its policy, its sampler. Everything is per sequence.
 
 mod branch;
+mod thought;
 
 pub(crate) use branch::DrawLog;
+use thought::Thought;
 
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -83,6 +85,8 @@ pub struct Sequence {
     pub(crate) generated_written: usize,
     /// Tokens written when the last compression ran; 0 before the first.
     pub(crate) compressed_at: usize,
+    /// For a policy that drops thoughts.
+    thought: Thought,
     /// Evictions wait, for a test to look at what goes.
     #[cfg(test)]
     pub(crate) hold_evictions: bool,
@@ -101,6 +105,7 @@ impl Sequence {
                 options.policy.name()
             )));
         }
+        thought::check(&*options.policy, shared.model.manifest().dimensions.vocab_size)?;
         let kept = match spec.trigger {
             // Never due in this context: nobody will ask.
             Trigger::Interval(schedule) if schedule.due_at(0) > shared.context() => Kept::default(),
@@ -132,6 +137,7 @@ impl Sequence {
             written: 0,
             generated_written: 0,
             compressed_at: 0,
+            thought: Thought::default(),
             #[cfg(test)]
             hold_evictions: false,
             shared,
@@ -239,7 +245,9 @@ impl Sequence {
         self.append_tokens(&ids)
     }
 
-    /// Appends a token as generated: one of the caller's choice in place of a sampled one.
+    /// Appends a token as generated: one of the caller's choice in place of a sampled one. Behind it, as behind a
+    /// sampled one, come the tokens that the policy has follow it ([`Policy::follow`]), if the context has room for
+    /// them.
     ///
     /// # Errors
     /// As [`append_tokens`](Self::append_tokens), or [`Error::InvalidArgument`] if there is no text
@@ -253,10 +261,11 @@ impl Sequence {
         }
         self.check_ids(&[token])?;
         self.push(&[token]);
+        self.push_following(token);
         Ok(())
     }
 
-    /// Draws the next token from the logits and appends it.
+    /// Draws the next token from the logits and appends it, and what the policy has follow it.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] if there are no logits after the last token yet,
@@ -288,6 +297,7 @@ impl Sequence {
             self.draws.record(self.tokens.len());
         }
         self.push(&[token]);
+        self.push_following(token);
         Ok(token)
     }
 
@@ -376,6 +386,9 @@ impl Sequence {
         end = end.min(start + limit);
         if generated && let Some(due) = self.due_at() {
             end = end.min(start + due.saturating_sub(self.generated_written));
+        }
+        if generated && let Some(gists) = self.thought.end {
+            end = end.min(gists);
         }
         let spec = self.policy.spec();
         let mut attention = None;
@@ -479,7 +492,7 @@ impl Sequence {
 
     /// Whether a compression is to run before the next step.
     pub(crate) fn is_due(&self) -> bool {
-        self.due_at() == Some(self.generated_written)
+        self.due_at() == Some(self.generated_written) || self.thought.end == Some(self.written)
     }
 
     /// Compresses the cache if that is due. A failure, a panic included, poisons the sequence: its layers
@@ -546,18 +559,23 @@ impl Sequence {
     }
 
     fn compress(&mut self) -> Result<()> {
-        let Trigger::Interval(schedule) = self.policy.spec().trigger else {
-            return Ok(());
-        };
         let start = std::time::Instant::now();
         self.add_moments(self.generated_written, true)?;
         let policy = Arc::clone(&self.policy);
+        let (stays, window_start) = match policy.spec().trigger {
+            Trigger::Interval(schedule) => {
+                let newest = self.generated_written - schedule.window();
+                (None, position_of_generated(&self.given, newest))
+            }
+            Trigger::Thought { gists } => (Some(self.stays()), (self.written - gists) as u32),
+            _ => return Ok(()),
+        };
         let moment = Moment {
             policy: &*policy,
             done: self.stats.compressions,
             generated: self.generated_written,
-            given: &self.given,
-            window_start: position_of_generated(&self.given, self.generated_written - schedule.window()),
+            given: stays.as_deref().unwrap_or(&self.given),
+            window_start,
             num_heads: self.shared.model.manifest().dimensions.num_heads,
             seed: self.seed,
             record_kept: self.record_kept,
@@ -568,6 +586,7 @@ impl Sequence {
         self.stats.compressions += 1;
         self.compressed_at = self.written;
         self.stats.compaction_time += start.elapsed();
+        self.begin_thought();
         if let Some(record) = self.log.last() {
             log::debug!(
                 "compression {} at {} generated tokens: {} -> {} entries",

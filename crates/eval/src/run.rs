@@ -54,6 +54,8 @@ pub struct Contender {
     pub label: String,
     /// The policy.
     pub policy: Arc<dyn Policy>,
+    /// The policy and its options, in words: what it is known by where it has no recipe.
+    pub description: String,
 }
 
 /// What the caller sees and says while answers are written.
@@ -182,7 +184,7 @@ impl Setup {
         let s = &self.sampling;
         let policy = match contender.policy.recipe() {
             Some(recipe) => format!("{recipe:?}"),
-            None => contender.label.clone(),
+            None => contender.description.clone(),
         };
         let all = json!({
             "version": 1,

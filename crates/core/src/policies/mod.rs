@@ -1,6 +1,7 @@
 //! The policies that users select by name.
 
 mod h2o;
+mod lightthinker;
 mod lookahead;
 mod none;
 mod r_kv;
@@ -13,6 +14,7 @@ mod tova;
 use std::sync::Arc;
 
 pub use h2o::H2o;
+pub use lightthinker::LightThinker;
 pub use lookahead::Lookahead;
 pub use none::NoCompression;
 pub use r_kv::RKv;

@@ -114,6 +114,7 @@ impl Sequence {
             written: self.written,
             generated_written: self.generated_written,
             compressed_at: self.compressed_at,
+            thought: self.thought,
             #[cfg(test)]
             hold_evictions: self.hold_evictions,
             shared: Arc::clone(&self.shared),
@@ -136,7 +137,8 @@ impl Sequence {
     /// gives its logits again (with h2o, and with lookahead whose queries are not stored, all generated ones do, until
     /// the first entry went). The sampler is put
     /// back too, a [`set_seed`](Self::set_seed) behind the new end included, so that the text that follows is the
-    /// one that followed. Ends the promise.
+    /// one that followed. Ends the promise. Tokens that the policy had follow a token which stays
+    /// ([`Policy::follow`](reasoning_rpc_core::Policy::follow)) stay as well.
     /// The figures go on counting: they are of work, and that was done.
     ///
     /// # Errors
@@ -195,6 +197,7 @@ impl Sequence {
         // The window's queries stay right: the next compression looks at tokens from the last one's
         // window end or later, and no token in its window has been written over by a later one.
         self.logits_ready = false;
+        self.restore_following();
         Ok(())
     }
 

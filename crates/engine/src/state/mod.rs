@@ -120,7 +120,7 @@ impl ModelName {
 fn policy_header(policy: &dyn Policy) -> Result<PolicyHeader> {
     let Some((kind, options)) = policy.recipe() else {
         return Err(Error::InvalidArgument(format!(
-            "save: expected a policy of the library, found {:?}, which could not be restored",
+            "save: expected a policy that can be restored, found {:?}",
             policy.name()
         )));
     };

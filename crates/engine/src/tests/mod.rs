@@ -12,6 +12,8 @@ mod rewinds;
 #[cfg(not(feature = "shuttle"))]
 mod scheduler;
 mod steps;
+#[cfg(not(feature = "shuttle"))]
+mod thoughts;
 mod weights;
 
 use std::sync::Arc;
