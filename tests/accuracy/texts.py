@@ -24,9 +24,10 @@ TEXTS = {
     "novel_ch3": "novel, from its third chapter",
     "novel_8k": "novel, 8192 tokens",
 }
+RPC = "rpc:aggregation=layer"  # what the others are compared with
 READ = ["novel_late", "tutorial", "rust_source"]
 POLICIES = {
-    "rpc, sets per layer": "rpc:aggregation=layer",
+    "rpc, sets per layer": RPC,
     "rpc, sets per KV head": "rpc:aggregation=kv_head",
     "snapkv": "snapkv",
     "r-kv": "r-kv",
@@ -114,7 +115,7 @@ def policies(options):
             for text in READ:
                 pair = [
                     Cell(model, text, f"{policy}:ratio={c}").read(options.results)
-                    for policy in ("lookahead-merge", "rpc:aggregation=layer")
+                    for policy in ("lookahead-merge", RPC)
                 ]
                 rows.append([name, TEXTS[text], str(c), *shares([pair] if all(pair) else [])])
                 pairs.append(pair)
@@ -122,20 +123,21 @@ def policies(options):
     print(table(["model", "text", "c", "NLL", "KL", "at most 0.6 (NLL, KL)"], rows))
 
 
-    print("**KL as a share of rpc's in the first, second and last third of each text**\n")
+    print("**KL as a share of rpc's by thirds of the texts**: whether a policy holds up as a text grows\n")
+    head = ["model", "policy", "c", *(TEXTS[text] for text in READ), "all: first third", "second", "last"]
     rows = []
     for model, name in MODELS.items():
         for policy, value in list(POLICIES.items())[1:]:
-            words = []
             for c in (4, 8):
-                for text in READ:
-                    pair = [
-                        Cell(model, text, f"{label}:ratio={c}").read(options.results)
-                        for label in (value, "rpc:aggregation=layer")
-                    ]
-                    words.append(by_thirds(*pair) if all(pair) else NOT_RUN)
-            rows.append([name, policy, *words])
-    print(table(["model", "policy", *(f"c={c}, {TEXTS[text]}" for c in (4, 8) for text in READ)], rows))
+                pairs = [
+                    [Cell(model, text, f"{label}:ratio={c}").read(options.results) for label in (value, RPC)]
+                    for text in READ
+                ]
+                own = [" ".join(f"{ratio(*sums)[0]:.2f}" for sums in thirds([p])) if all(p) else NOT_RUN for p in pairs]
+                whole = all(all(pair) for pair in pairs)
+                pooled = [interval(*sums) for sums in thirds(pairs)] if whole else [NOT_RUN] * 3
+                rows.append([name, policy, str(c), *own, *pooled])
+    print(table(head, rows))
     print("**lookahead-merge at c = 8 beside rpc at c = 4**: with the queries it remembers, as many bytes here\n")
     rows = []
     for model, name in MODELS.items():
@@ -143,7 +145,7 @@ def policies(options):
         for text in READ:
             pair = [
                 Cell(model, text, f"{policy}:ratio={c}").read(options.results)
-                for policy, c in (("lookahead-merge", 8), ("rpc:aggregation=layer", 4))
+                for policy, c in (("lookahead-merge", 8), (RPC, 4))
             ]
             rows.append([name, TEXTS[text], *shares([pair] if all(pair) else [])[:2]])
             pairs.append(pair)
@@ -151,11 +153,21 @@ def policies(options):
     print(table(["model", "text", "NLL of rpc's", "KL of rpc's"], rows))
 
 
-def by_thirds(cell, rpc):
-    """Whether a policy holds up as the text grows."""
-    bounds = [len(cell["kl"]) * third // 3 for third in range(4)]
-    parts = [[sum(one["kl"][low:high]) for low, high in zip(bounds, bounds[1:])] for one in (cell, rpc)]
-    return " ".join(f"{found / of:.2f}" for found, of in zip(*parts))
+def thirds(pairs):
+    """KL of pairs of cells, block by block, in the first, second and last third of their texts."""
+    for third in range(3):
+        sums = ([], [])
+        for pair in pairs:
+            low, high = (len(pair[0]["kl"]) * bound // 3 for bound in (third, third + 1))
+            for side, cell in zip(sums, pair):
+                side.extend(cell["kl"][low:high])
+        yield sums
+
+
+def interval(tops, bottoms):
+    found, error = ratio(tops, bottoms)
+    reach = quantile(len(tops)) * error
+    return f"{found:.2f} ({found - reach:.2f} to {found + reach:.2f})"
 
 
 def shares(pairs):
@@ -171,7 +183,7 @@ def shares(pairs):
             continue
         found, error = ratio(tops, bottoms)
         reach = quantile(len(tops)) * error
-        words.append(f"{found:.2f} ({found - reach:.2f} to {found + reach:.2f})")
+        words.append(interval(tops, bottoms))
         sure = found + reach <= 0.6 or found - reach > 0.6
         verdicts.append(("yes" if found <= 0.6 else "no") + ("" if sure else ", not certain"))
     return [*words, "; ".join(verdicts)]
@@ -181,7 +193,7 @@ def intervals(options):
     settings = [(text, cache) for text in [*READ, "novel_8k"] for cache in ("fp16", "int8")]
     order = [
         Cell("smollm2", text, f"{policy}:ratio=4", 1024, 32, cache)
-        for policies in (["rpc:aggregation=layer", "lookahead-merge"], ["snapkv", "random", "streaming", "lookahead"])
+        for policies in ([RPC, "lookahead-merge"], ["snapkv", "random", "streaming", "lookahead"])
         for text, cache in settings
         for policy in policies
     ]
@@ -189,12 +201,12 @@ def intervals(options):
         cells.run(order, options)
     rows = []
     for text, cache in settings:
-        for policy in ("rpc:aggregation=layer", "snapkv", "streaming", "random", "lookahead", "lookahead-merge"):
+        for policy in (RPC, "snapkv", "streaming", "random", "lookahead", "lookahead-merge"):
             found, rpc = (
                 Cell("smollm2", text, f"{name}:ratio=4", 1024, 32, cache).read(options.results)
-                for name in (policy, "rpc:aggregation=layer")
+                for name in (policy, RPC)
             )
-            of_rpc = shares([(found, rpc)])[:2] if found and rpc and policy != "rpc:aggregation=layer" else ["", ""]
+            of_rpc = shares([(found, rpc)])[:2] if found and rpc and policy != RPC else ["", ""]
             rows.append([TEXTS[text], cache, policy.split(":")[0], *columns(found), *of_rpc])
     print(table(["text", "cache", "policy", "NLL - full", "KL", "NLL of rpc's", "KL of rpc's"], rows))
 

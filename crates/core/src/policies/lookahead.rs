@@ -25,7 +25,8 @@ const LARGEST_RISE: f64 = 3.0;
 /// mu and C the mean and second moments of the queries over sqrt(head_dim),
 /// u = (C + 0.1 tr(C) / head_dim I)^-1 mu, its key rises by r u / (mu . u).
 ///
-/// With [`Queries::Online`] the mean attention is what [`Attention::Ahead`] adds up, and mu and C are sums too.
+/// With [`Queries::Online`] the mean attention is what [`Attention::Ahead`] adds up, over the queries that saw the entry,
+/// and mu and C are sums too.
 #[derive(Debug, Clone, Copy)]
 pub struct Lookahead {
     schedule: Schedule,
@@ -94,8 +95,14 @@ impl Policy for Lookahead {
             let (scratch, moments) = plan.take_scratch(count, moments)?;
             let (scores, norms) = scratch.split_at_mut(count);
             scores.copy_from_slice(attention);
-            // What is added up online began with the share of the last score.
-            if !online {
+            // What is added up online began with the share of the last score. The newest entries were seen by their own
+            // and later queries only: the mean is over these.
+            if online {
+                let (interval, window) = (self.schedule.interval(), self.schedule.window());
+                for (score, seen) in scores.iter_mut().rev().zip(window + 1..interval) {
+                    *score *= interval as f32 / seen as f32;
+                }
+            } else {
                 let own = history.split_off(..count).unwrap_or_default();
                 if own.len() != count {
                     return Err(PlanError::Scores(format!(

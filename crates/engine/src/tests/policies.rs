@@ -35,6 +35,8 @@ pub(super) struct After {
     pub(super) history: Vec<f64>,
     pub(super) keys: Vec<Vec<f64>>,
     pub(super) values: Vec<Vec<f64>>,
+    /// What was added up online.
+    raw: Vec<f64>,
     /// How much nearer what is merged is to what it goes into than to the next one, at least, in cosines.
     margin: f64,
 }
@@ -219,6 +221,7 @@ pub(super) fn reference(options: &RpcOptions, kind: PolicyKind, before: &Before,
             .iter()
             .map(|&entry| before.values[entry].clone())
             .collect(),
+        raw: Vec::new(),
         margin: f64::INFINITY,
     };
     match kind {
@@ -276,7 +279,19 @@ fn online_reference(kind: PolicyKind, before: &Before, carried: &HashMap<u32, f6
         }
     }
     let of = |&entry: &usize| sums[entry] + carried.get(&before.positions[entry]).unwrap_or(&0.0);
-    let scores: Vec<f64> = before.candidates.iter().map(of).collect();
+    let raw: Vec<f64> = before.candidates.iter().map(of).collect();
+    // The mean over the queries that saw it, in place of all.
+    let asked_from = &before.asked_from[count - P..];
+    let seen = |&entry: &usize| {
+        asked_from
+            .iter()
+            .filter(|&&p| p >= before.positions[entry])
+            .count()
+    };
+    let all = before.candidates.iter().zip(&raw);
+    let scores: Vec<f64> = all
+        .map(|(entry, sum)| sum * P as f64 / seen(entry) as f64)
+        .collect();
     let rows = |rows: &[Vec<f64>]| {
         before
             .candidates
@@ -290,6 +305,7 @@ fn online_reference(kind: PolicyKind, before: &Before, carried: &HashMap<u32, f6
         keys: rows(&before.keys),
         values: rows(&before.values),
         scores,
+        raw,
         margin: f64::INFINITY,
     };
     if kind == PolicyKind::LookaheadMerge {
@@ -480,7 +496,7 @@ fn check_with(kind: PolicyKind, cache: CacheType, options: RpcOptions, mut rando
                     false => reference(&options, kind, before, schedule.kept(done)),
                 };
                 if online {
-                    for (score, &entry) in expected.scores.iter().zip(&before.candidates) {
+                    for (score, &entry) in expected.raw.iter().zip(&before.candidates) {
                         assert!(
                             near(before.history[entry], *score),
                             "{} for {score}",
