@@ -462,7 +462,11 @@ fn rows_that_generate_go_on_beside_a_long_prompt() {
     let mut random = Random::new(seed());
     let engine = tiny(|options| options.prefill_chunk = 100);
     let steps = watch(&engine, None);
-    let scheduler = scheduler(&engine, |options| options.step_tokens = 12);
+    let scheduler = scheduler(&engine, |options| {
+        options.step_tokens = 12;
+        // It never waits for its reader, or the prompt would go on alone.
+        options.queue_events = 4096;
+    });
     let short = start(&engine, none(), &[1]);
     let slot = short.slot;
     let short = scheduler.submit(short, &at_most(3000)).unwrap();
