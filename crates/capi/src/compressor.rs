@@ -4,7 +4,9 @@ use std::ffi::c_void;
 use std::ptr;
 use std::sync::Arc;
 
-use reasoning_rpc_compressor::{Batch, BlockCopy, Compressor, Dtype, Error, Plan, Workspace};
+use reasoning_rpc_compressor::{
+    self as library, Batch, BlockCopy, Compressor, Dtype, Error, Layer, Plan, Window, Workspace,
+};
 
 use crate::args::{self, items};
 use crate::compressor_options::{self, rrpc_compressor_options, rrpc_merge};
@@ -625,18 +627,18 @@ pub unsafe extern "C" fn rrpc_compressor_plan(
     workspace_bytes: usize,
     plan: *mut rrpc_plan,
 ) -> *mut rrpc_error {
-    guard(|| {
-        let shared = compressor_of(compressor)?;
-        // SAFETY: as in rrpc_compressor_score.
-        unsafe {
-            sized::output_size("plan", plan)?;
-            let layer = read_layer(layer, shared.dtype)?;
-            let batch = read_batch(batch)?;
-            let window = read_window(window, batch.lengths.len())?;
-            let workspace = workspace_at(workspace, workspace_bytes)?;
-            write_plan(plan, &shared.compressor.plan(&layer, &batch, &window, workspace)?)
-        }
-    })
+    // SAFETY: the caller's promise.
+    unsafe {
+        planned(
+            compressor,
+            layer,
+            batch,
+            window,
+            (workspace, workspace_bytes),
+            plan,
+            Compressor::plan,
+        )
+    }
 }
 
 /// rrpc_compressor_plan and rrpc_compressor_apply in one call. `plan` gets what was done.
@@ -659,9 +661,36 @@ pub unsafe extern "C" fn rrpc_compressor_compress(
     workspace_bytes: usize,
     plan: *mut rrpc_plan,
 ) -> *mut rrpc_error {
+    // SAFETY: the caller's promise.
+    unsafe {
+        planned(
+            compressor,
+            layer,
+            batch,
+            window,
+            (workspace, workspace_bytes),
+            plan,
+            Compressor::compress,
+        )
+    }
+}
+
+/// Runs one of the compressor's functions that make a plan out of everything.
+///
+/// # Safety
+/// As rrpc_compressor_score, and as that function asks.
+unsafe fn planned<'w>(
+    compressor: *const rrpc_compressor,
+    layer: *const rrpc_kv_layer,
+    batch: *const rrpc_kv_batch,
+    window: *const rrpc_query_window,
+    (workspace, workspace_bytes): (*mut c_void, usize),
+    plan: *mut rrpc_plan,
+    work: unsafe fn(&Compressor, &Layer, &Batch<'_>, &Window<'_>, Workspace) -> library::Result<Plan<'w>>,
+) -> *mut rrpc_error {
     guard(|| {
         let shared = compressor_of(compressor)?;
-        // SAFETY: as in rrpc_compressor_score and rrpc_compressor_apply.
+        // SAFETY: the caller's promise.
         unsafe {
             // Before anything moves.
             sized::output_size("plan", plan)?;
@@ -671,7 +700,7 @@ pub unsafe extern "C" fn rrpc_compressor_compress(
             let workspace = workspace_at(workspace, workspace_bytes)?;
             write_plan(
                 plan,
-                &shared.compressor.compress(&layer, &batch, &window, workspace)?,
+                &work(&shared.compressor, &layer, &batch, &window, workspace)?,
             )
         }
     })

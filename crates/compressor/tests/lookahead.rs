@@ -321,27 +321,25 @@ fn check(merges: bool, style: RotaryStyle, dtype: Dtype, place: Place, recorded:
     assert_eq!(merge_count, merged, "{what}");
 }
 
-#[test]
-fn what_the_next_interval_will_look_at_stays() {
+fn check_all(merges: bool) {
     for style in [RotaryStyle::HalfSplit, RotaryStyle::Interleaved] {
         for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16, Dtype::I8] {
             for place in PLACES {
-                check(false, style, dtype, place, false);
+                check(merges, style, dtype, place, false);
             }
         }
     }
+}
+
+#[test]
+fn what_the_next_interval_will_look_at_stays() {
+    check_all(false);
     check(false, RotaryStyle::HalfSplit, Dtype::F32, Place::HeadMajor, true);
 }
 
 #[test]
 fn the_dropped_are_merged_into_the_kept() {
-    for style in [RotaryStyle::HalfSplit, RotaryStyle::Interleaved] {
-        for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16, Dtype::I8] {
-            for place in PLACES {
-                check(true, style, dtype, place, false);
-            }
-        }
-    }
+    check_all(true);
     check(
         true,
         RotaryStyle::Interleaved,

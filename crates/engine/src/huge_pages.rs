@@ -59,6 +59,13 @@ impl HugePages {
     }
 
     /// All of it.
+    #[cfg(test)]
+    pub(crate) fn as_slice(&self) -> &[u8] {
+        // SAFETY: as below; the tests that call it write nothing meanwhile.
+        unsafe { std::slice::from_raw_parts(self.base.as_ptr(), self.len) }
+    }
+
+    /// All of it.
     pub(crate) fn as_mut_slice(&mut self) -> &mut [u8] {
         // SAFETY: `len` mapped bytes, borrowed alone; a mapping begins as zeros.
         unsafe { std::slice::from_raw_parts_mut(self.base.as_ptr(), self.len) }

@@ -144,13 +144,8 @@ fn steady(name: &str, vocab: usize, cache: CacheType) {
     assert_eq!((a.stats().compressions, d.stats().compressions), (1, 1));
 }
 
-/// An answer, event by event, with its text.
-fn answer(name: &str) {
-    let engine = Engine::open(&EngineOptions {
-        threads: 2,
-        ..EngineOptions::new(model(name))
-    })
-    .unwrap();
+/// A sequence with a prompt of `len` tokens, and how it is answered.
+fn to_answer(engine: &Engine, len: u32) -> (Sequence, GenerateOptions) {
     let mut sequence = engine
         .sequence(SequenceOptions {
             policy: rpc(96),
@@ -158,12 +153,23 @@ fn answer(name: &str) {
             record_kept: false,
         })
         .unwrap();
-    sequence.append_tokens(&[1, 2, 3, 4, 5]).unwrap();
+    sequence.append_tokens(&(1..=len).collect::<Vec<u32>>()).unwrap();
     let options = GenerateOptions {
         max_tokens: Some(100),
         ignore_eos: true,
         ..GenerateOptions::default()
     };
+    (sequence, options)
+}
+
+/// An answer, event by event, with its text.
+fn answer(name: &str) {
+    let engine = Engine::open(&EngineOptions {
+        threads: 2,
+        ..EngineOptions::new(model(name))
+    })
+    .unwrap();
+    let (mut sequence, options) = to_answer(&engine, 5);
     let mut generation = sequence.generate(&options).unwrap();
     let mut tokens = |count: usize| {
         let mut bytes = 0;
@@ -194,19 +200,7 @@ fn scheduled(name: &str) {
     let scheduler = Scheduler::new(&engine, SchedulerOptions::default()).unwrap();
     let answers: Vec<_> = [5u32, 60, 7]
         .map(|len| {
-            let mut sequence = engine
-                .sequence(SequenceOptions {
-                    policy: rpc(96),
-                    sampling: SamplingOptions::GREEDY,
-                    record_kept: false,
-                })
-                .unwrap();
-            sequence.append_tokens(&(1..=len).collect::<Vec<u32>>()).unwrap();
-            let options = GenerateOptions {
-                max_tokens: Some(100),
-                ignore_eos: true,
-                ..GenerateOptions::default()
-            };
+            let (sequence, options) = to_answer(&engine, len);
             scheduler.submit(sequence, &options).unwrap()
         })
         .into();

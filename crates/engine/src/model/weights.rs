@@ -91,6 +91,15 @@ impl Weights {
                 .and_then(|bytes| end.checked_add(bytes)?.checked_next_multiple_of(ALIGNMENT))
                 .ok_or_else(|| Error::Model("weights: expected what fits into memory, found more".into()))?;
         }
+        // Ranges may overlap: a graph of a few bytes could ask for any amount of memory.
+        let bytes = |total: u64, size: u64| total.saturating_add(size);
+        let found = source.tensors.iter().map(|tensor| tensor.bytes).fold(0, bytes);
+        let most = source.files.values().map(|file| file.size).fold(0, bytes);
+        if found > most {
+            return Err(Error::Model(format!(
+                "weights: expected matrices of at most the {most} bytes of their files, found {found}"
+            )));
+        }
         let mut memory = HugePages::new(end)
             .map_err(|error| Error::Model(format!("weights: no memory for {end} bytes: {error}")))?;
         let mut files: BTreeMap<&str, File> = BTreeMap::new();
@@ -123,4 +132,40 @@ impl Weights {
 
 fn unreadable(tensor: &StoredTensor, error: &std::io::Error) -> Error {
     Error::Model(format!("{}: {}: {error}", tensor.file, tensor.name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn matrices_take_no_more_memory_than_their_files() {
+        let folder = std::env::temp_dir().join(format!("rrpc-matrices-{}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        fs::write(folder.join("data"), (0..100).collect::<Vec<u8>>()).unwrap();
+        let tensor = |name: &str, offset: u64, bytes: u64| StoredTensor {
+            name: name.into(),
+            dims: vec![bytes as i64],
+            file: "data".into(),
+            offset,
+            bytes,
+        };
+        let read = |tensors: &[StoredTensor]| Weights::shared(&folder, tensors);
+        let weights = read(&[tensor("a", 60, 40), tensor("b", 1, 60)]).unwrap();
+        let found: Vec<_> = weights.tensors().map(|(name, dims, _)| (name, dims[0])).collect();
+        assert_eq!(found, [("a", 40), ("b", 60)]);
+        assert_eq!(weights.memory.as_slice()[..40], (60..100).collect::<Vec<u8>>());
+        assert_eq!(weights.memory.as_slice()[64..124], (1..61).collect::<Vec<u8>>());
+        for (tensors, expected) in [
+            (
+                vec![tensor("a", 0, 60), tensor("b", 0, 60)],
+                "at most the 100 bytes of their files, found 120",
+            ),
+            (vec![tensor("a", 90, 20)], "data: a: "),
+        ] {
+            let error = read(&tensors).err().unwrap().to_string();
+            assert!(error.contains(expected), "{error}");
+        }
+        fs::remove_dir_all(&folder).unwrap();
+    }
 }
