@@ -58,6 +58,9 @@ pub struct Spec {
     pub attention: Option<Attention>,
     /// Whether each KV head has a kept set of its own, or the layer one.
     pub per_kv_head: bool,
+    /// Whether KV heads of a layer may keep different numbers of entries: [`Policy::peak_generated`] is of their mean
+    /// then.
+    pub adaptive: bool,
     /// Whether it is shown the candidates' keys.
     pub keys: bool,
     /// Whether it is shown the sums of the magnitudes of the candidates' values.

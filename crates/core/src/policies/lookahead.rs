@@ -2,7 +2,7 @@
 //! show.
 
 use crate::plan::{LayerPlan, Merge, PlanError};
-use crate::policies::{PolicyKind, Queries, RpcOptions, keep_best};
+use crate::policies::{Aggregation, PolicyKind, Queries, RpcOptions, adaptive_counts, keep_best};
 use crate::policy::{Attention, LayerView, Policy, ScoreRule, Spec, Trigger};
 use crate::schedule::Schedule;
 use crate::vectors::dot;
@@ -17,7 +17,8 @@ const LARGEST_RISE: f64 = 3.0;
 /// The policies `lookahead` and `lookahead-merge`.
 ///
 /// The score of an entry is the mean attention that the interval's queries, rotated on to the next interval,
-/// give it, and 0.3 times its score at the last compression (0 for new entries). Each KV head keeps its best.
+/// give it, and 0.3 times its score at the last compression (0 for new entries). Each KV head keeps its best, as many as
+/// the others or, with [`Aggregation::Adaptive`], as its scores say.
 ///
 /// With merging, each dropped entry then joins the kept one whose key has the largest cosine to its own.
 /// An entry i with score s that others join, W their scores and its own in all, gets the mean value of them
@@ -32,15 +33,17 @@ pub struct Lookahead {
     schedule: Schedule,
     merges: bool,
     queries: Queries,
+    adaptive: bool,
 }
 
 impl Lookahead {
-    /// At the steps of a schedule.
-    pub fn new(schedule: Schedule, merges: bool, queries: Queries) -> Self {
+    /// At the steps of a schedule, with the queries and the aggregation of `options`.
+    pub fn new(schedule: Schedule, merges: bool, options: &RpcOptions) -> Self {
         Self {
             schedule,
             merges,
-            queries,
+            queries: options.queries,
+            adaptive: options.aggregation == Aggregation::Adaptive,
         }
     }
 
@@ -49,6 +52,33 @@ impl Lookahead {
             false => PolicyKind::Lookahead,
             true => PolicyKind::LookaheadMerge,
         }
+    }
+}
+
+impl Lookahead {
+    /// Makes scores of the mean attention to a KV head's candidates and of their history, which it takes.
+    fn add_history(&self, scores: &mut [f32], history: &mut &[f32]) -> Result<(), PlanError> {
+        // What is added up online began with the share of the last score. The newest entries were seen by their own
+        // and later queries only: the mean is over these.
+        if self.queries == Queries::Online {
+            let (interval, window) = (self.schedule.interval(), self.schedule.window());
+            for (score, seen) in scores.iter_mut().rev().zip(window + 1..interval) {
+                *score *= interval as f32 / seen as f32;
+            }
+            return Ok(());
+        }
+        let own = history.split_off(..scores.len()).unwrap_or_default();
+        if own.len() != scores.len() {
+            return Err(PlanError::Scores(format!(
+                "history: expected one for each of {} candidates, found {}",
+                scores.len(),
+                own.len()
+            )));
+        }
+        for (score, history) in scores.iter_mut().zip(own) {
+            *score += HISTORY * history;
+        }
+        Ok(())
     }
 }
 
@@ -61,6 +91,7 @@ impl Policy for Lookahead {
         Spec {
             trigger: Trigger::Interval(self.schedule),
             per_kv_head: true,
+            adaptive: self.adaptive,
             keys: self.merges,
             merges: self.merges,
             ..match self.queries {
@@ -88,6 +119,15 @@ impl Policy for Lookahead {
     fn plan(&self, view: &LayerView<'_>, plan: &mut LayerPlan<'_>) -> Result<(), PlanError> {
         let keep = self.schedule.kept(view.done);
         let online = self.queries == Queries::Online;
+        let mut counts = vec![];
+        if self.adaptive {
+            let mut history = view.history;
+            let heads = view.head_scores()?.map(|attention| {
+                let mut scores = attention.to_vec();
+                self.add_history(&mut scores, &mut history).map(|()| scores)
+            });
+            counts = adaptive_counts(&heads.collect::<Result<Vec<_>, _>>()?, keep);
+        }
         let (mut keys, mut history) = (view.keys, view.history);
         for (kv_head, attention) in view.head_scores()?.enumerate() {
             let count = attention.len();
@@ -95,25 +135,8 @@ impl Policy for Lookahead {
             let (scratch, moments) = plan.take_scratch(count, moments)?;
             let (scores, norms) = scratch.split_at_mut(count);
             scores.copy_from_slice(attention);
-            // What is added up online began with the share of the last score. The newest entries were seen by their own
-            // and later queries only: the mean is over these.
-            if online {
-                let (interval, window) = (self.schedule.interval(), self.schedule.window());
-                for (score, seen) in scores.iter_mut().rev().zip(window + 1..interval) {
-                    *score *= interval as f32 / seen as f32;
-                }
-            } else {
-                let own = history.split_off(..count).unwrap_or_default();
-                if own.len() != count {
-                    return Err(PlanError::Scores(format!(
-                        "history: expected one for each of {count} candidates, found {}",
-                        own.len()
-                    )));
-                }
-                for (score, history) in scores.iter_mut().zip(own) {
-                    *score += HISTORY * history;
-                }
-            }
+            self.add_history(scores, &mut history)?;
+            let keep = counts.get(kv_head).copied().unwrap_or(keep);
             keep_best(plan, scores, keep)?;
             if self.merges {
                 let asked = if online { view.moments } else { view.queries };
@@ -142,6 +165,7 @@ impl Policy for Lookahead {
     fn recipe(&self) -> Option<(PolicyKind, RpcOptions)> {
         let options = RpcOptions {
             queries: self.queries,
+            aggregation: Aggregation::adaptive_or_default(self.adaptive),
             ..RpcOptions::of(&self.schedule)
         };
         Some((self.kind(), options))

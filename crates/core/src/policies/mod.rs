@@ -120,12 +120,12 @@ impl PolicyKind {
         Ok(match self {
             Self::None => Arc::new(NoCompression),
             Self::Rpc => Arc::new(Rpc::new(options)?),
-            Self::SnapKv => Arc::new(SnapKv::new(schedule()?)),
+            Self::SnapKv => Arc::new(SnapKv::new(schedule()?, options.aggregation)),
             Self::Streaming => Arc::new(Streaming::new(schedule()?)),
             Self::Random => Arc::new(Random::new(schedule()?)),
             Self::RKv => Arc::new(RKv::new(schedule()?)),
-            Self::Lookahead => Arc::new(Lookahead::new(schedule()?, false, options.queries)),
-            Self::LookaheadMerge => Arc::new(Lookahead::new(schedule()?, true, options.queries)),
+            Self::Lookahead => Arc::new(Lookahead::new(schedule()?, false, &options)),
+            Self::LookaheadMerge => Arc::new(Lookahead::new(schedule()?, true, &options)),
             Self::H2o => Arc::new(H2o::new(schedule()?)),
             Self::Tova => Arc::new(Tova::new(schedule()?)),
         })
@@ -172,4 +172,25 @@ fn keep_best(plan: &mut LayerPlan<'_>, scores: &[f32], keep: usize) -> Result<()
     let (best, _) = plan.room(scores.len(), 0)?;
     let kept = top_k(scores, keep, best);
     plan.push_room(kept)
+}
+
+/// How many candidates each KV head keeps of `keep` times as many as there are heads, by the scores of each: four fifths of
+/// them go to the heads whose candidates are among the layer's best, a fifth to all alike, so that no head is left
+/// without (Ada-KV, arXiv 2407.11550, safeguard 0.2). Ties: the lower head, then the lower index.
+fn adaptive_counts(heads: &[Vec<f32>], keep: usize) -> Vec<usize> {
+    let scores = heads.concat();
+    let mut best = vec![0; scores.len()];
+    let found = top_k(&scores, keep.saturating_mul(heads.len()), &mut best);
+    let best = &best[..found];
+    let (mut end, mut alike, mut before) = (0, 0, 0);
+    let counts = heads.iter().map(|head| {
+        end += head.len();
+        alike += keep.min(head.len());
+        // Sums are rounded, so that they add up.
+        let sum = (4 * best.partition_point(|&index| (index as usize) < end) + alike) / 5;
+        let count = sum - before;
+        before = sum;
+        count.min(head.len())
+    });
+    counts.collect()
 }

@@ -3,7 +3,7 @@
 
 use crate::plan::{LayerPlan, PlanError};
 use crate::policies::r_kv::redundancy;
-use crate::policies::{PolicyKind, keep_best, mean};
+use crate::policies::{PolicyKind, adaptive_counts, keep_best, mean};
 use crate::policy::{LayerView, Policy, ScoreRule, Spec, Trigger};
 use crate::pooling::{Pooling, check_kernel};
 use crate::schedule::{Budget, OptionError, Schedule};
@@ -17,6 +17,19 @@ pub enum Aggregation {
     Layer,
     /// Mean over the query heads of each KV head: one kept set per KV head ("group").
     KvHead,
+    /// As [`KvHead`](Self::KvHead), but the KV heads of a layer share their budgets: four fifths of them go to where the
+    /// layer's best entries are, a fifth to all alike (Ada-KV, arXiv 2407.11550).
+    Adaptive,
+}
+
+impl Aggregation {
+    /// Of a policy that has one kept set per KV head anyway.
+    pub(crate) fn adaptive_or_default(adaptive: bool) -> Self {
+        match adaptive {
+            true => Self::Adaptive,
+            false => Self::default(),
+        }
+    }
 }
 
 /// What the softmax of a query runs over.
@@ -49,7 +62,8 @@ pub struct RpcOptions {
     pub window: usize,
     /// How much is kept. The paper's c is [`Budget::Ratio`].
     pub budget: Budget,
-    /// One kept set per layer or per KV head.
+    /// One kept set per layer or per KV head; [`Aggregation::Adaptive`] is read by `snapkv` and those that look ahead
+    /// too, which have one per KV head otherwise.
     pub aggregation: Aggregation,
     /// How neighbouring scores are pooled.
     pub pooling: Pooling,
@@ -181,7 +195,7 @@ impl Rpc {
                 redundancies = vec![mean(redundancies.iter().map(Vec::as_slice))?];
             }
         }
-        for (index, scores) in heads.iter().enumerate() {
+        for (index, scores) in heads.iter_mut().enumerate() {
             let mut pooled = vec![0.0; scores.len()];
             pooling.apply(scores, kernel, &mut pooled);
             if let Some(redundancy) = redundancies.get(index) {
@@ -191,7 +205,15 @@ impl Rpc {
                     *score = (1.0 - penalty) * *score / most_score - penalty * redundancy / most_redundancy;
                 }
             }
-            keep_best(plan, &pooled, self.schedule.kept(view.done))?;
+            *scores = pooled;
+        }
+        let keep = self.schedule.kept(view.done);
+        let counts = match aggregation {
+            Aggregation::Adaptive => adaptive_counts(&heads, keep),
+            _ => vec![keep; heads.len()],
+        };
+        for (scores, count) in heads.iter().zip(counts) {
+            keep_best(plan, scores, count)?;
         }
         Ok(())
     }
@@ -209,7 +231,8 @@ impl Policy for Rpc {
                 Softmax::Candidates => ScoreRule::WindowOverCandidates,
                 Softmax::All => ScoreRule::WindowOverAll,
             }),
-            per_kv_head: self.options.aggregation == Aggregation::KvHead,
+            per_kv_head: self.options.aggregation != Aggregation::Layer,
+            adaptive: self.options.aggregation == Aggregation::Adaptive,
             history: self.options.history > 0.0,
             value_norms: self.options.value_norms,
             keys: self.options.redundancy > 0.0,
@@ -224,7 +247,7 @@ impl Policy for Rpc {
     fn plan(&self, view: &LayerView<'_>, plan: &mut LayerPlan<'_>) -> Result<(), PlanError> {
         let keep = self.schedule.kept(view.done);
         let spec = self.spec();
-        if spec.history || spec.value_norms || spec.keys {
+        if spec.history || spec.value_norms || spec.keys || spec.adaptive {
             return self.plan_weighted(view, plan);
         }
         match self.options.aggregation {
@@ -253,7 +276,7 @@ impl Policy for Rpc {
                 let kept = top_k(pooled, keep, best);
                 plan.push_room(kept)?;
             }
-            Aggregation::KvHead => {
+            Aggregation::KvHead | Aggregation::Adaptive => {
                 for head in view.head_scores()? {
                     let (best, pooled) = plan.room(head.len(), head.len())?;
                     self.options.pooling.apply(head, self.options.kernel, pooled);

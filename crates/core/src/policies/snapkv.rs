@@ -1,7 +1,7 @@
 //! SnapKV (arXiv 2404.14469), at the steps of a decode's schedule.
 
 use crate::plan::{LayerPlan, PlanError};
-use crate::policies::{PolicyKind, RpcOptions};
+use crate::policies::{Aggregation, PolicyKind, RpcOptions, adaptive_counts, keep_best};
 use crate::policy::{LayerView, Policy, ScoreRule, Spec, Trigger};
 use crate::pooling::Pooling;
 use crate::schedule::Schedule;
@@ -11,16 +11,21 @@ use crate::selection::top_k;
 const KERNEL: usize = 7;
 
 /// The policy `snapkv`: the attention that the window's queries give each entry, over all entries that
-/// they see; neighbouring scores are averaged, and each KV head keeps its best.
+/// they see; neighbouring scores are averaged, and each KV head keeps its best. With [`Aggregation::Adaptive`] it is
+/// Ada-SnapKV.
 #[derive(Debug, Clone, Copy)]
 pub struct SnapKv {
     schedule: Schedule,
+    adaptive: bool,
 }
 
 impl SnapKv {
-    /// At the steps of a schedule.
-    pub fn new(schedule: Schedule) -> Self {
-        Self { schedule }
+    /// At the steps of a schedule; adaptive or, as any other aggregation, with as many entries for each KV head.
+    pub fn new(schedule: Schedule, aggregation: Aggregation) -> Self {
+        Self {
+            schedule,
+            adaptive: aggregation == Aggregation::Adaptive,
+        }
     }
 }
 
@@ -34,6 +39,7 @@ impl Policy for SnapKv {
             trigger: Trigger::Interval(self.schedule),
             scores: Some(ScoreRule::WindowOverAll),
             per_kv_head: true,
+            adaptive: self.adaptive,
             ..Spec::default()
         }
     }
@@ -43,16 +49,34 @@ impl Policy for SnapKv {
     }
 
     fn plan(&self, view: &LayerView<'_>, plan: &mut LayerPlan<'_>) -> Result<(), PlanError> {
+        let keep = self.schedule.kept(view.done);
+        if self.adaptive {
+            let pooled = view.head_scores()?.map(|head| {
+                let mut pooled = vec![0.0; head.len()];
+                Pooling::Average.apply(head, KERNEL, &mut pooled);
+                pooled
+            });
+            let pooled: Vec<Vec<f32>> = pooled.collect();
+            let counts = adaptive_counts(&pooled, keep).into_iter();
+            return pooled
+                .iter()
+                .zip(counts)
+                .try_for_each(|(scores, count)| keep_best(plan, scores, count));
+        }
         for head in view.head_scores()? {
             let (best, pooled) = plan.room(head.len(), head.len())?;
             Pooling::Average.apply(head, KERNEL, pooled);
-            let kept = top_k(pooled, self.schedule.kept(view.done), best);
+            let kept = top_k(pooled, keep, best);
             plan.push_room(kept)?;
         }
         Ok(())
     }
 
     fn recipe(&self) -> Option<(PolicyKind, RpcOptions)> {
-        Some((PolicyKind::SnapKv, RpcOptions::of(&self.schedule)))
+        let options = RpcOptions {
+            aggregation: Aggregation::adaptive_or_default(self.adaptive),
+            ..RpcOptions::of(&self.schedule)
+        };
+        Some((PolicyKind::SnapKv, options))
     }
 }
