@@ -1,6 +1,9 @@
 //! Policies by number, and what options of sequences and of compressors say alike.
 
-use reasoning_rpc_engine::core::PolicyKind;
+use reasoning_rpc_engine::core::{Aggregation, Budget, PolicyKind, Pooling, RpcOptions};
+
+use crate::args::choice;
+use crate::error::Failure;
 
 /// The cache is left whole.
 pub const RRPC_POLICY_NONE: u32 = 0;
@@ -88,3 +91,43 @@ pub const RRPC_QUERIES_STORED: u32 = 0;
 /// and for a merge head_dim * (head_dim + 1) floats per KV head and layer and the queries of 64 tokens. Until the first
 /// compression a rewind runs tokens again; after it, tokens that were run cannot be taken back.
 pub const RRPC_QUERIES_ONLINE: u32 = 1;
+
+/// The fields by which options of sequences and of compressors say what stays, the same in both.
+pub(crate) struct Recipe {
+    pub interval: u32,
+    pub window: u32,
+    /// Read if `entries` is 0.
+    pub ratio: u32,
+    pub entries: u64,
+    pub aggregation: u32,
+    pub pooling: u32,
+    pub kernel: u32,
+}
+
+impl Recipe {
+    /// Converts them, and leaves the others at their defaults. `poolings` are those that may be asked for.
+    ///
+    /// # Errors
+    /// INVALID_ARGUMENT for a constant that there is not.
+    pub fn options(&self, poolings: &[(u32, Pooling)]) -> Result<RpcOptions, Failure> {
+        Ok(RpcOptions {
+            interval: self.interval as usize,
+            window: self.window as usize,
+            budget: match self.entries {
+                0 => Budget::Ratio(self.ratio as usize),
+                entries => Budget::Entries(usize::try_from(entries).unwrap_or(usize::MAX)),
+            },
+            aggregation: choice(
+                "options.aggregation",
+                self.aggregation,
+                &[
+                    (RRPC_AGGREGATION_LAYER, Aggregation::Layer),
+                    (RRPC_AGGREGATION_KV_HEAD, Aggregation::KvHead),
+                ],
+            )?,
+            pooling: choice("options.pooling", self.pooling, poolings)?,
+            kernel: self.kernel as usize,
+            ..RpcOptions::default()
+        })
+    }
+}

@@ -4,8 +4,7 @@ use std::ptr;
 use std::sync::Arc;
 
 use reasoning_rpc_engine::core::{
-    Aggregation, Budget, LightThinker, NoCompression, Policy, PolicyKind, Pooling, Queries, RpcOptions,
-    Softmax,
+    LightThinker, NoCompression, Policy, PolicyKind, Pooling, Queries, RpcOptions, Softmax,
 };
 use reasoning_rpc_engine::sampling::SamplingOptions;
 use reasoning_rpc_engine::{Engine, Error, SequenceOptions};
@@ -228,63 +227,52 @@ fn rpc_options(
     kind: PolicyKind,
     given: &rrpc_sequence_options,
 ) -> Result<RpcOptions, Failure> {
-    let size = |number: u64| usize::try_from(number).unwrap_or(usize::MAX);
-    let budget = match (given.budget_entries, given.budget_bytes) {
-        (0, 0) => Budget::Ratio(given.ratio as usize),
-        (entries, 0) => Budget::Entries(size(entries)),
-        (0, bytes) => {
-            let (interval, window) = (given.interval as usize, given.window as usize);
-            kind.budget_within(size(bytes), engine.cache_shape(), interval, window)
-                .map_err(Error::from)?
-        }
-        (entries, bytes) => {
-            return Err(Failure::argument(format!(
-                "options: expected one of budget_entries and budget_bytes, found {entries} and {bytes}"
-            )));
-        }
+    if given.budget_entries > 0 && given.budget_bytes > 0 {
+        return Err(Failure::argument(format!(
+            "options: expected one of budget_entries and budget_bytes, found {} and {}",
+            given.budget_entries, given.budget_bytes
+        )));
+    }
+    let recipe = Recipe {
+        interval: given.interval,
+        window: given.window,
+        ratio: given.ratio,
+        entries: given.budget_entries,
+        aggregation: given.aggregation,
+        pooling: given.pooling,
+        kernel: given.kernel,
     };
-    Ok(RpcOptions {
-        interval: given.interval as usize,
-        window: given.window as usize,
-        budget,
-        aggregation: choice(
-            "options.aggregation",
-            given.aggregation,
-            &[
-                (RRPC_AGGREGATION_LAYER, Aggregation::Layer),
-                (RRPC_AGGREGATION_KV_HEAD, Aggregation::KvHead),
-            ],
-        )?,
-        pooling: choice(
-            "options.pooling",
-            given.pooling,
-            &[
-                (RRPC_POOLING_AVERAGE, Pooling::Average),
-                (RRPC_POOLING_MAX, Pooling::Max),
-                (RRPC_POOLING_NONE, Pooling::None),
-            ],
-        )?,
-        kernel: given.kernel as usize,
-        softmax: choice(
-            "options.softmax",
-            given.softmax,
-            &[
-                (RRPC_SOFTMAX_CANDIDATES, Softmax::Candidates),
-                (RRPC_SOFTMAX_ALL, Softmax::All),
-            ],
-        )?,
-        history: given.history,
-        value_norms: flag("options.value_norms", given.value_norms)?,
-        redundancy: given.redundancy,
-        queries: choice(
-            "options.queries",
-            given.queries,
-            &[
-                (RRPC_QUERIES_STORED, Queries::Stored),
-                (RRPC_QUERIES_ONLINE, Queries::Online),
-            ],
-        )?,
-    })
+    let mut options = recipe.options(&[
+        (RRPC_POOLING_AVERAGE, Pooling::Average),
+        (RRPC_POOLING_MAX, Pooling::Max),
+        (RRPC_POOLING_NONE, Pooling::None),
+    ])?;
+    if given.budget_bytes > 0 {
+        let bytes = usize::try_from(given.budget_bytes).unwrap_or(usize::MAX);
+        options.budget = kind
+            .budget_within(bytes, engine.cache_shape(), options.interval, options.window)
+            .map_err(Error::from)?;
+    }
+    options.softmax = choice(
+        "options.softmax",
+        given.softmax,
+        &[
+            (RRPC_SOFTMAX_CANDIDATES, Softmax::Candidates),
+            (RRPC_SOFTMAX_ALL, Softmax::All),
+        ],
+    )?;
+    options.queries = choice(
+        "options.queries",
+        given.queries,
+        &[
+            (RRPC_QUERIES_STORED, Queries::Stored),
+            (RRPC_QUERIES_ONLINE, Queries::Online),
+        ],
+    )?;
+    options.history = given.history;
+    options.value_norms = flag("options.value_norms", given.value_norms)?;
+    options.redundancy = given.redundancy;
+    Ok(options)
 }
 
 /// Fills `options` with the defaults for sequences of `engine`: its sampling defaults are the model's.
