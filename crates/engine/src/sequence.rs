@@ -7,6 +7,7 @@ mod thought;
 pub(crate) use branch::DrawLog;
 pub(crate) use step::{Chunk, position_of_generated};
 use thought::Thought;
+pub(crate) use thought::{Gone, Text};
 
 use std::ops::Range;
 use std::sync::Arc;
