@@ -378,7 +378,7 @@ fn recipe(given: &rrpc_compressor_options) -> Result<RpcOptions, Failure> {
 }
 
 /// The policy that a name selects: "none", "rpc", "snapkv", "streaming", "random", "r-kv", "lookahead",
-/// "lookahead-merge", "h2o", "tova", or "callback". `name` is NUL-terminated.
+/// "lookahead-merge", "h2o", "tova", "lightthinker", or "callback". `name` is NUL-terminated.
 ///
 /// # Safety
 /// `name` is NULL or NUL-terminated; `policy` is NULL or valid.
@@ -398,11 +398,12 @@ pub unsafe extern "C" fn rrpc_policy_from_name(name: *const c_char, policy: *mut
             .map(|(number, _)| *number);
         let found = match of_the_library {
             Some(found) => found,
+            None if name == "lightthinker" => RRPC_POLICY_LIGHTTHINKER,
             None if name == "callback" => RRPC_POLICY_CALLBACK,
             None => {
                 let names = PolicyKind::ALL.map(PolicyKind::name).join(", ");
                 return Err(Failure::argument(format!(
-                    "name: expected one of {names}, callback, found {name:?}"
+                    "name: expected one of {names}, lightthinker, callback, found {name:?}"
                 )));
             }
         };

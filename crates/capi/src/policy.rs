@@ -44,7 +44,7 @@ pub const RRPC_POLICY_TOVA: u32 = 10;
 /// (rrpc_sequence_tokens), answers do not show them and count them in max_tokens. Once the gists are written, the
 /// entries of the thought go: all generated since the ones before, the delimiter's included. Positions stay true
 /// indices in the text. Where thoughts end is not known before, so the peak is that of RRPC_POLICY_NONE. After
-/// a delimiter rrpc_engine_step has more than one token to run before there are logits. A text is not saved with it.
+/// a delimiter rrpc_step has more than one token to run before there are logits.
 pub const RRPC_POLICY_LIGHTTHINKER: u32 = 11;
 /// In the place of `resume`: none.
 pub const RRPC_NO_TOKEN: u32 = u32::MAX;
