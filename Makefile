@@ -99,8 +99,8 @@ onnx-export/.venv/installed: onnx-export/requirements-train.lock
 	onnx-export/.venv/bin/python -m pip --disable-pip-version-check install --quiet --require-hashes -r $<
 	touch $@
 
-# A few steps of a smaller model.
-test-train: onnx-export/.venv/installed
+# A few steps of a smaller model, and answers of the program beside it.
+test-train: onnx-export/.venv/installed build
 	cd onnx-export && .venv/bin/python -m pytest -q tests/test_small_reasoners.py
 
 # The two models and the problems of docs/accuracy/reasoners.md; goes on where it was broken off.

@@ -494,7 +494,7 @@ rrpc_error *rrpc_engine_stop_tokens(const rrpc_engine *engine,
  * (rrpc_sequence_tokens), answers do not show them and count them in max_tokens. Once the gists are written, the
  * entries of the thought go: all generated since the ones before, the delimiter's included. Positions stay true
  * indices in the text. Where thoughts end is not known before, so the peak is that of RRPC_POLICY_NONE. After
- * a delimiter rrpc_engine_step has more than one token to run before there are logits. A text is not saved with it.
+ * a delimiter rrpc_step has more than one token to run before there are logits.
  */
 #define RRPC_POLICY_LIGHTTHINKER 11
 
@@ -2017,7 +2017,7 @@ typedef struct rrpc_compressor_options {
 
 /**
  * The policy that a name selects: "none", "rpc", "snapkv", "streaming", "random", "r-kv", "lookahead",
- * "lookahead-merge", "h2o", "tova", or "callback". `name` is NUL-terminated.
+ * "lookahead-merge", "h2o", "tova", "lightthinker", or "callback". `name` is NUL-terminated.
  *
  * Ownership: nothing changes hands.
  * Threads: any.

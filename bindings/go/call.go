@@ -107,15 +107,18 @@ func (c *call) lend(layer *KVLayer, window *Window) error {
 		dtype   DType
 		data    *unsafe.Pointer
 		into    *[3]C.int64_t
+		needed  bool
 	}{
-		{"Keys", layer.Keys, layer.KeyStrides, options.HeadDim, options.DType, &c.layer.keys, &c.layer.key_strides},
-		{"Values", layer.Values, layer.ValueStrides, options.HeadDim, options.DType, &c.layer.values, &c.layer.value_strides},
+		{"Keys", layer.Keys, layer.KeyStrides, options.HeadDim, options.DType, &c.layer.keys, &c.layer.key_strides, true},
+		{"Values", layer.Values, layer.ValueStrides, options.HeadDim, options.DType, &c.layer.values, &c.layer.value_strides, true},
 		{"KeyScales", Float32(layer.KeyScales), layer.KeyScaleStrides, 1, DTypeF32,
-			(*unsafe.Pointer)(unsafe.Pointer(&c.layer.key_scales)), &c.layer.key_scale_strides},
+			(*unsafe.Pointer)(unsafe.Pointer(&c.layer.key_scales)), &c.layer.key_scale_strides, options.DType == DTypeI8},
 		{"ValueScales", Float32(layer.ValueScales), layer.ValueScaleStrides, 1, DTypeF32,
-			(*unsafe.Pointer)(unsafe.Pointer(&c.layer.value_scales)), &c.layer.value_scale_strides},
+			(*unsafe.Pointer)(unsafe.Pointer(&c.layer.value_scales)), &c.layer.value_scale_strides, options.DType == DTypeI8},
+		{"History", Float32(layer.History), layer.HistoryStrides, 1, DTypeF32,
+			(*unsafe.Pointer)(unsafe.Pointer(&c.layer.history)), &c.layer.history_strides, false},
 	} {
-		if tensor.last == 1 && tensor.given.length == 0 && options.DType != DTypeI8 {
+		if tensor.given.length == 0 && !tensor.needed {
 			continue
 		}
 		if tensor.given.dtype != tensor.dtype {
@@ -190,20 +193,40 @@ func (c *call) lendPlan(plan *Plan) (*C.rrpc_plan, error) {
 	if plan.Sets < 0 || plan.Sets > math.MaxUint32 {
 		return nil, invalid("Sets cannot be %d", plan.Sets)
 	}
+	directions := 0
+	if len(plan.KeyShifts) > 0 {
+		directions = sequences * c.compressor.options.KVHeads * c.compressor.options.HeadDim
+	}
+	for _, list := range []struct {
+		name            string
+		found, expected int
+		optional        bool
+	}{
+		{"History", len(plan.History), len(plan.Kept), true},
+		{"KeyShifts", len(plan.KeyShifts), len(plan.Kept), true},
+		{"KeyDirections", len(plan.KeyDirections), directions, false},
+	} {
+		if list.found != list.expected && !(list.optional && list.found == 0) {
+			return nil, invalid("%s: expected %d numbers, found %d", list.name, list.expected, list.found)
+		}
+	}
 	return &C.rrpc_plan{
-		struct_size:  C.sizeof_rrpc_plan,
-		kept_counts:  (*C.uint32_t)(pinnedData(c, plan.KeptCounts)),
-		kept:         (*C.uint32_t)(pinnedData(c, plan.Kept)),
-		kept_len:     C.size_t(len(plan.Kept)),
-		new_lengths:  (*C.int32_t)(pinnedData(c, plan.NewLengths)),
-		copies:       (*C.rrpc_block_copy)(pinnedData(c, plan.Copies)),
-		copy_count:   C.size_t(len(plan.Copies)),
-		freed_blocks: (*C.int32_t)(pinnedData(c, plan.FreedBlocks)),
-		freed_count:  C.size_t(len(plan.FreedBlocks)),
-		merges:       (*C.rrpc_merge)(pinnedData(c, plan.Merges)),
-		merge_count:  C.size_t(len(plan.Merges)),
-		sequences:    C.uint32_t(sequences),
-		sets:         C.uint32_t(plan.Sets),
+		struct_size:    C.sizeof_rrpc_plan,
+		history:        pinnedFloats(c, plan.History),
+		key_shifts:     pinnedFloats(c, plan.KeyShifts),
+		key_directions: pinnedFloats(c, plan.KeyDirections),
+		kept_counts:    (*C.uint32_t)(pinnedData(c, plan.KeptCounts)),
+		kept:           (*C.uint32_t)(pinnedData(c, plan.Kept)),
+		kept_len:       C.size_t(len(plan.Kept)),
+		new_lengths:    (*C.int32_t)(pinnedData(c, plan.NewLengths)),
+		copies:         (*C.rrpc_block_copy)(pinnedData(c, plan.Copies)),
+		copy_count:     C.size_t(len(plan.Copies)),
+		freed_blocks:   (*C.int32_t)(pinnedData(c, plan.FreedBlocks)),
+		freed_count:    C.size_t(len(plan.FreedBlocks)),
+		merges:         (*C.rrpc_merge)(pinnedData(c, plan.Merges)),
+		merge_count:    C.size_t(len(plan.Merges)),
+		sequences:      C.uint32_t(sequences),
+		sets:           C.uint32_t(plan.Sets),
 	}, nil
 }
 
@@ -214,6 +237,14 @@ func pinnedData[T any](c *call, items []T) unsafe.Pointer {
 	data := unsafe.SliceData(items)
 	c.pinner.Pin(data)
 	return unsafe.Pointer(data)
+}
+
+// pinnedFloats is where they are until the call's end; NULL for none.
+func pinnedFloats(c *call, items []float32) *C.float {
+	if len(items) == 0 {
+		return nil
+	}
+	return (*C.float)(pinnedData(c, items))
 }
 
 // plan makes a call that selects, and copies the plan out of the workspace.
@@ -235,14 +266,25 @@ func (c *call) plan(run func(plan *C.rrpc_plan, selection C.uintptr_t) *C.rrpc_e
 		}
 		return nil, err
 	}
+	kept := plan.kept_len
+	has := func(floats *C.float, count C.size_t) C.size_t {
+		if floats == nil {
+			return 0
+		}
+		return count
+	}
+	directions := C.size_t(plan.sequences) * C.size_t(chosen.options.KVHeads) * C.size_t(chosen.options.HeadDim)
 	return &Plan{
-		Sets:        int(plan.sets),
-		KeptCounts:  cloned[uint32](unsafe.Pointer(plan.kept_counts), C.size_t(plan.sequences)),
-		Kept:        cloned[uint32](unsafe.Pointer(plan.kept), plan.kept_len),
-		NewLengths:  cloned[int32](unsafe.Pointer(plan.new_lengths), C.size_t(plan.sequences)),
-		Copies:      cloned[BlockCopy](unsafe.Pointer(plan.copies), plan.copy_count),
-		FreedBlocks: cloned[int32](unsafe.Pointer(plan.freed_blocks), plan.freed_count),
-		Merges:      cloned[Merge](unsafe.Pointer(plan.merges), plan.merge_count),
+		History:       cloned[float32](unsafe.Pointer(plan.history), has(plan.history, kept)),
+		KeyShifts:     cloned[float32](unsafe.Pointer(plan.key_shifts), has(plan.key_shifts, kept)),
+		KeyDirections: cloned[float32](unsafe.Pointer(plan.key_directions), has(plan.key_directions, directions)),
+		Sets:          int(plan.sets),
+		KeptCounts:    cloned[uint32](unsafe.Pointer(plan.kept_counts), C.size_t(plan.sequences)),
+		Kept:          cloned[uint32](unsafe.Pointer(plan.kept), kept),
+		NewLengths:    cloned[int32](unsafe.Pointer(plan.new_lengths), C.size_t(plan.sequences)),
+		Copies:        cloned[BlockCopy](unsafe.Pointer(plan.copies), plan.copy_count),
+		FreedBlocks:   cloned[int32](unsafe.Pointer(plan.freed_blocks), plan.freed_count),
+		Merges:        cloned[Merge](unsafe.Pointer(plan.merges), plan.merge_count),
 	}, nil
 }
 

@@ -17,6 +17,16 @@ const PolicyCallback Policy = C.RRPC_POLICY_CALLBACK
 // ScaleDefault is 1 / sqrt(HeadDim).
 const ScaleDefault float32 = C.RRPC_SCALE_DEFAULT
 
+// RopeStyle is which elements of a head are rotated together.
+type RopeStyle uint32
+
+const (
+	// RopeHalfSplit: i and i + half of those that are rotated: GPT-NeoX, and Llama in Hugging Face layout.
+	RopeHalfSplit RopeStyle = C.RRPC_ROPE_HALF_SPLIT
+	// RopeInterleaved: 2 i and 2 i + 1: GPT-J.
+	RopeInterleaved RopeStyle = C.RRPC_ROPE_INTERLEAVED
+)
+
 // CompressorOptions are the options of [NewCompressor]. Heads, KVHeads and HeadDim have no default.
 type CompressorOptions struct {
 	// Heads (query heads) of a layer, a multiple of KVHeads.
@@ -30,8 +40,9 @@ type CompressorOptions struct {
 	// Scale is what products of queries and keys are multiplied by before the softmax: above 0 and finite.
 	// Default ScaleDefault.
 	Scale float32
-	// Policy: PolicyRPC, PolicySnapKV, PolicyStreaming, PolicyRandom, PolicyCallback, or PolicyNone, which is
-	// never due and keeps everything. The next six fields are those of SequenceOptions, with the same
+	// Policy: PolicyRPC, PolicySnapKV, PolicyStreaming, PolicyRandom, PolicyLookahead, PolicyLookaheadMerge (these two
+	// with the queries of a whole Interval, InvFreq, and the layers' histories), PolicyCallback, or PolicyNone, which
+	// is never due and keeps everything. The next six fields are those of SequenceOptions, with the same
 	// defaults; Aggregation, Pooling and Kernel are PolicyRPC's. Default PolicyRPC.
 	Policy Policy
 	// Interval is how many generated tokens are between two compressions (P), a multiple of Ratio.
@@ -48,18 +59,26 @@ type CompressorOptions struct {
 	Pooling Pooling
 	// Kernel is the width of the pooling, in scores: odd, 1 (none) to 65535. Default 7.
 	Kernel uint32
-	// MaxMerges is the most merges of one sequence that Select may ask for. Default 0.
+	// MaxMerges is the most merges of one sequence that Select or a plan may ask for; PolicyLookaheadMerge has room
+	// for its own. Default 0.
 	MaxMerges uint32
 	// RecordedLayers that [Compressor.Record] keeps windows of. Default 0.
 	RecordedLayers uint32
 	// RecordedSequences are the slots that [Compressor.Record] keeps windows of. It takes
-	// RecordedLayers * RecordedSequences * Window * Heads * HeadDim float32. Default 0.
+	// RecordedLayers * RecordedSequences * Window * Heads * HeadDim float32, with PolicyLookahead and
+	// PolicyLookaheadMerge Interval in place of Window. Default 0.
 	RecordedSequences uint32
 	// BudgetEntries, in place of Ratio: so many entries stay in each KV head of each layer, the window not
 	// counted. 0: not set, which is the default.
 	BudgetEntries uint64
 	// Seed of PolicyRandom, the same for all sequences. Default 0.
 	Seed uint64
+	// InvFreq, of PolicyLookahead and PolicyLookaheadMerge, is how queries and keys are rotated: radians per position
+	// of each pair of elements, half as many as are rotated (RoPE: base^(-2 i / rotated), with what the model's
+	// scaling makes of it). Those are all HeadDim elements, or the leading 2 * len(InvFreq). Copied. Default nil.
+	InvFreq []float32
+	// RopeStyle is which elements are rotated together. Default RopeHalfSplit.
+	RopeStyle RopeStyle
 	// Select, of PolicyCallback, chooses what stays of one sequence in one layer: it fills in Kept, and
 	// Merges if entries are to be merged. It is called in the goroutine of [Compressor.Select] and
 	// [Compressor.Compress], once for each sequence that has candidates, and at the same time for calls
@@ -94,8 +113,8 @@ type SelectRequest struct {
 // needs no engine, no model and no ONNX Runtime. Any number of goroutines may use one at the same time, each
 // with sequences and blocks of its own.
 //
-// When [Compressor.Due] says so: [Compressor.Compress] for each layer, or, to look or to interfere between
-// them, [Compressor.Score], [Compressor.Select] and [Compressor.Apply]. After the last layer the program
+// When [Compressor.Due] says so: [Compressor.Compress] for each layer, or, to look or to interfere in between,
+// [Compressor.Plan] (or [Compressor.Score] and [Compressor.Select]) and [Compressor.Apply]. After the last layer the program
 // takes over the plan's lengths and blocks.
 //
 // The memory of a [KVLayer], a [Batch] and a [Window] is lent for the time of a call. It may be Go's or not.
@@ -133,6 +152,7 @@ func NewCompressor(options ...func(*CompressorOptions)) (*Compressor, error) {
 		RecordedSequences: uint32(o.recorded_sequences),
 		BudgetEntries:     uint64(o.budget_entries),
 		Seed:              uint64(o.seed),
+		RopeStyle:         RopeStyle(o.rope_style),
 	}
 	for _, change := range options {
 		change(&chosen)
@@ -162,6 +182,16 @@ func NewCompressor(options ...func(*CompressorOptions)) (*Compressor, error) {
 	o.max_merges = C.uint32_t(chosen.MaxMerges)
 	o.recorded_layers = C.uint32_t(chosen.RecordedLayers)
 	o.recorded_sequences = C.uint32_t(chosen.RecordedSequences)
+	o.rope_style = C.uint32_t(chosen.RopeStyle)
+	var pinner runtime.Pinner
+	defer pinner.Unpin()
+	if count := len(chosen.InvFreq); count > 0 {
+		if 2*count > chosen.HeadDim {
+			return nil, invalid("InvFreq: expected at most one for each pair of %d elements, found %d", chosen.HeadDim, count)
+		}
+		o.inv_freq, o.rotary_dim = floats(chosen.InvFreq), C.uint32_t(2*count)
+		pinner.Pin(o.inv_freq)
+	}
 	c := &Compressor{options: chosen}
 	if err := check(C.go_compressor_create(&o, &c.handle)); err != nil {
 		return nil, err
@@ -190,7 +220,7 @@ func (c *Compressor) Due(generated, compressions uint64) (bool, error) {
 }
 
 // Record keeps the rotated queries of one token of one layer, [slots][Heads][HeadDim], in the rings of
-// slots: the newest Window of each. A zero [Window] then stands for them. One call at a time uses a slot of
+// slots: the newest Window of each, with PolicyLookahead and PolicyLookaheadMerge the newest Interval. A zero [Window] then stands for them. One call at a time uses a slot of
 // a layer.
 //
 // Errors: [ErrInvalidArgument] for a layer or slot that the options have no ring for, one slot twice, or
@@ -283,7 +313,26 @@ func (c *Compressor) Score(layer *KVLayer, batch *Batch, window *Window) ([]floa
 	return scores[:count], nil
 }
 
-// Select selects what stays by the scores of one layer. PolicyRPC averages them over the KV heads (with
+// Plan is Score and Select in one call, for every policy: what a compression would do. Nothing is moved.
+//
+// Errors: those of the two; [ErrInvalidArgument] for PolicyLookahead and PolicyLookaheadMerge without histories in
+// the layer.
+func (c *Compressor) Plan(layer *KVLayer, batch *Batch, window *Window) (*Plan, error) {
+	call, err := c.begin(batch)
+	if err != nil {
+		return nil, err
+	}
+	defer call.end()
+	if err := call.lend(layer, window); err != nil {
+		return nil, err
+	}
+	return call.plan(func(plan *C.rrpc_plan, selection C.uintptr_t) *C.rrpc_error {
+		return C.go_compressor_plan(c.handle, &call.layer, &call.batch, &call.window, call.space(),
+			call.sizes.workspace_bytes, plan, selection)
+	})
+}
+
+// Select selects what stays by the scores of one layer, for policies that look at nothing else. PolicyRPC averages them over the KV heads (with
 // AggregationLayer), pools them, and keeps the best min(candidates, (compressions + 1) * Interval / Ratio)
 // of each sequence; of equal ones the first. Nothing is moved.
 //
@@ -306,7 +355,7 @@ func (c *Compressor) Select(layer int, batch *Batch, scores []float32) (*Plan, e
 }
 
 // Apply carries a plan out in one layer: copies shared blocks that are in the way, merges, and moves what
-// stays forward. Entries that stay keep their bytes. The plan may be Select's, that one changed, or one of
+// stays forward. Entries that stay and take no others in keep their bytes. The plan may be Plan's or Select's, that one changed, or one of
 // the program's: all of it is checked against the batch before anything is written.
 //
 // Errors: [ErrInvalidArgument] for a layer or batch that cannot be, memory that is too short for it, or a
@@ -328,9 +377,9 @@ func (c *Compressor) Apply(layer *KVLayer, batch *Batch, plan *Plan) error {
 		call.sizes.workspace_bytes))
 }
 
-// Compress is Score, Select and Apply in one call. It returns what was done.
+// Compress is Plan and Apply in one call. It returns what was done.
 //
-// Errors: those of the three. Nothing has been moved then.
+// Errors: those of the two. Nothing has been moved then.
 func (c *Compressor) Compress(layer *KVLayer, batch *Batch, window *Window) (*Plan, error) {
 	call, err := c.begin(batch)
 	if err != nil {

@@ -22,7 +22,7 @@ func TestDue(t *testing.T) {
 }
 
 func TestPolicyNames(t *testing.T) {
-	for policy := PolicyNone; policy <= PolicyLookaheadMerge; policy++ {
+	for policy := PolicyNone; policy <= PolicyLightThinker; policy++ {
 		if found, err := ParsePolicy(policy.String()); err != nil || found != policy {
 			t.Errorf("%v: %v %v", policy, found, err)
 		}

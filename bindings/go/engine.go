@@ -276,7 +276,9 @@ func (e *Engine) Detokenize(tokens []uint32, skipSpecial bool) (string, error) {
 // Errors: [ErrInvalidArgument] for an option; [ErrContext] if so many tokens outgrow the model's context.
 func (e *Engine) PeakCacheBytes(promptTokens, newTokens uint64, options ...func(*SequenceOptions)) (entries, bytes uint64, err error) {
 	defer runtime.KeepAlive(e)
-	o, err := e.sequenceOptions(options)
+	var pinner runtime.Pinner
+	defer pinner.Unpin()
+	o, err := e.sequenceOptions(options, &pinner)
 	if err != nil {
 		return 0, 0, err
 	}

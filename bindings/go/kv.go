@@ -100,11 +100,18 @@ type KVLayer struct {
 	KeyScaleStrides [3]int
 	// ValueScaleStrides are scales.
 	ValueScaleStrides [3]int
+	// History of PolicyLookahead and PolicyLookaheadMerge: a float32 of the policy's for each entry and KV head, which
+	// belongs to the entry as its key does. The program sets it to 0 for every entry of a row or block that it takes
+	// into use; from then on compressions write it. nil for other policies.
+	History []float32
+	// HistoryStrides are float32s.
+	HistoryStrides [3]int
 }
 
 // Layer describes one layer's keys and values in tensors without gaps, of one layout. entries is how many
 // entries a block has (paged), or each row has room for (dense). KeyScales and ValueScales have to be set
-// for DTypeI8; their strides are those of the layout with one element for a head.
+// for DTypeI8, History for the policies that look ahead; their strides are those of the layout with one element for a
+// head.
 func (c *Compressor) Layer(layer, entries int, layout Layout, keys, values Elements) KVLayer {
 	strides := layout.Strides(c.options.KVHeads, entries, c.options.HeadDim)
 	scales := layout.Strides(c.options.KVHeads, entries, 1)
@@ -112,7 +119,7 @@ func (c *Compressor) Layer(layer, entries int, layout Layout, keys, values Eleme
 		Layer: layer,
 		Keys:  keys, Values: values,
 		KeyStrides: strides, ValueStrides: strides,
-		KeyScaleStrides: scales, ValueScaleStrides: scales,
+		KeyScaleStrides: scales, ValueScaleStrides: scales, HistoryStrides: scales,
 	}
 }
 
@@ -189,14 +196,15 @@ func (b *Batch) row(sequence int) int {
 	return int(b.Rows[sequence])
 }
 
-// Window are the rotated queries of the newest Window tokens of each sequence. Its zero value stands for
+// Window are the rotated queries of the newest Window tokens of each sequence, with PolicyLookahead and
+// PolicyLookaheadMerge of its newest Interval tokens. Its zero value stands for
 // what [Compressor.Record] recorded, with the batch's rows as slots.
 type Window struct {
 	// Queries of a ring of the program's, of DTypeF32, DTypeF16 or DTypeBF16.
 	Queries Elements
 	// Strides are elements from one row (as Batch.Rows), token and query head to the next.
 	Strides [3]int
-	// RingTokens are the places of the ring, at least Window.
+	// RingTokens are the places of the ring, at least as many as tokens that score.
 	RingTokens int
 	// Oldest [sequences] is the place in the ring of the window's oldest token. nil: 0.
 	Oldest []int32
@@ -240,8 +248,8 @@ type BlockCopy struct {
 	To int32
 }
 
-// Plan is what a compression of one layer keeps, moves, copies and sets free. Everything but the kept sets
-// and the merges follows from them and the batch, and is the same for every layer if the kept counts are.
+// Plan is what a compression of one layer keeps, moves, copies and sets free. Everything but the kept sets,
+// the merges and what becomes of histories and keys follows from them and the batch, and is the same for every layer if the kept counts are.
 //
 // After the compression a sequence's cache is its prompt, the kept candidates in their order, and the
 // window. The program sets its length to NewLengths, writes Copies to its block table, and drops one
@@ -262,6 +270,13 @@ type Plan struct {
 	FreedBlocks []int32
 	// Merges, sorted by sequence, KV head, into, from.
 	Merges []Merge
+	// History, of PolicyLookahead and PolicyLookaheadMerge: what the history of each of Kept becomes. nil for others.
+	History []float32
+	// KeyShifts, of PolicyLookaheadMerge: how much of its direction is added to the key of each of Kept, after the
+	// merges and before it is rounded. nil for others.
+	KeyShifts []float32
+	// KeyDirections [sequences][KVHeads][HeadDim] are the directions; nil if KeyShifts is.
+	KeyDirections []float32
 }
 
 // KeptSet is a part of Kept: what stays of a sequence in a KV head.

@@ -45,16 +45,25 @@ const (
 	PolicyH2O Policy = C.RRPC_POLICY_H2O
 	// PolicyTOVA is the same, but each layer drops the entry that the newest query gives the least attention.
 	PolicyTOVA Policy = C.RRPC_POLICY_TOVA
+	// PolicyLightThinker is for a model that was trained for it: behind a token of Delimiters the ids of Gists and
+	// then Resume are put, as if generated. Once the gists are written, the entries of the thought go: all
+	// generated since the ones before. Answers do not show what was put there, [Sequence.Tokens] has it, and
+	// MaxTokens counts it. The peak is that of PolicyNone.
+	PolicyLightThinker Policy = C.RRPC_POLICY_LIGHTTHINKER
 )
+
+// NoToken, in the place of Resume, is none.
+const NoToken uint32 = C.RRPC_NO_TOKEN
 
 var policyNames = map[Policy]string{
 	PolicyNone: "none", PolicyRPC: "rpc", PolicyCallback: "callback", PolicySnapKV: "snapkv",
 	PolicyStreaming: "streaming", PolicyRandom: "random", PolicyRKV: "r-kv", PolicyLookahead: "lookahead",
 	PolicyLookaheadMerge: "lookahead-merge", PolicyH2O: "h2o", PolicyTOVA: "tova",
+	PolicyLightThinker: "lightthinker",
 }
 
 // ParsePolicy is the policy that a name selects: "none", "rpc", "snapkv", "streaming", "random", "r-kv",
-// "lookahead", "lookahead-merge", "h2o", "tova", or "callback".
+// "lookahead", "lookahead-merge", "h2o", "tova", "lightthinker", or "callback".
 //
 // Errors: [ErrInvalidArgument] for another name.
 func ParsePolicy(name string) (Policy, error) {
@@ -117,8 +126,8 @@ const (
 )
 
 // SequenceOptions are the options of [Engine.NewSequence] and [Engine.PeakCacheBytes]. All policies
-// but PolicyNone read the next three fields and the budgets at the end; Aggregation, Pooling and Kernel are
-// PolicyRPC's. The defaults of the sampling are those of the model's authors;
+// but PolicyNone and PolicyLightThinker read the next three fields and the budgets at the end; Aggregation, Pooling
+// and Kernel are PolicyRPC's. The defaults of the sampling are those of the model's authors;
 // if they give none, Temperature 0.6, TopP 0.95 and the rest off.
 type SequenceOptions struct {
 	// Policy. Default PolicyRPC.
@@ -175,10 +184,17 @@ type SequenceOptions struct {
 	// Redundancy is the weight w of the redundancy of keys, as PolicyRKV has it, 0 to 1: (1 - w) times the
 	// pooled scores less w times it, both normalised to a maximum of 1. Default 0.
 	Redundancy float32
+	// Delimiters are the token ids that end a thought. This and the next two are PolicyLightThinker's. Default nil.
+	Delimiters []uint32
+	// Gists are the token ids that take a thought's place, none of Delimiters. Default nil.
+	Gists []uint32
+	// Resume is a token id behind the gists, which sees them and not the thought, and stays; no delimiter. Default
+	// NoToken.
+	Resume uint32
 }
 
-// sequenceOptions are the defaults with the caller's changes.
-func (e *Engine) sequenceOptions(options []func(*SequenceOptions)) (C.rrpc_sequence_options, error) {
+// sequenceOptions are the defaults with the caller's changes; pinner holds what they point to.
+func (e *Engine) sequenceOptions(options []func(*SequenceOptions), pinner *runtime.Pinner) (C.rrpc_sequence_options, error) {
 	var o C.rrpc_sequence_options
 	if err := check(C.go_sequence_options_init(e.handle, &o, C.sizeof_rrpc_sequence_options)); err != nil {
 		return o, err
@@ -205,6 +221,7 @@ func (e *Engine) sequenceOptions(options []func(*SequenceOptions)) (C.rrpc_seque
 		ValueNorms:        o.value_norms != 0,
 		History:           float32(o.history),
 		Redundancy:        float32(o.redundancy),
+		Resume:            uint32(o.resume),
 	}
 	for _, change := range options {
 		change(&chosen)
@@ -230,6 +247,15 @@ func (e *Engine) sequenceOptions(options []func(*SequenceOptions)) (C.rrpc_seque
 	o.value_norms = flag(chosen.ValueNorms)
 	o.history = C.float(chosen.History)
 	o.redundancy = C.float(chosen.Redundancy)
+	if len(chosen.Delimiters) > 0 {
+		o.delimiters, o.num_delimiters = ids(chosen.Delimiters), C.size_t(len(chosen.Delimiters))
+		pinner.Pin(o.delimiters)
+	}
+	if len(chosen.Gists) > 0 {
+		o.gists, o.num_gists = ids(chosen.Gists), C.size_t(len(chosen.Gists))
+		pinner.Pin(o.gists)
+	}
+	o.resume = C.uint32_t(chosen.Resume)
 	return o, nil
 }
 
@@ -251,7 +277,9 @@ type Sequence struct {
 // Errors: [ErrInvalidArgument] for an option, such as an Interval that is no multiple of Ratio.
 func (e *Engine) NewSequence(options ...func(*SequenceOptions)) (*Sequence, error) {
 	defer runtime.KeepAlive(e)
-	o, err := e.sequenceOptions(options)
+	var pinner runtime.Pinner
+	defer pinner.Unpin()
+	o, err := e.sequenceOptions(options, &pinner)
 	if err != nil {
 		return nil, err
 	}

@@ -293,6 +293,17 @@ rrpc_error *go_compressor_apply(go_compressor compressor, const rrpc_kv_layer *l
     return rrpc_compressor_apply(COMPRESSOR, layer, batch, plan, workspace, workspace_bytes);
 }
 
+rrpc_error *go_compressor_plan(go_compressor compressor, const rrpc_kv_layer *layer, const rrpc_kv_batch *batch,
+                               const rrpc_query_window *window, void *workspace, size_t workspace_bytes,
+                               rrpc_plan *plan, uintptr_t call)
+{
+    uintptr_t outer = call_under_way;
+    call_under_way = call;
+    rrpc_error *error = rrpc_compressor_plan(COMPRESSOR, layer, batch, window, workspace, workspace_bytes, plan);
+    call_under_way = outer;
+    return error;
+}
+
 rrpc_error *go_compressor_compress(go_compressor compressor, const rrpc_kv_layer *layer,
                                    const rrpc_kv_batch *batch, const rrpc_query_window *window, void *workspace,
                                    size_t workspace_bytes, rrpc_plan *plan, uintptr_t call)

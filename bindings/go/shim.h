@@ -91,6 +91,9 @@ rrpc_error *go_compressor_select(go_compressor compressor, uint32_t layer, const
                                  rrpc_plan *plan, uintptr_t call);
 rrpc_error *go_compressor_apply(go_compressor compressor, const rrpc_kv_layer *layer, const rrpc_kv_batch *batch,
                                 const rrpc_plan *plan, void *workspace, size_t workspace_bytes);
+rrpc_error *go_compressor_plan(go_compressor compressor, const rrpc_kv_layer *layer, const rrpc_kv_batch *batch,
+                               const rrpc_query_window *window, void *workspace, size_t workspace_bytes,
+                               rrpc_plan *plan, uintptr_t call);
 rrpc_error *go_compressor_compress(go_compressor compressor, const rrpc_kv_layer *layer,
                                    const rrpc_kv_batch *batch, const rrpc_query_window *window, void *workspace,
                                    size_t workspace_bytes, rrpc_plan *plan, uintptr_t call);

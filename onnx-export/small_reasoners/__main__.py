@@ -12,8 +12,10 @@ from pathlib import Path
 # One thread: the same sums on every machine, and cores left for others. Read when JAX is imported.
 os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false")
 
+from .problems import GISTS
+
 # What is different in the second half of the training.
-VARIANTS = {"plain": {}, "dropout": {"drop": 0.3}, "lightthinker": {"gists": 2}}
+VARIANTS = {"plain": {}, "dropout": {"drop": 0.3}, "lightthinker": {"gists": GISTS}}
 TOLERANCE = 0.05
 
 

@@ -8,7 +8,7 @@ import subprocess
 from collections import defaultdict
 from pathlib import Path
 
-from .problems import first_error
+from .problems import GIST_ID, GISTS, Problem, encode, first_error, solve
 
 # As `eval --policies` takes them; what stands before the first colon and the aggregation are the row's name.
 POLICIES = (
@@ -23,6 +23,8 @@ POLICIES = (
     "h2o",
     "tova",
 )
+# The models: the two that are compressed, and the one that sums up.
+COMPRESSED, SUMMED_UP = ("plain", "dropout"), "lightthinker"
 COLOURS = ("#0072b2", "#56b4e9", "#009e73", "#7f7f7f", "#e69f00", "#cc79a7", "#8c564b", "#d55e00", "#17becf", "#000000")
 
 
@@ -43,38 +45,89 @@ def peak_entries(length: int, interval: int, window: int, ratio: int) -> int:
     return max((done - 1) * kept + window + interval if done else 0, done * (kept - interval) + written)
 
 
+def peak_with_gists(reasoning: str, gists: int = GISTS) -> int:
+    """The most generated entries at once where each line goes when its gists are written; the end is not written."""
+    lines = [len(line) + 1 for line in reasoning.split(";")[:-1]]
+    return max(done * gists + line + gists for done, line in enumerate(lines))
+
+
 def draw(options: argparse.Namespace) -> int:
     lengths = sorted(int(path.stem.split("-")[1]) for path in options.out.glob("length-*.jsonl"))
-    models = [name for name in ("plain", "dropout") if (options.out / name / "manifest.json").exists()]
-    if not lengths or not models:
+    there = [name for name in (*COMPRESSED, SUMMED_UP) if (options.out / name / "manifest.json").exists()]
+    if not lengths or not there:
         raise SystemExit(f"{options.out}: expected models and problems, found none: run `train` first")
+    models = [name for name in there if name != SUMMED_UP]
     table: list[dict] = []
+    gists: list[dict] = []
     for length in lengths:
-        table += evaluate(options, models, length)
+        if models:
+            table += evaluate(options, models, length)
+        if SUMMED_UP in there:
+            gists += evaluate_gists(options, length)
     folder = options.out / "curve"
-    text = markdown(table, models, options)
-    (folder / "curve.json").write_text(json.dumps(table, indent=1) + "\n")
+    text = "\n".join(filter(None, (markdown(table, models, options), gists_markdown(gists))))
+    (folder / "curve.json").write_text(json.dumps(table + gists, indent=1) + "\n")
     (folder / "curve.md").write_text(text)
-    (folder / "curve.svg").write_text(svg(table, models, options.ratio))
+    if models:
+        (folder / "curve.svg").write_text(svg(table, models, options.ratio))
     print(text, end="")
     return 0
 
 
 def evaluate(options: argparse.Namespace, models: list[str], length: int) -> list[dict]:
     """A row for each model, policy and number of compressions, on problems of one length."""
-    out = options.out / "curve" / f"length-{length}"
-    out.mkdir(parents=True, exist_ok=True)
-    problems = options.out / f"length-{length}.jsonl"
     labels = {"none": ("none", 0)}
     for compressions in options.compressions:
         interval = interval_for(length, compressions, options.window, options.ratio)
         if interval <= options.window or any(label.endswith(f"={interval}") for label in labels):
             continue  # so short a trace cannot be compressed so often
         labels |= {f"{policy}:interval={interval}": (policy, compressions) for policy in POLICIES}
-    command = [
-        str(options.program), "eval", "--problems", str(problems), "--prompt", "raw", "--out", str(out),
+    rows = ask(
+        options, models, length, options.out / "curve" / f"length-{length}", round(length * 1.25),
         "--policies", ",".join(labels), "--ratio", str(options.ratio), "--window", str(options.window),
-        "--max-tokens", str(round(length * 1.25)), "--rows", "32", "--threads", "1", "--cache-dtype", "fp32", "--output", "json",
+    )  # fmt: skip
+    for row in rows:
+        row["policy"], row["compressions"] = labels[row["policy"]]
+    return rows
+
+
+def evaluate_gists(options: argparse.Namespace, length: int) -> list[dict]:
+    """A row for each policy of the model that sums lines up, and what its network gives in JAX under the mask of the
+    training. Its gists count as tokens of the answer, and are put there
+    by the engine: the model's tokenizer does not know them."""
+    rows = ask(
+        options, [SUMMED_UP], length, options.out / "curve" / f"length-{length}-gists", round(length * 1.6),
+        "--policies", f"none,{SUMMED_UP}", "--delimiters", str(encode(";")[0]), "--gists", ",".join([str(GIST_ID)] * GISTS),
+    )  # fmt: skip
+    from .training import exact  # needs JAX
+
+    prompts = list(prompts_of(options.out, length).values())[: options.limit]
+    reasoning = [solve(prompt) for prompt in prompts]
+    problems = [Problem(prompt, text, int(text[-2])) for prompt, text in zip(prompts, reasoning)]
+    expected = exact(options.out / f"{SUMMED_UP}-huggingface", problems, GISTS)
+    peaks = {"none": len, SUMMED_UP: peak_with_gists}
+    for row in rows:
+        most = [peaks[row["policy"]](text) for text in reasoning]
+        row |= {"compressions": row["mean_compressions"], "mean_peak_entries": sum(most) / len(most)}
+        if row["policy"] == SUMMED_UP:
+            row["exact_under_the_mask"] = expected
+    return rows
+
+
+def prompts_of(folder: Path, length: int) -> dict[str, str]:
+    lines = (folder / f"length-{length}.jsonl").read_text().splitlines()
+    return {str(problem["id"]): problem["prompt"] for problem in map(json.loads, lines)}
+
+
+def ask(
+    options: argparse.Namespace, models: list[str], length: int, out: Path, max_tokens: int, *arguments: str
+) -> list[dict]:
+    """`eval` of the problems of one length: its report's rows, with the share of wholly right traces."""
+    out.mkdir(parents=True, exist_ok=True)
+    command = [
+        str(options.program), "eval", "--problems", str(options.out / f"length-{length}.jsonl"), "--prompt", "raw",
+        "--out", str(out), "--max-tokens", str(max_tokens), "--rows", "32", "--threads", "1", "--cache-dtype", "fp32",
+        "--output", "json", *arguments,
     ]  # fmt: skip
     for model in models:
         command += ["--model", str(options.out / model)]
@@ -83,10 +136,7 @@ def evaluate(options: argparse.Namespace, models: list[str], length: int) -> lis
     done = subprocess.run(command, stdout=subprocess.PIPE, check=False)
     if done.returncode:
         raise SystemExit(done.returncode)
-    prompts = {}
-    for line in problems.read_text().splitlines():
-        problem = json.loads(line)
-        prompts[str(problem["id"])] = problem["prompt"]
+    prompts = prompts_of(options.out, length)
     exact: dict[tuple[str, str], list[bool]] = defaultdict(list)
     for line in (out / "answers.jsonl").read_text().splitlines():
         record = json.loads(line)
@@ -94,10 +144,9 @@ def evaluate(options: argparse.Namespace, models: list[str], length: int) -> lis
         exact[record["model"], record["policy"]].append(right)
     rows = []
     for row in json.loads(done.stdout)["rows"]:
-        policy, compressions = labels[row["policy"]]
         found = exact[row["model"], row["policy"]]
         rows.append(
-            {"length": length, "policy": policy, "compressions": compressions, "exact": sum(found) / len(found)}
+            {"length": length, "policy": row["policy"], "exact": sum(found) / len(found)}
             | {key: row[key] for key in ("model", "accuracy", "interval", "problems", "mean_compressions", "bound_bytes")}
             | {"p": (row["against_none"] or {}).get("p")}
         )
@@ -125,6 +174,24 @@ def markdown(table: list[dict], models: list[str], options: argparse.Namespace) 
             peaks = (f"{peak_entries(length, p, options.window, options.ratio)} of {length - 1}" for p in intervals)
             text += "| most generated entries at once | " + " | ".join(peaks) + " |\n"
     return text.lstrip()
+
+
+def gists_markdown(rows: list[dict]) -> str:
+    """A table for the model that sums lines up: lengths down."""
+    if not rows:
+        return ""
+    text = f"### {SUMMED_UP}, {GISTS} gists in the place of each line\n\n"
+    text += "| traces of | full cache | lightthinker | p | in JAX | lines that went | most generated entries at once, mean |\n"
+    text += "| --- | ---: | ---: | ---: | ---: | ---: | ---: |\n"
+    for length in sorted({row["length"] for row in rows}):
+        full, summed = (
+            next(row for row in rows if (row["length"], row["policy"]) == (length, policy)) for policy in ("none", SUMMED_UP)
+        )
+        p = "-" if summed["p"] is None else f"{summed['p']:.2g}"
+        peaks = f"{summed['mean_peak_entries']:.1f} of {full['mean_peak_entries']:.1f}"
+        jax = f"({summed['exact_under_the_mask']:.2f})"
+        text += f"| {length} tokens | {cell(full)} | {cell(summed)} | {p} | {jax} | {summed['compressions']:.1f} | {peaks} |\n"
+    return text
 
 
 def cell(row: dict) -> str:

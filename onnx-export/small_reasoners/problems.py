@@ -25,8 +25,9 @@ END = "<|end|>"
 CHARACTERS = string.digits + LABELS + NAMES + "=+-;?#!>"
 IDS = {character: index for index, character in enumerate(CHARACTERS)}
 END_ID = len(CHARACTERS)
-# Sums a line up, for models that are trained to; the tokenizer does not know it.
+# So many of these sum a line up, for models that are trained to; the tokenizer does not know it.
 GIST_ID = END_ID + 1
+GISTS = 2
 VOCABULARY = GIST_ID + 1
 
 LEAVES = 3  # the first lines define digits

@@ -11,13 +11,14 @@ import math
 import os
 import random
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from safetensors.numpy import load_file
 
 from . import network
 from .network import Parameters, Shape
@@ -193,6 +194,16 @@ def exactness(parameters: Parameters, plan: Plan, lines: int, count: int, seed: 
     batches = (make_batch(problems[at : at + 10], plan.gists) for at in range(0, count, 10))
     found = [right(parameters, plan, arrays(batch)) for batch in batches]
     return float(jnp.concatenate(found).mean())
+
+
+def exact(folder: Path, problems: list[Problem], gists: int) -> float:
+    """The share of problems whose whole reasoning the model of a Hugging Face folder writes right, lines having gone
+    once they have gists."""
+    config = json.loads((folder / "config.json").read_text())
+    plan = Plan(Shape(**{field.name: config[field.name] for field in fields(Shape)}), gists=gists)
+    weights = {name: jnp.asarray(value) for name, value in load_file(folder / "model.safetensors").items()}
+    batches = [make_batch(problems[at : at + 10], gists) for at in range(0, len(problems), 10)]
+    return float(jnp.concatenate([right(weights, plan, arrays(batch)) for batch in batches]).mean())
 
 
 def begin(plan: Plan) -> State:

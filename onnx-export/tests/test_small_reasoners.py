@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import re
 import string
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,9 +19,10 @@ from synthetic import Model
 
 from small_reasoners import checkpoint
 from small_reasoners.__main__ import TOLERANCE, lengths, write_problems
-from small_reasoners.curve import peak_entries
-from small_reasoners.problems import CHARACTERS, END_ID, GIST_ID, LABELS, VOCABULARY, encode, first_error, make_problem, solve, tokens
+from small_reasoners.curve import peak_entries, peak_with_gists
+from small_reasoners.problems import CHARACTERS, END_ID, GIST_ID, GISTS, LABELS, VOCABULARY, encode, first_error, make_problem, solve, tokens
 
+PROGRAM = Path(os.environ.get("RRPC_PROGRAM") or Path(__file__).parents[2] / "target/release/reasoning-rpc")
 PROMPT = "Ab3;Bk4;Ch=k+b;D?h;Ev=b-k;F#k;G?b;H!m=v+h;>"
 REASONING = "Ab3;Bk4;Ch=k+b=k4+b3=h2;D?h=k+b=k4+b3=h2;Ev=b-k=b3-k4=v4;F#k4;G?b3;H!m=v+h=v4+h2=m1;"
 
@@ -166,6 +169,66 @@ def test_what_training_hides(generator: random.Random) -> None:
         assert ((kept[:, row, :, -2, begin : -plan.window - 1]) == old[..., :-1]).all()
     share = kept[:, :, :, -1, max(batch.begins) : -plan.window].mean()
     assert abs(share - 0.7) < 0.15, "of some hundred draws"
+
+
+def test_the_engine_hides_what_training_hides(tmp_path: Path, generator: random.Random) -> None:
+    """Greedy answers under the policy lightthinker, each token beside the network in JAX, which sees the whole text
+    under the mask of the training and knows no cache."""
+    pytest.importorskip("jax", reason="JAX is not installed: requirements-train.lock")
+    import jax
+
+    from small_reasoners.network import Shape, initialize
+    from small_reasoners.training import Batch, Plan, arrays, causal, run, visible
+
+    assert PROGRAM.is_file(), f"{PROGRAM} is missing: run `make build`"
+    shape = Shape(VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=2, head_dim=16)
+    weights = initialize(shape, generator.getrandbits(32))
+    # So large a head that near-ties are rare.
+    weights["lm_head.weight"] = 50 * weights["lm_head.weight"]
+    checkpoint.write_checkpoint(tmp_path / "huggingface", weights, shape)
+    export_to(tmp_path / "huggingface", tmp_path / "model")
+    worked = 0
+    for _ in range(4):
+        prompt = encode(make_problem(generator, 6).prompt)
+        delimiters = generator.sample(range(END_ID), 20)
+        listed = lambda ids: ",".join(map(str, ids))
+        answer = subprocess.run(
+            [PROGRAM, "generate", "--model", tmp_path / "model", "--prompt-ids", listed(prompt), "--max-tokens", "150",
+             "--temperature", "0", "--ignore-eos", "--cache-dtype", "fp32", "--output", "json",
+             "--policy", "lightthinker", "--delimiters", listed(delimiters), "--gists", listed([GIST_ID] * GISTS)],
+            stdout=subprocess.PIPE, check=True,
+        ).stdout  # fmt: skip
+        text, drawn = list(prompt), []
+        for token in json.loads(answer)["tokens"]:
+            drawn.append(len(text))
+            text += [token, *[GIST_ID] * GISTS] if token in delimiters else [token]
+        batch = arrays(Batch(np.array([text], np.int32), np.array([len(prompt)]), np.array([len(text)])))
+        seen = visible(batch, Plan(shape, gists=GISTS), jax.random.key(0))
+        # The tokenizer does not know the gist, so that it is never drawn.
+        logits, whole = (
+            np.asarray(run(weights, shape, batch, mask))[0][np.array(drawn) - 1, : END_ID + 1]
+            for mask in (seen, causal(len(text))[None, None, None])
+        )
+        chosen = logits[np.arange(len(drawn)), np.array(text)[drawn]]
+        # Float32 on both sides: what is not the best was not told apart from it.
+        assert (logits.max(axis=1) - chosen <= 1e-4 * np.abs(logits).max()).all()
+        worked += (whole.argmax(axis=1) != logits.argmax(axis=1)).sum()
+    assert worked > 0, "what is hidden decides tokens"
+
+
+def test_the_peak_with_gists_is_that_of_a_text_played_through(generator: random.Random) -> None:
+    for lines in (5, 9, 26):
+        problem = make_problem(generator, lines)
+        held = most = line = 0
+        for token in tokens(problem, GISTS)[len(problem.prompt) : -1]:
+            held += 1
+            most = max(most, held)
+            line += token != GIST_ID
+            if token == GIST_ID and (gists := gists + 1) == GISTS:
+                held, line = held - line, 0
+            elif token != GIST_ID:
+                gists = 0
+        assert peak_with_gists(problem.reasoning) == most
 
 
 def test_the_peak_is_that_of_a_schedule_played_through(generator: random.Random) -> None:

@@ -56,6 +56,8 @@ static void policies_have_names(void)
     CHECK(policy == RRPC_POLICY_NONE);
     OK(rrpc_policy_from_name("rpc", &policy));
     CHECK(policy == RRPC_POLICY_RPC);
+    OK(rrpc_policy_from_name("lightthinker", &policy));
+    CHECK(policy == RRPC_POLICY_LIGHTTHINKER);
     OK(rrpc_policy_from_name("callback", &policy));
     CHECK(policy == RRPC_POLICY_CALLBACK);
     FAILS(INVALID_ARGUMENT, "\"RPC\"", rrpc_policy_from_name("RPC", &policy));

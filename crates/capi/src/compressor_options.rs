@@ -5,17 +5,14 @@ use std::ptr;
 use std::sync::Arc;
 
 use reasoning_rpc_compressor::{Merge, Options, Request, Rotary, RotaryStyle, Select, Selection};
-use reasoning_rpc_engine::core::{Aggregation, Budget, PolicyKind, Pooling, RpcOptions};
+use reasoning_rpc_engine::core::{PolicyKind, Pooling, RpcOptions};
 
 use crate::args::{self, choice, items};
 use crate::error::{Failure, rrpc_error};
 use crate::guard::guard;
 use crate::kv::dtype;
-use crate::sequence::{
-    DEFAULT_RATIO, POLICIES, RRPC_AGGREGATION_KV_HEAD, RRPC_AGGREGATION_LAYER, RRPC_NUL_TERMINATED,
-    RRPC_POLICY_LOOKAHEAD, RRPC_POLICY_LOOKAHEAD_MERGE, RRPC_POLICY_NONE, RRPC_POLICY_RANDOM,
-    RRPC_POLICY_RPC, RRPC_POLICY_SNAPKV, RRPC_POLICY_STREAMING, RRPC_POOLING_AVERAGE, RRPC_POOLING_MAX,
-};
+use crate::policy::*;
+use crate::sequence::RRPC_NUL_TERMINATED;
 use crate::sized::{self, sized};
 
 /// As many pairs as any head has.
@@ -357,40 +354,31 @@ pub(crate) unsafe fn convert(options: *const rrpc_compressor_options) -> Result<
         // The exact number is the name of the default.
         scale: (given.scale != RRPC_SCALE_DEFAULT).then_some(given.scale),
         selection,
-        rpc: RpcOptions {
-            interval: given.interval as usize,
-            window: given.window as usize,
-            budget: match given.budget_entries {
-                0 => Budget::Ratio(given.ratio as usize),
-                entries => Budget::Entries(usize::try_from(entries).unwrap_or(usize::MAX)),
-            },
-            aggregation: choice(
-                "options.aggregation",
-                given.aggregation,
-                &[
-                    (RRPC_AGGREGATION_LAYER, Aggregation::Layer),
-                    (RRPC_AGGREGATION_KV_HEAD, Aggregation::KvHead),
-                ],
-            )?,
-            pooling: choice(
-                "options.pooling",
-                given.pooling,
-                &[
-                    (RRPC_POOLING_AVERAGE, Pooling::Average),
-                    (RRPC_POOLING_MAX, Pooling::Max),
-                ],
-            )?,
-            kernel: given.kernel as usize,
-            ..RpcOptions::default()
-        },
+        rpc: recipe(&given)?,
         max_merges: given.max_merges as usize,
         recorded_layers: given.recorded_layers as usize,
         recorded_sequences: given.recorded_sequences as usize,
     })
 }
 
+fn recipe(given: &rrpc_compressor_options) -> Result<RpcOptions, Failure> {
+    let recipe = Recipe {
+        interval: given.interval,
+        window: given.window,
+        ratio: given.ratio,
+        entries: given.budget_entries,
+        aggregation: given.aggregation,
+        pooling: given.pooling,
+        kernel: given.kernel,
+    };
+    recipe.options(&[
+        (RRPC_POOLING_AVERAGE, Pooling::Average),
+        (RRPC_POOLING_MAX, Pooling::Max),
+    ])
+}
+
 /// The policy that a name selects: "none", "rpc", "snapkv", "streaming", "random", "r-kv", "lookahead",
-/// "lookahead-merge", "h2o", "tova", or "callback". `name` is NUL-terminated.
+/// "lookahead-merge", "h2o", "tova", "lightthinker", or "callback". `name` is NUL-terminated.
 ///
 /// # Safety
 /// `name` is NULL or NUL-terminated; `policy` is NULL or valid.
@@ -410,11 +398,12 @@ pub unsafe extern "C" fn rrpc_policy_from_name(name: *const c_char, policy: *mut
             .map(|(number, _)| *number);
         let found = match of_the_library {
             Some(found) => found,
+            None if name == "lightthinker" => RRPC_POLICY_LIGHTTHINKER,
             None if name == "callback" => RRPC_POLICY_CALLBACK,
             None => {
                 let names = PolicyKind::ALL.map(PolicyKind::name).join(", ");
                 return Err(Failure::argument(format!(
-                    "name: expected one of {names}, callback, found {name:?}"
+                    "name: expected one of {names}, lightthinker, callback, found {name:?}"
                 )));
             }
         };

@@ -6,7 +6,8 @@ use crate::args;
 use crate::engine::{engine_of, rrpc_engine};
 use crate::error::rrpc_error;
 use crate::guard::guard;
-use crate::sequence::{convert, rrpc_sequence, rrpc_sequence_options, with};
+use crate::sequence::{rrpc_sequence, with};
+use crate::sequence_options::{convert, rrpc_sequence_options};
 use crate::sized::{self, sized};
 
 /// Figures of one sequence. Times are wall-clock times of the steps that it took part in. Set

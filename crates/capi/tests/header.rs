@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The sections, from simple to advanced: title, introduction, module.
+/// The sections, from simple to advanced: title, introduction, modules.
 const SECTIONS: &[(&str, &str, &str)] = &[
     ("Versions", "", "version"),
     ("Errors", "Codes are only ever added.", "error"),
@@ -17,7 +17,7 @@ const SECTIONS: &[(&str, &str, &str)] = &[
         "Sequences",
         "A sequence is a text: given parts, generated parts, and their cache. It can be continued for as\n\
          long as the context has room: append, generate, append the next turn, generate.",
-        "sequence",
+        "policy sequence_options sequence",
     ),
     ("A whole answer", "", "generate"),
     (
@@ -78,7 +78,7 @@ const SECTIONS: &[(&str, &str, &str)] = &[
         "compressor_options",
     ),
     ("The host's cache", "", "kv"),
-    ("Compressions of the host's cache", "", "compressor"),
+    ("Compressions of the host's cache", "", "plan compressor"),
     (
         "Tensors of other libraries",
         "DLPack, as PyTorch, JAX, NumPy and others export it, for compressors.",
@@ -99,7 +99,7 @@ fn header_path() -> PathBuf {
     root().join("../../include/reasoning_rpc.h")
 }
 
-fn section(module: &str) -> String {
+fn section(modules: &str) -> String {
     let mut config = cbindgen::Config {
         language: cbindgen::Language::C,
         no_includes: true,
@@ -119,9 +119,11 @@ fn section(module: &str) -> String {
         .map(String::from)
         .to_vec();
     let mut out = Vec::new();
-    cbindgen::Builder::new()
-        .with_config(config)
-        .with_src(root().join(format!("src/{module}.rs")))
+    let builder = cbindgen::Builder::new().with_config(config);
+    let add = |builder: cbindgen::Builder, module| builder.with_src(root().join(format!("src/{module}.rs")));
+    modules
+        .split(' ')
+        .fold(builder, add)
         .generate()
         .unwrap()
         .write(&mut out);
@@ -163,7 +165,7 @@ fn tidy(text: &str) -> String {
     grouped(&lines).join("\n").trim().to_string()
 }
 
-/// Without the blank lines between constants that have their first words in common.
+/// Without the blank lines between constants that have their first words in common, and none after another.
 fn grouped(lines: &[String]) -> Vec<String> {
     let family = |line: &String| -> Option<String> {
         let name = line.strip_prefix("#define ")?.split(' ').next()?;
@@ -174,7 +176,9 @@ fn grouped(lines: &[String]) -> Vec<String> {
         let before = kept.last().and_then(family);
         let after = lines.get(index + 2).and_then(family);
         let one_line = lines.get(index + 1).is_some_and(|next| next.starts_with("/** "));
-        if line.is_empty() && one_line && before.is_some() && before == after {
+        let again = kept.last().is_some_and(String::is_empty);
+        let in_family = one_line && before.is_some() && before == after;
+        if line.is_empty() && (again || in_family) {
             continue;
         }
         kept.push(line.clone());
@@ -208,7 +212,7 @@ extern \"C\" {{
 #endif
 "
     );
-    for &(title, introduction, module) in SECTIONS {
+    for &(title, introduction, modules) in SECTIONS {
         text.push_str(&format!("\n/*\n * ==== {title} ====\n"));
         if !introduction.is_empty() {
             text.push_str(" *\n");
@@ -218,11 +222,11 @@ extern \"C\" {{
             }
         }
         text.push_str(" */\n\n");
-        if module == "sequence" {
+        if title == "Sequences" {
             text.push_str(NUL_TERMINATED);
             text.push('\n');
         }
-        text.push_str(&section(module));
+        text.push_str(&section(modules));
         text.push('\n');
     }
     text.push_str("\n#ifdef __cplusplus\n}\n#endif\n\n#endif\n");

@@ -100,7 +100,10 @@ fn run(given: &Given) -> anyhow::Result<ExitCode> {
     let prompt_tokens = count("prompt-tokens", 64)?;
     let seed = given.seed()?.unwrap_or(0);
     let named = match given.has("policies") {
-        true => policies::without_thoughts(policies::parse(given)?)?,
+        true => policies::without_thoughts(
+            policies::parse(given)?,
+            "what it keeps of a text are not the text's own tokens",
+        )?,
         false => Vec::new(),
     };
     if !named.is_empty() && texts.is_empty() && ids.is_empty() {

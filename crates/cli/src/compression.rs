@@ -218,13 +218,13 @@ impl Choice {
         })
     }
 
-    /// For commands that do not draw tokens.
-    pub fn without_thoughts(self) -> anyhow::Result<Self> {
+    /// For commands that have no use for one that adds tokens to the text, and say why.
+    pub fn without_thoughts(self, why: &str) -> anyhow::Result<Self> {
         match self.thoughts {
             None => Ok(self),
-            Some(_) => {
-                usage("--policy: expected one that adds no tokens to the text, found \"lightthinker\"")
-            }
+            Some(_) => usage(format!(
+                "--policy: expected one that adds no tokens to the text, found \"lightthinker\": {why}"
+            )),
         }
     }
 

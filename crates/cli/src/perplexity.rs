@@ -1,5 +1,6 @@
 //! `reasoning-rpc perplexity`.
 
+use std::collections::VecDeque;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -100,6 +101,9 @@ With --policies each policy reads the text, and the whole cache of --against non
 all. The object's field policies then lists them: policy, nll, mean, compressions, cache_peak_bytes
 and, if asked for, kl and mean_kl.
 
+lightthinker puts its gists behind the text's delimiters as behind the model's: they are read and not
+predicted, and the token after them is predicted from what they sum up.
+
 The perplexity is e to the power of the mean.",
     run,
 };
@@ -162,10 +166,10 @@ fn run(given: &Given) -> anyhow::Result<ExitCode> {
         return usage("expected one of --policy and --policies, found both");
     }
     let named = match listed {
-        true => policies::without_thoughts(policies::parse(given)?)?,
+        true => policies::parse(given)?,
         false => vec![Named {
             label: given.text("policy")?.unwrap_or_else(|| "rpc".into()),
-            choice: Choice::parse(given)?.without_thoughts()?,
+            choice: Choice::parse(given)?,
         }],
     };
     let prompt_tokens = prompt_tokens(given)?;
@@ -388,6 +392,8 @@ struct Reader {
     /// Tokens of the text that were run.
     done: usize,
     prompt_tokens: usize,
+    /// Positions of the tokens not run yet behind which the text goes on: not those that the policy has follow one.
+    ends: VecDeque<usize>,
     step: Vec<f32>,
     nll: Vec<f64>,
     kl: Vec<f64>,
@@ -401,6 +407,18 @@ impl Reader {
         prompt_tokens: usize,
         seed: u64,
     ) -> anyhow::Result<Self> {
+        let following: usize = ids[prompt_tokens..ids.len() - 1]
+            .iter()
+            .map(|&id| policy.follow(id).len())
+            .sum();
+        let context = engine.model().manifest().dimensions.max_positions;
+        if following > 0 && ids.len() + following > context {
+            anyhow::bail!(
+                "expected a text that fits the context of {context} tokens with the {following} that follow its \
+                 thoughts, found {} tokens: --max-tokens shortens it",
+                ids.len()
+            );
+        }
         let rolling = matches!(policy.spec().trigger, Trigger::EveryToken(_));
         let mut sequence = engine.sequence(SequenceOptions {
             policy,
@@ -411,12 +429,14 @@ impl Reader {
             record_kept: false,
         })?;
         sequence.append_tokens(&ids[..prompt_tokens])?;
-        sequence.reserve(ids.len() - prompt_tokens)?;
+        sequence.reserve(ids.len() - prompt_tokens + following)?;
         Ok(Self {
             sequence,
             rolling,
             done: 0,
             prompt_tokens,
+            // The prompt's last token predicts the first behind it.
+            ends: VecDeque::from([prompt_tokens - 1]),
             step: Vec::new(),
             nll: Vec::new(),
             kl: Vec::new(),
@@ -433,6 +453,7 @@ impl Reader {
             done => {
                 for &id in &ids[done..end] {
                     self.sequence.accept(id)?;
+                    self.ends.push_back(self.sequence.tokens().len() - 1);
                 }
                 end
             }
@@ -441,9 +462,10 @@ impl Reader {
         while self.sequence.pending() > 0 {
             let positions = engine.step_with_logits(&mut self.sequence, &mut self.step)?;
             for (position, row) in positions.zip(self.step.chunks_exact(vocab)) {
-                // The prompt's last token predicts the first behind it.
-                if position + 1 >= self.prompt_tokens {
-                    self.nll.push(predictions.add(row, ids[position + 1]));
+                if self.ends.front() == Some(&position) {
+                    self.ends.pop_front();
+                    let predicted = ids[self.prompt_tokens + self.nll.len()];
+                    self.nll.push(predictions.add(row, predicted));
                 }
             }
         }

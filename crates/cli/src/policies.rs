@@ -12,7 +12,7 @@ pub const FULL: &str = "none";
 pub const LIST: Opt = option(
     "policies",
     "LIST",
-    "names between commas, each with options of its own behind\ncolons: none,rpc,rpc:ratio=8,random:interval=64:window=16\n[none,rpc]",
+    "names between commas, each with options of its own behind\ncolons: none,rpc,rpc:ratio=8,random:interval=64:window=16. Lists of ids\nhave spaces in place of commas: \"lightthinker:gists=7 8\"\n[none,rpc]",
 );
 
 /// The list, for commands that always take one.
@@ -55,11 +55,11 @@ pub fn parse(given: &Given) -> anyhow::Result<Vec<Named>> {
     Ok(named)
 }
 
-/// The same, for commands that do not draw tokens one by one.
-pub fn without_thoughts(named: Vec<Named>) -> anyhow::Result<Vec<Named>> {
+/// The same, for commands that have no use for a policy that adds tokens to the text, and say why.
+pub fn without_thoughts(named: Vec<Named>, why: &str) -> anyhow::Result<Vec<Named>> {
     let check = |Named { label, choice }| {
         let choice = choice
-            .without_thoughts()
+            .without_thoughts(why)
             .map_err(|error| Usage(format!("--policies: {label}: {error}")))?;
         Ok(Named { label, choice })
     };

@@ -50,7 +50,10 @@ Run it on a machine that does nothing else.",
 fn run(given: &Given) -> anyhow::Result<ExitCode> {
     let json = given.json()?;
     let options = model::options(given)?;
-    let named = policies::without_thoughts(policies::parse(given)?)?;
+    let named = policies::without_thoughts(
+        policies::parse(given)?,
+        "its cost depends on where thoughts end, and answers to random prompts have none",
+    )?;
     let count = |name, default| -> anyhow::Result<usize> { Ok(given.count(name)?.unwrap_or(default)) };
     let (batch, prompt_tokens, rounds) = (
         count("batch", 1)?,

@@ -120,7 +120,9 @@ fn run(given: &Given) -> anyhow::Result<ExitCode> {
         return usage("expected --html FILE or --output json, found neither");
     }
     let options = model::options(given)?;
-    let compression = compression::Choice::parse(given)?;
+    let compression = compression::Choice::parse(given)?.without_thoughts(
+        "thoughts go whole, in all layers and KV heads, so that there is no choice to show",
+    )?;
     let sampling = sampling::parse(given)?;
     let max_tokens = given.count("max-tokens")?;
     let start = parse_start(given, max_tokens)?;

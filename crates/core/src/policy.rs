@@ -41,7 +41,7 @@ pub trait Policy: Any + Send + Sync {
     }
 
     /// What [`PolicyKind::build`] makes it from, so that a sequence can be saved; none for a policy that
-    /// is not of this crate.
+    /// is not of this crate, and for [`LightThinker`](crate::LightThinker), which is made from token ids.
     fn recipe(&self) -> Option<(PolicyKind, RpcOptions)> {
         None
     }

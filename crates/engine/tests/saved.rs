@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use reasoning_rpc_core::{Aggregation, Budget, NoCompression, Policy, Rpc, RpcOptions};
+use reasoning_rpc_core::{Aggregation, Budget, LightThinker, NoCompression, Policy, Rpc, RpcOptions};
 use reasoning_rpc_engine::sampling::SamplingOptions;
 use reasoning_rpc_engine::{CacheType, Engine, EngineOptions, Error, Sequence, SequenceOptions};
 use reasoning_rpc_test_support::{Random, model, seed};
@@ -27,6 +27,13 @@ fn rpc(aggregation: Aggregation) -> Arc<dyn Policy> {
         ..RpcOptions::default()
     };
     Arc::new(Rpc::new(options).unwrap())
+}
+
+/// One token in eight ends a thought.
+fn thoughts(random: &mut Random) -> Arc<dyn Policy> {
+    let delimiters = (0..12).map(|_| 4 + random.below(92) as u32).collect();
+    let resume = (random.below(2) == 0).then_some(3);
+    Arc::new(LightThinker::new(delimiters, vec![1, 2], resume).unwrap())
 }
 
 const SAMPLED: SamplingOptions = SamplingOptions {
@@ -93,6 +100,7 @@ fn a_restored_sequence_goes_on_as_the_original() {
                 })
                 .unwrap(),
             ),
+            thoughts(&mut random),
         ];
         for policy in policies {
             let text = prompt(&mut random, 40);
@@ -182,6 +190,7 @@ fn damage(random: &mut Random, cache: CacheType) {
         (Arc::new(NoCompression) as _, 3),
         (rpc(Aggregation::Layer), 60),
         (rpc(Aggregation::KvHead), 40),
+        (thoughts(random), 50),
     ] {
         let text = prompt(random, 6);
         let mut original = start(&engine, policy, &text);

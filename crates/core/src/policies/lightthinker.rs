@@ -11,6 +11,7 @@ use crate::schedule::OptionError;
 /// are true indices in the text, in which gists count, as with the published code's `rolling_rope` off.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LightThinker {
+    /// Ascending, each once.
     delimiters: Vec<u32>,
     /// The gists, and the token after them.
     follow: Vec<u32>,
@@ -24,16 +25,18 @@ impl LightThinker {
     ///
     /// # Errors
     /// There are no delimiters or no gists, or a delimiter is among the tokens that are put behind it.
-    pub fn new(delimiters: Vec<u32>, gists: Vec<u32>, resume: Option<u32>) -> Result<Self, OptionError> {
+    pub fn new(mut delimiters: Vec<u32>, gists: Vec<u32>, resume: Option<u32>) -> Result<Self, OptionError> {
         for (name, ids) in [("delimiters", &delimiters), ("gists", &gists)] {
             if ids.is_empty() {
                 return Err(OptionError(format!("{name}: expected token ids, found none")));
             }
         }
+        delimiters.sort_unstable();
+        delimiters.dedup();
         let count = gists.len();
         let mut follow = gists;
         follow.extend(resume);
-        match follow.iter().find(|id| delimiters.contains(id)) {
+        match follow.iter().find(|id| delimiters.binary_search(id).is_ok()) {
             Some(id) => Err(OptionError(format!(
                 "gists: expected ids that are no delimiters, found {id}"
             ))),
@@ -45,11 +48,26 @@ impl LightThinker {
         }
     }
 
+    /// The ids that end a thought, ascending.
+    pub fn delimiters(&self) -> &[u32] {
+        &self.delimiters
+    }
+
+    /// The ids that take a thought's place.
+    pub fn gists(&self) -> &[u32] {
+        &self.follow[..self.gists]
+    }
+
+    /// The id behind them.
+    pub fn resume(&self) -> Option<u32> {
+        self.follow.get(self.gists).copied()
+    }
+
     /// In words.
     pub fn describe(&self) -> String {
-        let (gists, resume) = self.follow.split_at(self.gists);
-        let mut text = format!("lightthinker, delimiters {:?}, gists {gists:?}", self.delimiters);
-        if let [resume] = resume {
+        let (delimiters, gists) = (self.delimiters(), self.gists());
+        let mut text = format!("lightthinker, delimiters {delimiters:?}, gists {gists:?}");
+        if let Some(resume) = self.resume() {
             text += &format!(", then {resume}");
         }
         text
@@ -79,7 +97,7 @@ impl Policy for LightThinker {
     }
 
     fn follow(&self, token: u32) -> &[u32] {
-        match self.delimiters.contains(&token) {
+        match self.delimiters.binary_search(&token).is_ok() {
             true => &self.follow,
             false => &[],
         }

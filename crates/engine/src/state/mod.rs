@@ -6,6 +6,7 @@
 //! | 4 | version of the format, u32 |
 //! | 4 | bytes of the header, u32 |
 //! | ... | header, JSON ([`Header`]) |
+//! | 4 each | of lightthinker: ids that end thoughts, then those that take a thought's place |
 //! | 4 each | token ids |
 //! | 8 each | given ranges: start, end |
 //! | 4 each | positions of the tokens that took a draw |
@@ -22,6 +23,7 @@
 //! Every size follows from the header and the model, so that a blob is refused before anything is
 //! allocated for it.
 
+mod policy;
 mod restore;
 
 use std::fs::{self, File};
@@ -29,10 +31,10 @@ use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use reasoning_rpc_core::{Aggregation, Budget, Policy, Pooling, Queries, Softmax};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use policy::{PolicyHeader, ThoughtsHeader, light_thinker, policy_header, thoughts_header};
 pub(crate) use restore::restore;
 
 use crate::engine::EngineShared;
@@ -41,7 +43,7 @@ use crate::sampling::SamplingOptions;
 use crate::sequence::Sequence;
 
 const MAGIC: [u8; 8] = *b"RRPCSEQ\0";
-const VERSION: u32 = 4;
+const VERSION: u32 = 5;
 const HASH_BYTES: usize = 32;
 const LONGEST_HEADER: usize = 1 << 14;
 
@@ -50,7 +52,9 @@ const LONGEST_HEADER: usize = 1 << 14;
 struct Header {
     model: ModelName,
     cache: String,
-    policy: PolicyHeader,
+    /// One of the two.
+    policy: Option<PolicyHeader>,
+    thoughts: Option<ThoughtsHeader>,
     sampling: SamplingHeader,
     record_kept: bool,
     tokens: u64,
@@ -74,27 +78,6 @@ struct ModelName {
     digest: String,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct PolicyHeader {
-    name: String,
-    interval: u64,
-    window: u64,
-    /// One of the two.
-    ratio: Option<u64>,
-    entries: Option<u64>,
-    per_kv_head: bool,
-    max_pooling: bool,
-    no_pooling: bool,
-    kernel: u64,
-    softmax_over_all: bool,
-    /// Floats as their bits.
-    history: u32,
-    value_norms: bool,
-    redundancy: u32,
-    queries_online: bool,
-}
-
 /// Floats as their bits.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -115,35 +98,6 @@ impl ModelName {
             digest: manifest.digest(),
         }
     }
-}
-
-fn policy_header(policy: &dyn Policy) -> Result<PolicyHeader> {
-    let Some((kind, options)) = policy.recipe() else {
-        return Err(Error::InvalidArgument(format!(
-            "save: expected a policy that can be restored, found {:?}",
-            policy.name()
-        )));
-    };
-    let (ratio, entries) = match options.budget {
-        Budget::Ratio(ratio) => (Some(ratio as u64), None),
-        Budget::Entries(entries) => (None, Some(entries as u64)),
-    };
-    Ok(PolicyHeader {
-        name: kind.name().into(),
-        interval: options.interval as u64,
-        window: options.window as u64,
-        ratio,
-        entries,
-        per_kv_head: options.aggregation == Aggregation::KvHead,
-        max_pooling: options.pooling == Pooling::Max,
-        no_pooling: options.pooling == Pooling::None,
-        kernel: options.kernel as u64,
-        softmax_over_all: options.softmax == Softmax::All,
-        history: options.history.to_bits(),
-        value_norms: options.value_norms,
-        redundancy: options.redundancy.to_bits(),
-        queries_online: options.queries == Queries::Online,
-    })
 }
 
 fn sampling_header(options: &SamplingOptions) -> SamplingHeader {
@@ -171,7 +125,7 @@ impl Sequence {
     ///
     /// # Errors
     /// [`Error::Poisoned`]; [`Error::InvalidArgument`] for a policy that is not one of
-    /// [`PolicyKind`](reasoning_rpc_core::PolicyKind);
+    /// [`PolicyKind`](reasoning_rpc_core::PolicyKind) or [`LightThinker`](reasoning_rpc_core::LightThinker);
     /// [`Error::File`] if `out` fails.
     pub fn save(&self, out: &mut dyn Write) -> Result<()> {
         let failed = |error: io::Error| Error::File(format!("a sequence cannot be written: {error}"));
@@ -225,10 +179,15 @@ impl Sequence {
     fn header(&self) -> Result<Header> {
         self.check_alive()?;
         let cache = self.cache.as_ref().ok_or(Error::Poisoned)?;
+        let thoughts = light_thinker(&*self.policy).map(thoughts_header);
         Ok(Header {
             model: ModelName::of(&self.shared),
             cache: cache.element().name().into(),
-            policy: policy_header(&*self.policy)?,
+            policy: match thoughts {
+                Some(_) => None,
+                None => Some(policy_header(&*self.policy)?),
+            },
+            thoughts,
             sampling: sampling_header(self.sampler.options()),
             record_kept: self.record_kept,
             tokens: self.tokens.len() as u64,
@@ -257,6 +216,9 @@ impl Sequence {
         out.write_all(&VERSION.to_le_bytes())?;
         out.write_all(&(header.len() as u32).to_le_bytes())?;
         out.write_all(&header)?;
+        if let Some(policy) = light_thinker(&*self.policy) {
+            words(out, policy.delimiters().iter().chain(policy.gists()).copied())?;
+        }
         words(out, self.tokens.iter().copied())?;
         words(out, self.given.iter().flat_map(|range| [range.start, range.end]))?;
         let (drawn, seeds) = self.draws.parts();

@@ -4,36 +4,38 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use reasoning_rpc_core::{
-    Aggregation, Attention, Budget, Policy, PolicyKind, Pooling, Queries, RpcOptions, Schedule, Softmax,
-    Trigger,
-};
+use reasoning_rpc_core::{Attention, Trigger};
 use sha2::{Digest, Sha256};
 
-use super::{HASH_BYTES, Header, LONGEST_HEADER, MAGIC, ModelName, PolicyHeader, VERSION};
+use super::policy::{read_light_thinker, read_policy};
+use super::{HASH_BYTES, Header, LONGEST_HEADER, MAGIC, ModelName, VERSION};
 use crate::cache::{CacheType, QueryWindow};
 use crate::compress::CompressionRecord;
 use crate::engine::EngineShared;
 use crate::error::{Error, Result};
 use crate::sampling::{Sampler, SamplingOptions};
-use crate::sequence::{DrawLog, Sequence, SequenceOptions, Stats, position_of_generated};
+use crate::sequence::{DrawLog, Gone, Sequence, SequenceOptions, Stats, Text, position_of_generated};
 
 /// Counters stay far from where sums overflow.
 const LARGEST_COUNT: u64 = 1 << 53;
 
-fn refuse<T>(what: &str, expected: impl std::fmt::Display, found: impl std::fmt::Display) -> Result<T> {
+pub(super) fn refuse<T>(
+    what: &str,
+    expected: impl std::fmt::Display,
+    found: impl std::fmt::Display,
+) -> Result<T> {
     Err(Error::State(format!(
         "{what}: expected {expected}, found {found}"
     )))
 }
 
 /// Errors of options name the option; here they mean that the blob is no good.
-fn damaged(error: impl std::fmt::Display) -> Error {
+pub(super) fn damaged(error: impl std::fmt::Display) -> Error {
     Error::State(error.to_string())
 }
 
 /// Sections one after the other, each of a length that was checked in all.
-struct Sections<'a>(&'a [u8]);
+pub(super) struct Sections<'a>(&'a [u8]);
 
 impl<'a> Sections<'a> {
     fn take(&mut self, len: usize) -> Result<&'a [u8]> {
@@ -44,7 +46,7 @@ impl<'a> Sections<'a> {
         Ok(part)
     }
 
-    fn words(&mut self, count: usize) -> Result<impl Iterator<Item = u32> + use<'a>> {
+    pub fn words(&mut self, count: usize) -> Result<impl Iterator<Item = u32> + use<'a>> {
         let bytes = self.take(count.checked_mul(4).ok_or_else(too_large)?)?;
         Ok(bytes
             .as_chunks::<4>()
@@ -54,7 +56,7 @@ impl<'a> Sections<'a> {
     }
 }
 
-fn too_large() -> Error {
+pub(super) fn too_large() -> Error {
     Error::State("length: expected one that fits the model, found one beyond 64 bits".into())
 }
 
@@ -65,7 +67,11 @@ pub(crate) fn restore(shared: &Arc<EngineShared>, bytes: &[u8]) -> Result<Sequen
         let name = |model: &ModelName| format!("{} {} {}", model.architecture, model.weights, model.digest);
         return refuse("model", name(&expected), name(&header.model));
     }
-    let policy = policy(&header.policy)?;
+    let policy = match (&header.policy, &header.thoughts) {
+        (Some(header), None) => read_policy(header)?,
+        (None, Some(header)) => read_light_thinker(header, &mut sections)?,
+        _ => return refuse("header", "one policy", "two or none"),
+    };
     let spec = policy.spec();
     let per_kv_head = spec.per_kv_head;
     let (schedule, rolling) = match spec.trigger {
@@ -110,6 +116,15 @@ pub(crate) fn restore(shared: &Arc<EngineShared>, bytes: &[u8]) -> Result<Sequen
     if let Some(id) = tokens.iter().find(|&&id| id as usize >= d.vocab_size) {
         return refuse("token id", format!("one below {}", d.vocab_size), id);
     }
+    let text = Text {
+        policy: &*policy,
+        tokens: &tokens,
+        given: &given,
+    };
+    if !text.is_followed(context) {
+        return refuse("tokens", "gists behind each thought", "others");
+    }
+    let gone = text.gone(written);
     let given_of = |end: usize| -> usize {
         let part = |range: &Range<u32>| (range.end as usize).min(end).saturating_sub(range.start as usize);
         given.iter().map(part).sum()
@@ -119,18 +134,19 @@ pub(crate) fn restore(shared: &Arc<EngineShared>, bytes: &[u8]) -> Result<Sequen
     let done = match (schedule, rolling) {
         (Some(schedule), _) => schedule.compressions(generated),
         (None, Some(rolling)) => rolling.evictions(generated),
-        (None, None) => 0,
+        (None, None) => gone.len(),
     };
+    let stays = what_stays(&gone, &given, written);
     let (recent, len) = match (schedule, done.checked_sub(1)) {
         (Some(schedule), Some(last)) => {
             let recent = schedule.due_at(last) - schedule.window();
             (recent, given_written + schedule.kept(last) + generated - recent)
         }
-        (None, Some(_)) => {
+        (None, Some(_)) if rolling.is_some() => {
             let window = rolling.map_or(0, |rolling| rolling.window(generated));
             (generated - window, written - done)
         }
-        _ => (0, written),
+        _ => (0, stays.len()),
     };
     // Tokens that were written when the last entries went.
     let compressed_at = match (schedule, rolling, done.checked_sub(1)) {
@@ -146,10 +162,10 @@ pub(crate) fn restore(shared: &Arc<EngineShared>, bytes: &[u8]) -> Result<Sequen
                 .find(|&count| rolling.evictions(count) > rolling.evictions(count - 1));
             position_of_generated(&given, last.unwrap_or(1) - 1) as usize + 1
         }
-        _ => 0,
+        _ => gone.last().map_or(0, |gone| gone.gists_end),
     };
 
-    // Refuses nothing that was not refused above, but for a lack of budget.
+    // Beside a lack of budget, it refuses what the policy says of another model's vocabulary or flavour.
     let mut sequence = Sequence::new(
         Arc::clone(shared),
         SequenceOptions {
@@ -157,7 +173,11 @@ pub(crate) fn restore(shared: &Arc<EngineShared>, bytes: &[u8]) -> Result<Sequen
             sampling,
             record_kept: header.record_kept,
         },
-    )?;
+    )
+    .map_err(|error| match error {
+        Error::InvalidArgument(text) => Error::State(text),
+        other => other,
+    })?;
     let cache = sequence.cache.as_deref_mut().ok_or(Error::Poisoned)?;
     if header.cache != cache.element().name() {
         return refuse("cache type", cache.element().name(), &header.cache);
@@ -168,16 +188,18 @@ pub(crate) fn restore(shared: &Arc<EngineShared>, bytes: &[u8]) -> Result<Sequen
         (true, false) => 1,
         (true, true) => shape.kv_heads,
     };
-    if let Some(schedule) = schedule {
-        read_log(
+    if rolling.is_none() {
+        let compression = |index: usize| match schedule {
+            Some(schedule) => (schedule.due_at(index), schedule.kept(index)),
+            None => (gone[index].gists_end - given_of(gone[index].gists_end), 0),
+        };
+        let log = read_log(
             &mut sections,
-            &mut sequence.log,
-            &schedule,
-            done,
-            shape.layers,
-            kept_sets,
+            (0..done).map(compression),
+            (shape.layers, kept_sets),
             written,
         )?;
+        sequence.log = log;
     }
     let ready = count > 0 && written == count;
     if ready {
@@ -219,15 +241,18 @@ pub(crate) fn restore(shared: &Arc<EngineShared>, bytes: &[u8]) -> Result<Sequen
         Some(_) => compressed_at,
         None => 0,
     };
-    check_positions(
-        entries,
-        head_bytes,
-        len,
-        &given,
-        recent_from,
-        (written, unordered_until),
-        (shape.kv_heads, per_kv_head),
-    )?;
+    match spec.trigger {
+        Trigger::Thought { .. } => check_equal_positions(entries, head_bytes, &stays)?,
+        _ => check_positions(
+            entries,
+            head_bytes,
+            len,
+            &given,
+            recent_from,
+            (written, unordered_until),
+            (shape.kv_heads, per_kv_head),
+        )?,
+    }
     let planes = 2 * shape.head_dim * shape.element_bytes * len;
     let scales = planes + 2 * shape.scale_bytes * len;
     let mut heads = entries.chunks_exact(head_bytes.max(1));
@@ -256,6 +281,7 @@ pub(crate) fn restore(shared: &Arc<EngineShared>, bytes: &[u8]) -> Result<Sequen
     sequence.generated_written = generated;
     sequence.draws = draws;
     sequence.compressed_at = compressed_at;
+    sequence.recall_thought();
     Ok(sequence)
 }
 
@@ -298,50 +324,6 @@ fn seeds(mut words: impl Iterator<Item = u32>) -> Vec<(u32, u64)> {
         seeds.push((from, u64::from(high) << 32 | u64::from(low)));
     }
     seeds
-}
-
-fn policy(header: &PolicyHeader) -> Result<Arc<dyn Policy>> {
-    let Some(kind) = PolicyKind::from_name(&header.name) else {
-        return refuse(
-            "policy",
-            "one that this version knows",
-            format!("{:?}", header.name),
-        );
-    };
-    let options = RpcOptions {
-        interval: header.interval as usize,
-        window: header.window as usize,
-        budget: match (header.ratio, header.entries) {
-            (Some(ratio), None) => Budget::Ratio(ratio as usize),
-            (None, Some(entries)) => Budget::Entries(entries as usize),
-            _ => return refuse("header", "a ratio or entries", "both or none"),
-        },
-        aggregation: if header.per_kv_head {
-            Aggregation::KvHead
-        } else {
-            Aggregation::Layer
-        },
-        pooling: match (header.max_pooling, header.no_pooling) {
-            (false, false) => Pooling::Average,
-            (true, false) => Pooling::Max,
-            (false, true) => Pooling::None,
-            (true, true) => return refuse("header", "one pooling", "two"),
-        },
-        kernel: header.kernel as usize,
-        softmax: if header.softmax_over_all {
-            Softmax::All
-        } else {
-            Softmax::Candidates
-        },
-        history: f32::from_bits(header.history),
-        value_norms: header.value_norms,
-        redundancy: f32::from_bits(header.redundancy),
-        queries: match header.queries_online {
-            true => Queries::Online,
-            false => Queries::Stored,
-        },
-    };
-    kind.build(options).map_err(damaged)
 }
 
 fn read_floats(sections: &mut Sections<'_>, what: &str, out: &mut [f32]) -> Result<()> {
@@ -418,16 +400,17 @@ fn are_scales(bytes: &[u8]) -> bool {
         .all(|scale| scale.is_finite() && scale >= 0.0)
 }
 
+/// `compressions`: of each, how many generated tokens were written, and how many candidates stayed.
 fn read_log(
     sections: &mut Sections<'_>,
-    log: &mut Vec<CompressionRecord>,
-    schedule: &Schedule,
-    done: usize,
-    layers: usize,
-    kept_sets: usize,
+    compressions: impl Iterator<Item = (usize, usize)>,
+    (layers, kept_sets): (usize, usize),
     written: usize,
-) -> Result<()> {
-    for (index, layer) in (0..done).flat_map(|index| (0..layers).map(move |layer| (index, layer))) {
+) -> Result<Vec<CompressionRecord>> {
+    let mut log = Vec::new();
+    for ((at_token, candidates_kept), layer) in
+        compressions.flat_map(|compression| (0..layers).map(move |layer| (compression, layer)))
+    {
         let mut lengths = sections.words(2)?.map(|length| length as usize);
         let (len_before, len_after) = (lengths.next().unwrap_or(0), lengths.next().unwrap_or(0));
         if len_after > len_before || len_before > written {
@@ -439,7 +422,7 @@ fn read_log(
         }
         let mut kept = Vec::new();
         for _ in 0..kept_sets {
-            let set: Vec<u32> = sections.words(schedule.kept(index))?.collect();
+            let set: Vec<u32> = sections.words(candidates_kept)?.collect();
             let ascending = set.windows(2).all(|pair| pair[0] < pair[1]);
             if !ascending || set.last().is_some_and(|&last| last as usize >= written) {
                 return refuse("log of compressions", "ascending positions of the text", "others");
@@ -447,13 +430,45 @@ fn read_log(
             kept.push(set);
         }
         log.push(CompressionRecord {
-            at_token: schedule.due_at(index),
+            at_token,
             layer,
             len_before,
             len_after,
             kept,
             candidates: Vec::new(),
         });
+    }
+    Ok(log)
+}
+
+/// Positions of a text that stay when thoughts have gone; all of them, if none has.
+fn what_stays(gone: &[Gone], given: &[Range<u32>], written: usize) -> Vec<u32> {
+    let (mut gone, mut given) = (gone.iter().peekable(), given.iter().peekable());
+    let stays = |&position: &u32| {
+        while gone
+            .next_if(|gone| gone.positions.end <= position as usize)
+            .is_some()
+        {}
+        while given.next_if(|range| range.end <= position).is_some() {}
+        let was_thought = gone
+            .peek()
+            .is_some_and(|gone| gone.positions.start <= position as usize);
+        !was_thought || given.peek().is_some_and(|range| range.start <= position)
+    };
+    (0..written as u32).filter(stays).collect()
+}
+
+/// Positions of every KV head, where they follow from the text.
+fn check_equal_positions(entries: &[u8], head_bytes: usize, expected: &[u32]) -> Result<()> {
+    for bytes in entries.chunks_exact(head_bytes.max(1)) {
+        let positions = &bytes[bytes.len() - 4 * expected.len()..];
+        let found = positions.as_chunks::<4>().0.iter();
+        if !found
+            .map(|word| u32::from_le_bytes(*word))
+            .eq(expected.iter().copied())
+        {
+            return refuse("positions", "those of no thought that has gone", "others");
+        }
     }
     Ok(())
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use reasoning_rpc_core::{LightThinker, Policy};
 use reasoning_rpc_test_support::{Random, seed};
+use sha2::{Digest, Sha256};
 
 use super::{contents, logits, outcome, prompt_up_to, run_pending, start, tiny, write};
 use crate::scheduler::{Next, Scheduler, SchedulerOptions};
@@ -129,6 +130,12 @@ fn forks_and_rewinds_go_on_as_the_text_did() {
                 // What followed a delimiter that stays is put back.
                 assert!(fork.tokens().len() >= tokens);
                 assert_eq!(fork.tokens(), &expected.tokens()[..fork.tokens().len()]);
+                // In the middle of a thought or of what follows it, with text to run or without.
+                let mut bytes = Vec::new();
+                fork.save(&mut bytes).unwrap();
+                let mut restored = engine.restore(&bytes).unwrap();
+                assert!(outcome(&restored) == outcome(&fork) && contents(&restored) == contents(&fork));
+                go(&mut restored);
                 go(&mut fork);
             }
         }
@@ -196,12 +203,42 @@ fn the_end_of_the_context_needs_no_gists() {
 }
 
 #[test]
-fn a_text_is_not_saved_with_it() {
+fn saved_texts_that_no_thoughts_leave_are_refused() {
     let mut random = Random::new(seed());
+    let thoughts = thoughts(&mut random);
     let engine = tiny(|_| {});
-    let sequence = start(&engine, thoughts(&mut random).policy, &[1]);
-    assert!(matches!(
-        sequence.save(&mut Vec::new()),
-        Err(Error::InvalidArgument(_))
-    ));
+    let mut sequence = start(&engine, Arc::clone(&thoughts.policy), &[5, 6]);
+    let other = (4..96).find(|id| !thoughts.delimiters.contains(id)).unwrap();
+    for token in [other, thoughts.delimiters[0], other] {
+        sequence.accept(token).unwrap();
+    }
+    run_pending(&engine, &mut sequence);
+    let mut bytes = Vec::new();
+    sequence.save(&mut bytes).unwrap();
+    // Behind the header and the policy's ids.
+    let header = u32::from_le_bytes(bytes[12..16].try_into().unwrap()) as usize;
+    let ids = LightThinker::new(thoughts.delimiters.clone(), vec![1, 2], None).unwrap();
+    let tokens = 16 + header + 4 * (ids.delimiters().len() + 2);
+    let with = |position: usize, token: u32| {
+        let mut changed = bytes.clone();
+        changed[tokens + 4 * position..][..4].copy_from_slice(&token.to_le_bytes());
+        let end = changed.len() - 32;
+        let hash = Sha256::digest(&changed[..end]);
+        changed[end..].copy_from_slice(&hash);
+        engine.restore(&changed)
+    };
+    assert!(with(2, other).is_ok());
+    for (position, token, expected) in [
+        // Gists that are not there, a thought that ended earlier, one that did not end.
+        (4, other, "tokens: expected gists"),
+        (2, thoughts.delimiters[0], "tokens: expected gists"),
+        // Other lengths follow from it.
+        (3, other, ""),
+    ] {
+        let error = with(position, token).err().unwrap();
+        assert!(
+            matches!(&error, Error::State(text) if text.starts_with(expected)),
+            "{error}"
+        );
+    }
 }
