@@ -90,6 +90,8 @@ const (
 	AggregationLayer Aggregation = C.RRPC_AGGREGATION_LAYER
 	// AggregationKVHead: over the query heads of each KV head: one kept set for each.
 	AggregationKVHead Aggregation = C.RRPC_AGGREGATION_KV_HEAD
+	// AggregationAdaptive: the same, with longer sets where scores are higher. Not for compressors.
+	AggregationAdaptive Aggregation = C.RRPC_AGGREGATION_ADAPTIVE
 )
 
 // Pooling is what becomes of neighbouring scores.

@@ -70,6 +70,10 @@ pub(crate) const DEFAULT_RATIO: u32 = 4;
 pub const RRPC_AGGREGATION_LAYER: u32 = 0;
 /// Scores are averaged over the query heads of each KV head: one kept set for each.
 pub const RRPC_AGGREGATION_KV_HEAD: u32 = 1;
+/// The same, but the KV heads of a layer share their budgets: four fifths go to where the layer's best entries are, a fifth
+/// to all alike (Ada-KV, arXiv 2407.11550). Read by snapkv and the policies that look ahead too, which have one kept set
+/// for each KV head in any case. Not for compressors.
+pub const RRPC_AGGREGATION_ADAPTIVE: u32 = 2;
 
 /// Neighbouring scores are averaged.
 pub const RRPC_POOLING_AVERAGE: u32 = 0;
@@ -123,6 +127,7 @@ impl Recipe {
                 &[
                     (RRPC_AGGREGATION_LAYER, Aggregation::Layer),
                     (RRPC_AGGREGATION_KV_HEAD, Aggregation::KvHead),
+                    (RRPC_AGGREGATION_ADAPTIVE, Aggregation::Adaptive),
                 ],
             )?,
             pooling: choice("options.pooling", self.pooling, poolings)?,

@@ -122,14 +122,15 @@ pub unsafe extern "C" fn rrpc_peak_cache_bytes(
         }
         // The last token is never written to the cache.
         let generated = (new_tokens as usize).saturating_sub(1);
-        let peak = prompt_tokens as usize + policy.peak_generated(generated);
+        let shape = engine.cache_shape();
+        let peak = policy.promised_entries(prompt_tokens as usize, generated, shape.block_entries);
         // SAFETY: the caller's promise.
         unsafe {
             if !entries.is_null() {
                 args::set("entries", entries, peak as u64)?;
             }
             if !bytes.is_null() {
-                args::set("bytes", bytes, engine.cache_shape().bytes(peak) as u64)?;
+                args::set("bytes", bytes, shape.bytes(peak) as u64)?;
             }
         }
         Ok(())

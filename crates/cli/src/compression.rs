@@ -72,7 +72,7 @@ pub const GROUP: Group = Group {
         option(
             "aggregation",
             "HOW",
-            "layer or kv_head: one kept set per layer or per KV head [layer]",
+            "layer or kv_head: one kept set per layer or per KV head; adaptive:\none per KV head, longer where scores are higher, which snapkv and\nthose that look ahead read too [layer]",
         ),
         option(
             "softmax",
@@ -161,10 +161,7 @@ impl Choice {
             budget,
             kernel: count("kernel", defaults.kernel)?,
             aggregation: given
-                .choice(
-                    "aggregation",
-                    &[("layer", Aggregation::Layer), ("kv_head", Aggregation::KvHead)],
-                )?
+                .choice("aggregation", &Aggregation::ALL.map(|one| (one.name(), one)))?
                 .unwrap_or(defaults.aggregation),
             pooling: given
                 .choice(
@@ -267,7 +264,7 @@ impl Choice {
             let others = [
                 (
                     options.aggregation != defaults.aggregation,
-                    format!("{:?} aggregation", options.aggregation),
+                    format!("{} aggregation", options.aggregation.name()),
                 ),
                 (
                     options.pooling != defaults.pooling,

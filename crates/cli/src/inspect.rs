@@ -215,7 +215,7 @@ fn plan(
     // The last token is never written to the cache.
     let written = max_tokens - 1;
     let peak = |policy: &dyn Policy| {
-        let entries = prompt_tokens + policy.peak_generated(written);
+        let entries = policy.promised_entries(prompt_tokens, written, shape.block_entries);
         Peak {
             entries,
             bytes: shape.bytes(entries),

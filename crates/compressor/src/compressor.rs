@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use reasoning_rpc_core::{Policy, PolicyKind, Queries, Schedule, ScoreRule};
+use reasoning_rpc_core::{Aggregation, Policy, PolicyKind, Queries, Schedule, ScoreRule};
 use reasoning_rpc_cpu::Simd;
 
 use crate::ahead::Ahead;
@@ -70,6 +70,13 @@ impl Compressor {
         if !matches!(options.selection, Selection::Rpc) {
             // Not looked at.
             rpc.kernel = 1;
+        }
+        if rpc.aggregation == Aggregation::Adaptive {
+            return refuse(
+                "aggregation",
+                "layer or kv_head, with as many entries in each KV head",
+                rpc.aggregation.name(),
+            );
         }
         let schedule = rpc.schedule()?;
         let (kind, seed) = match options.selection {

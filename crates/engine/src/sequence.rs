@@ -106,6 +106,13 @@ impl Sequence {
                 options.policy.name()
             )));
         }
+        if spec.adaptive && shared.model.manifest().flavour == Flavour::Portable {
+            return Err(Error::InvalidArgument(
+                "aggregation adaptive: expected a model of the cached flavour, whose KV heads may differ in length, found \
+                 the portable one"
+                    .into(),
+            ));
+        }
         thought::check(&*options.policy, shared.model.manifest().dimensions.vocab_size)?;
         let kept = match spec.trigger {
             // Never due in this context: nobody will ask.
@@ -326,14 +333,15 @@ impl Sequence {
         }
     }
 
-    /// The most entries of a KV head until `new_tokens` more tokens are generated.
+    /// The entries of a KV head that are promised until `new_tokens` more tokens are generated.
     pub(crate) fn peak_entries(&self, new_tokens: usize) -> usize {
         if new_tokens == 0 && self.pending() == 0 {
             return 0;
         }
         let given: usize = self.given.iter().map(Range::len).sum();
         let generated = self.tokens.len() - given + new_tokens.saturating_sub(1);
-        given + self.policy.peak_generated(generated)
+        self.policy
+            .promised_entries(given, generated, self.shared.shape.block_entries)
     }
 
     fn push(&mut self, ids: &[u32]) {

@@ -265,7 +265,10 @@ impl Setup {
         let sequence = self.begin(model.engine, contender, job)?;
         let prompt_tokens = sequence.tokens().len();
         let most = self.max_tokens.min(sequence.room()).max(1);
-        let bound = prompt_tokens + contender.policy.peak_generated(most - 1);
+        let shape = model.engine.cache_shape();
+        let bound = contender
+            .policy
+            .promised_entries(prompt_tokens, most - 1, shape.block_entries);
         let options = GenerateOptions {
             max_tokens: Some(self.max_tokens),
             stop: self.stops(job.problem),
@@ -319,7 +322,7 @@ impl Setup {
             compaction_seconds: stats.compaction_time.as_secs_f64(),
             compressions: stats.compressions,
             cache_peak_bytes: stats.cache_peak_bytes,
-            cache_bound_bytes: model.engine.cache_shape().bytes(bound),
+            cache_bound_bytes: shape.bytes(bound),
             score,
         }))
     }

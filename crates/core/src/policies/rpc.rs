@@ -23,6 +23,23 @@ pub enum Aggregation {
 }
 
 impl Aggregation {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Layer, Self::KvHead, Self::Adaptive];
+
+    /// The name that users select it by.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Layer => "layer",
+            Self::KvHead => "kv_head",
+            Self::Adaptive => "adaptive",
+        }
+    }
+
+    /// The one that a name selects.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|one| one.name() == name)
+    }
+
     /// Of a policy that has one kept set per KV head anyway.
     pub(crate) fn adaptive_or_default(adaptive: bool) -> Self {
         match adaptive {

@@ -50,6 +50,11 @@ pub(super) fn policy_header(policy: &dyn Policy) -> Result<PolicyHeader> {
             policy.name()
         )));
     };
+    if policy.spec().adaptive {
+        return Err(Error::InvalidArgument(
+            "save: expected KV heads with as many entries each, found adaptive aggregation".into(),
+        ));
+    }
     let (ratio, entries) = match options.budget {
         Budget::Ratio(ratio) => (Some(ratio as u64), None),
         Budget::Entries(entries) => (None, Some(entries as u64)),

@@ -354,6 +354,33 @@ fn merge(before: &Before, queries: &[Vec<f64>], keep: usize, after: &mut After) 
     }
 }
 
+/// How many each KV head of a layer keeps, by the scores of each; none where two are so near that float32 may take either.
+fn shared_out(scores: &[Vec<f64>], keep: usize) -> Option<Vec<usize>> {
+    let mut all: Vec<(f64, usize)> = Vec::new();
+    for (head, scores) in scores.iter().enumerate() {
+        all.extend(scores.iter().map(|&score| (score, head)));
+    }
+    all.sort_by(|a, b| b.0.total_cmp(&a.0));
+    let best = (keep * scores.len()).min(all.len());
+    if best < all.len() && all[best - 1].0 - all[best].0 < 1e-6 {
+        return None;
+    }
+    let mut sums = Vec::new();
+    for heads in 1..=scores.len() {
+        let theirs = all[..best].iter().filter(|(_, head)| *head < heads).count();
+        let alike: usize = scores[..heads].iter().map(|scores| keep.min(scores.len())).sum();
+        sums.push(((theirs as f64) * 0.8 + (alike as f64) * 0.2 + 1e-9).floor() as usize);
+    }
+    let before = std::iter::once(0).chain(sums.iter().copied());
+    let counts = sums.iter().zip(before).map(|(sum, before)| sum - before);
+    Some(
+        counts
+            .zip(scores)
+            .map(|(count, scores)| count.min(scores.len()))
+            .collect(),
+    )
+}
+
 /// The state of every layer and KV head.
 pub(super) fn look(sequence: &Sequence, remembered: usize) -> Vec<Before> {
     let cache = sequence.cache.as_ref().unwrap();
@@ -483,18 +510,26 @@ fn check_with(kind: PolicyKind, cache: CacheType, options: RpcOptions, mut rando
             .remember(2 * Spec::MOMENT_TOKENS, 4 * 16);
     }
     let mut carried = vec![HashMap::new(); 6];
-    let mut compared = 0;
+    let (mut compared, mut unequal) = (0, 0);
     each_compression(
         &engine,
         &mut sequence,
         &mut random,
         |sequence, done, before, after| {
+            let layers = before;
+            let mut next_carried = carried.clone();
             for (index, (before, found)) in before.iter().zip(after).enumerate() {
-                let carried = &mut carried[index];
-                let expected = match online {
-                    true => online_reference(kind, before, carried, schedule.kept(done)),
-                    false => reference(&options, kind, before, schedule.kept(done)),
+                let after = |index: usize, keep| match online {
+                    true => online_reference(kind, &layers[index], &carried[index], keep),
+                    false => reference(&options, kind, &layers[index], keep),
                 };
+                let mut keep = Some(schedule.kept(done));
+                if options.aggregation == Aggregation::Adaptive {
+                    let first = index / 2 * 2;
+                    let scores = [first, first + 1].map(|head| after(head, 1).scores);
+                    keep = shared_out(&scores, schedule.kept(done)).map(|counts| counts[index % 2]);
+                }
+                let expected = after(index, keep.unwrap_or(1));
                 if online {
                     for (score, &entry) in expected.raw.iter().zip(&before.candidates) {
                         assert!(
@@ -504,12 +539,16 @@ fn check_with(kind: PolicyKind, cache: CacheType, options: RpcOptions, mut rando
                         );
                     }
                     let histories = found.positions.iter().copied().zip(found.history.iter().copied());
-                    *carried = histories.collect();
+                    next_carried[index] = histories.collect();
+                }
+                if keep.is_none() {
+                    continue;
                 }
                 let record = &sequence.log[sequence.log.len() - 3 + index / 2];
                 assert_eq!(record.kept.len(), 2, "a set for each KV head");
                 let kept = &record.kept[index % 2];
                 assert_eq!(kept.len(), expected.kept.len());
+                unequal += usize::from(kept.len() != record.kept[0].len());
                 let positions = |c: &usize| before.positions[before.candidates[*c]];
                 let wanted: Vec<u32> = expected.kept.iter().map(positions).collect();
                 if *kept != wanted {
@@ -557,9 +596,13 @@ fn check_with(kind: PolicyKind, cache: CacheType, options: RpcOptions, mut rando
                     }
                 }
             }
+            carried = next_carried;
         },
     );
     assert!(compared >= 12, "{compared} heads were compared");
+    if options.aggregation == Aggregation::Adaptive {
+        assert!(unequal > 0, "some KV heads keep more than others");
+    }
 }
 
 #[test]
@@ -593,6 +636,92 @@ fn rpc_reads_what_goes_beyond_the_paper() {
             Random::new(random.below(1 << 30) as u64),
         );
     }
+}
+
+#[test]
+fn kv_heads_share_the_budget_of_their_layer() {
+    let adaptive = |queries| RpcOptions {
+        aggregation: Aggregation::Adaptive,
+        pooling: Pooling::Average,
+        queries,
+        ..RpcOptions::default()
+    };
+    for kind in [
+        PolicyKind::Rpc,
+        PolicyKind::SnapKv,
+        PolicyKind::Lookahead,
+        PolicyKind::LookaheadMerge,
+    ] {
+        check_with(
+            kind,
+            CacheType::F32,
+            adaptive(Queries::Stored),
+            Random::new(seed()),
+        );
+    }
+    check_with(
+        PolicyKind::LookaheadMerge,
+        CacheType::F16,
+        adaptive(Queries::Online),
+        Random::new(seed()),
+    );
+}
+
+#[test]
+fn what_kv_heads_share_fits_what_is_promised() {
+    let mut random = Random::new(seed());
+    let text = prompt_up_to(&mut random, 30);
+    let engine = tiny(|options| options.block_entries = 16);
+    let mut full = start(&engine, none(), &text);
+    let expected = write(&engine, &mut full, 150);
+    for (budget, all) in [
+        (Budget::Ratio(1), true),
+        (Budget::Ratio(RATIO), false),
+        (Budget::Entries(10), false),
+    ] {
+        for kind in [
+            PolicyKind::Rpc,
+            PolicyKind::SnapKv,
+            PolicyKind::Lookahead,
+            PolicyKind::LookaheadMerge,
+        ] {
+            let options = RpcOptions {
+                interval: P,
+                window: R,
+                budget,
+                aggregation: Aggregation::Adaptive,
+                ..RpcOptions::default()
+            };
+            let policy = kind.build(options).unwrap();
+            let promised = engine
+                .cache_shape()
+                .bytes(policy.promised_entries(text.len(), 149, 16));
+            // No byte more.
+            let engine = tiny(|options| (options.block_entries, options.budget) = (16, Some(promised)));
+            let mut sequence = start(&engine, policy, &text);
+            sequence.reserve(150).unwrap();
+            let tokens = write(&engine, &mut sequence, 150);
+            assert!(sequence.stats().cache_peak_bytes <= promised);
+            assert!(!all || tokens == expected, "{kind:?}");
+            if let Err(error) = sequence.save(&mut Vec::new()) {
+                assert!(error.to_string().contains("adaptive"), "{error}");
+            } else {
+                panic!("expected a refusal: {kind:?}");
+            }
+        }
+    }
+    let portable = reasoning_rpc_test_support::model("golden/qwen2_p32-portable");
+    let engine = tiny(|options| options.model = portable);
+    let options = RpcOptions {
+        aggregation: Aggregation::Adaptive,
+        ..RpcOptions::default()
+    };
+    let refused = engine.sequence(crate::SequenceOptions {
+        policy: PolicyKind::Rpc.build(options).unwrap(),
+        sampling: crate::sampling::SamplingOptions::GREEDY,
+        record_kept: false,
+    });
+    assert!(refused.err().unwrap().to_string().contains("cached flavour"));
 }
 
 #[test]
