@@ -18,7 +18,7 @@ class TokenType(IntEnum):
     UNUSED = 5
 
 
-def _byte_level(use_regex: bool) -> dict[str, Any]:
+def byte_level(use_regex: bool) -> dict[str, Any]:
     return {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": use_regex}
 
 
@@ -45,12 +45,12 @@ class PreTokenizer:
     add_bos: bool = False  # where the GGUF does not say
 
 
-_LLAMA3 = PreTokenizer((_split(_words(r"\p{N}{1,3}")), _byte_level(False)), ignore_merges=True, add_bos=True)
+_LLAMA3 = PreTokenizer((_split(_words(r"\p{N}{1,3}")), byte_level(False)), ignore_merges=True, add_bos=True)
 PRE_TOKENIZERS = {
-    "gpt-2": PreTokenizer((_byte_level(True),)),
-    "smollm": PreTokenizer(({"type": "Digits", "individual_digits": True}, _byte_level(True))),
-    "qwen2": PreTokenizer((_split(_words(r"\p{N}")), _byte_level(False)), normalizer="NFC"),
-    "deepseek-r1-qwen": PreTokenizer((_split(_words(r"\p{N}")), _byte_level(False)), normalizer="NFC"),
+    "gpt-2": PreTokenizer((byte_level(True),)),
+    "smollm": PreTokenizer(({"type": "Digits", "individual_digits": True}, byte_level(True))),
+    "qwen2": PreTokenizer((_split(_words(r"\p{N}")), byte_level(False)), normalizer="NFC"),
+    "deepseek-r1-qwen": PreTokenizer((_split(_words(r"\p{N}")), byte_level(False)), normalizer="NFC"),
     "llama-bpe": _LLAMA3,
     "llama3": _LLAMA3,
 }
@@ -83,19 +83,28 @@ def build_tokenizer(metadata: Settings, vocab_size: int) -> dict[str, Any]:
     if len(vocab) != len(tokens):
         twice = next(token for index, token in enumerate(tokens) if vocab[token] != index)
         raise ExportError(f"{metadata.origin}: token {twice!r} appears twice in tokenizer.ggml.tokens")
+    added = [
+        added_token(index, token, special=kind == TokenType.CONTROL)
+        for index, (token, kind) in enumerate(zip(tokens, types, strict=True))
+        if kind in (TokenType.CONTROL, TokenType.USER_DEFINED)
+    ]
+    merges = [_merge(metadata, merge, vocab) for merge in _list(metadata, "tokenizer.ggml.merges", str)]
+    return byte_level_bpe(vocab, merges, added, pre_tokenizer)
+
+
+def byte_level_bpe(
+    vocab: dict[str, int], merges: list[list[str]], added: list[dict[str, Any]], pre_tokenizer: PreTokenizer
+) -> dict[str, Any]:
+    """The content of tokenizer.json with these tokens; the vocabulary has bytes as GPT-2's letters."""
     return {
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [
-            _added_token(index, token, special=kind == TokenType.CONTROL)
-            for index, (token, kind) in enumerate(zip(tokens, types, strict=True))
-            if kind in (TokenType.CONTROL, TokenType.USER_DEFINED)
-        ],
+        "added_tokens": added,
         "normalizer": {"type": pre_tokenizer.normalizer} if pre_tokenizer.normalizer else None,
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": list(pre_tokenizer.steps)},
         "post_processor": None,
-        "decoder": _byte_level(True),
+        "decoder": byte_level(True),
         "model": {
             "type": "BPE",
             "dropout": None,
@@ -106,7 +115,7 @@ def build_tokenizer(metadata: Settings, vocab_size: int) -> dict[str, Any]:
             "byte_fallback": False,
             "ignore_merges": pre_tokenizer.ignore_merges,
             "vocab": vocab,
-            "merges": [_merge(metadata, merge, vocab) for merge in _list(metadata, "tokenizer.ggml.merges", str)],
+            "merges": merges,
         },
     }
 
@@ -118,7 +127,7 @@ def _list(metadata: Settings, key: str, kind: type) -> list:
     return values
 
 
-def _added_token(index: int, content: str, special: bool) -> dict[str, Any]:
+def added_token(index: int, content: str, special: bool) -> dict[str, Any]:
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     return {"id": index, "content": content, **flags, "special": special}
 

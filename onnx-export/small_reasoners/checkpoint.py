@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from reasoning_rpc_export.tokenizer import PreTokenizer, added_token, byte_level, byte_level_bpe
 from safetensors.numpy import save_file
 
 from .problems import CHARACTERS, END, END_ID
@@ -41,27 +42,5 @@ def write_checkpoint(folder: Path, parameters: Parameters, shape: Shape) -> None
 
 def tokenizer() -> dict:
     """tokenizer.json: byte-level BPE without merges. Every character here is printable ASCII, and its own token."""
-    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
-    end = {"id": END_ID, "content": END, "special": True, "normalized": False}
-    return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [end | dict.fromkeys(("single_word", "lstrip", "rstrip"), False)],
-        "normalizer": None,
-        "pre_tokenizer": byte_level,
-        "post_processor": None,
-        "decoder": byte_level,
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "ignore_merges": False,
-            "vocab": {character: index for index, character in enumerate(CHARACTERS)} | {END: END_ID},
-            "merges": [],
-        },
-    }
+    vocab = {character: index for index, character in enumerate(CHARACTERS)} | {END: END_ID}
+    return byte_level_bpe(vocab, [], [added_token(END_ID, END, special=True)], PreTokenizer((byte_level(False),)))

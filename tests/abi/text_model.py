@@ -29,12 +29,8 @@ def byte_letter(byte: int) -> str:
     return chr(byte) if byte in plain else chr(256 + [b for b in range(256) if b not in plain].index(byte))
 
 
-def tokenizer() -> dict:
-    special = {BOS: "<|bos|>", STOP: "<|im_end|>", START: "<|im_start|>"}
-    fixed = {15: 0xC3, 16: 0xA9}
-    letters = iter([0x20, 0x0A, *(b for b in range(0x21, 0x7F) if chr(b) not in "`^~\\")])
-    vocabulary = {special[i] if i in special else byte_letter(fixed[i] if i in fixed else next(letters)): i for i in range(96)}
-    assert len(vocabulary) == 96
+def byte_level_bpe(vocabulary: dict[str, int], special: dict[int, str]) -> dict:
+    """tokenizer.json without merges, bytes written as byte_letter writes them."""
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
     added = [
         {"id": i, "content": text, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
@@ -61,6 +57,15 @@ def tokenizer() -> dict:
             "merges": [],
         },
     }
+
+
+def tokenizer() -> dict:
+    special = {BOS: "<|bos|>", STOP: "<|im_end|>", START: "<|im_start|>"}
+    fixed = {15: 0xC3, 16: 0xA9}
+    letters = iter([0x20, 0x0A, *(b for b in range(0x21, 0x7F) if chr(b) not in "`^~\\")])
+    vocabulary = {special[i] if i in special else byte_letter(fixed[i] if i in fixed else next(letters)): i for i in range(96)}
+    assert len(vocabulary) == 96
+    return byte_level_bpe(vocabulary, special)
 
 
 def main(model: str, dest: str, template: str = "chat") -> None:

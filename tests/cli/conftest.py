@@ -7,11 +7,16 @@ import pty
 import shutil
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tests/abi"))
+
+from text_model import byte_letter, byte_level_bpe  # noqa: E402
+
 GOLDEN = Path(os.environ.get("RRPC_GOLDEN") or ROOT / "tests/golden")
 MODELS = Path(os.environ.get("RRPC_MODELS") or ROOT / "models")
 PROGRAM = Path(os.environ.get("RRPC_PROGRAM") or ROOT / "target/release/reasoning-rpc")
@@ -129,39 +134,9 @@ def seal(folder):
 
 def tokenizer_json():
     """A byte-level tokenizer of 96 ids, two of them control tokens."""
-    # GPT-2's letters for bytes.
-    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    letters = {byte: chr(byte) for byte in plain}
-    for byte in range(256):
-        if byte not in letters:
-            letters[byte] = chr(256 + len(letters) - len(plain))
     assert len(ALPHABET) == END
-    special = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
-    return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [
-            {"id": END, "content": "<|end|>", **special},
-            {"id": USER, "content": "<|user|>", **special},
-        ],
-        "normalizer": None,
-        "pre_tokenizer": byte_level,
-        "post_processor": None,
-        "decoder": byte_level,
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "vocab": {letters[byte]: index for index, byte in enumerate(ALPHABET)},
-            "merges": [],
-        },
-    }
+    vocabulary = {byte_letter(byte): index for index, byte in enumerate(ALPHABET)}
+    return byte_level_bpe(vocabulary, {END: "<|end|>", USER: "<|user|>"})
 
 
 def make_text_model(folder, template=TEMPLATE, stop=(END,), add_bos=False):

@@ -1,15 +1,11 @@
 """The policy `lightthinker` in the program; what it computes is tested in tests/abi/test_lightthinker.py."""
 
 import json
-import sys
 
 import numpy as np
 import pytest
-from conftest import GOLDEN, ROOT, fail, find_model, generate, succeed
-
-sys.path.insert(0, str(ROOT / "tests/abi"))
-
-from decoder import logits_of, visible  # noqa: E402
+from conftest import GOLDEN, fail, find_model, generate, succeed
+from decoder import logits_of, visible
 
 EXPECTED = json.loads((GOLDEN / "generation" / "llama_p48_c8" / "expected.json").read_text())
 MODEL = "golden/llama_p48_c8-cached"

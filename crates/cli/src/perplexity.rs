@@ -101,8 +101,8 @@ With --policies each policy reads the text, and the whole cache of --against non
 all. The object's field policies then lists them: policy, nll, mean, compressions, cache_peak_bytes
 and, if asked for, kl and mean_kl.
 
-lightthinker puts its gists behind the text's delimiters as behind the model's: they are read and not
-predicted, and the token after them is predicted from what they sum up.
+lightthinker puts its gists behind the text's delimiters as behind the model's: they are read, not
+predicted, and the tokens after them are predicted from what sums the thought up.
 
 The perplexity is e to the power of the mean.",
     run,

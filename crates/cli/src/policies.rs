@@ -12,7 +12,7 @@ pub const FULL: &str = "none";
 pub const LIST: Opt = option(
     "policies",
     "LIST",
-    "names between commas, each with options of its own behind\ncolons: none,rpc,rpc:ratio=8,random:interval=64:window=16. Lists of ids\nhave spaces in place of commas: \"lightthinker:gists=7 8\"\n[none,rpc]",
+    "names between commas, each with options of its own behind\ncolons: none,rpc,rpc:ratio=8,random:interval=64:window=16.\nIds of a list stand between spaces: \"lightthinker:gists=7 8\"\n[none,rpc]",
 );
 
 /// The list, for commands that always take one.
