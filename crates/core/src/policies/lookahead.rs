@@ -7,6 +7,8 @@ use crate::policy::{Attention, LayerView, Policy, ScoreRule, Spec, Trigger};
 use crate::schedule::Schedule;
 use crate::vectors::dot;
 
+/// One in how many tokens is asked online, at most: as good as all of them for a quarter of the time.
+const ASK_EVERY: usize = 4;
 /// How much of an entry's last score counts in the next.
 const HISTORY: f32 = 0.3;
 /// The ridge, in mean variances of the queries.
@@ -25,8 +27,9 @@ const LARGEST_RISE: f64 = 3.0;
 /// mu and C the mean and second moments of the queries over sqrt(head_dim),
 /// u = (C + 0.1 tr(C) / head_dim I)^-1 mu, its key rises by r u / (mu . u).
 ///
-/// With [`Queries::Online`] the mean attention is what [`Attention::Ahead`] adds up, over the queries that saw the entry,
-/// and mu and C are sums too.
+/// With [`Queries::Online`] the mean attention is what [`Attention::Ahead`] adds up, over the queries that were asked and saw
+/// the entry, and mu and C are sums over those asked. Of each KV head one token in 4 is asked (of fewer than 4 in the window,
+/// one in as many, so that every candidate was seen by one).
 #[derive(Debug, Clone, Copy)]
 pub struct Lookahead {
     schedule: Schedule,
@@ -41,6 +44,14 @@ impl Lookahead {
             schedule,
             merges,
             queries,
+        }
+    }
+
+    /// What attention is added up online.
+    fn attention(&self) -> Attention {
+        Attention::Ahead {
+            interval: self.schedule.interval(),
+            every: ASK_EVERY.min(self.schedule.window()),
         }
     }
 
@@ -71,9 +82,7 @@ impl Policy for Lookahead {
                     ..Spec::default()
                 },
                 Queries::Online => Spec {
-                    attention: Some(Attention::Ahead {
-                        interval: self.schedule.interval(),
-                    }),
+                    attention: Some(self.attention()),
                     moments: self.merges,
                     ..Spec::default()
                 },
@@ -98,9 +107,14 @@ impl Policy for Lookahead {
             // What is added up online began with the share of the last score. The newest entries were seen by their own
             // and later queries only: the mean is over these.
             if online {
+                let of = self.attention();
                 let (interval, window) = (self.schedule.interval(), self.schedule.window());
+                let end = self.schedule.due_at(view.done);
+                let asks = |generated: &usize| of.asks(view.layer, kv_head, *generated);
+                let mut asked = (end - window..end).filter(asks).count();
                 for (score, seen) in scores.iter_mut().rev().zip(window + 1..interval) {
-                    *score *= interval as f32 / seen as f32;
+                    asked += usize::from(asks(&(end - seen)));
+                    *score *= of.asked() / asked as f32;
                 }
             } else {
                 let own = history.split_off(..count).unwrap_or_default();
