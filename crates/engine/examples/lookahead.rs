@@ -1,15 +1,33 @@
-//! What a decode step costs more while queries are asked as they attend (`--queries online`), beside the same step that
-//! stores them: two sequences of one text take steps in turns.
+//! What a decode step costs more while its policy asks: sequences of one text, one of each policy, take steps in turns.
 //!
 //! Usage: lookahead MODEL_FOLDER THREADS CACHE_TYPE ENTRIES...
-
+//!
+//! `online` is `--queries online`. Of each policy the median of the steps, and that of the means of rounds of steps, which have what
+//! is done once in a round in them; both beside those of `none`.
 use std::time::Instant;
 
-use reasoning_rpc_engine::core::{Budget, PolicyKind, Queries, RpcOptions};
+use reasoning_rpc_engine::core::{Budget, PolicyKind, Queries, RpcOptions, Spec};
 use reasoning_rpc_engine::sampling::SamplingOptions;
 use reasoning_rpc_engine::{CacheType, Engine, EngineOptions, Sequence, SequenceOptions};
 
-const STEPS: usize = 60;
+const WINDOW: usize = 32;
+const ROUNDS: usize = 6;
+/// A whole number of turns in which moments are added up.
+const ROUND: usize = Spec::MOMENT_TOKENS;
+
+const POLICIES: [(&str, PolicyKind, Queries); 7] = [
+    ("none", PolicyKind::None, Queries::Stored),
+    ("rpc", PolicyKind::Rpc, Queries::Stored),
+    ("h2o", PolicyKind::H2o, Queries::Stored),
+    ("lookahead", PolicyKind::Lookahead, Queries::Stored),
+    ("lookahead online", PolicyKind::Lookahead, Queries::Online),
+    ("lookahead-merge", PolicyKind::LookaheadMerge, Queries::Stored),
+    (
+        "lookahead-merge online",
+        PolicyKind::LookaheadMerge,
+        Queries::Online,
+    ),
+];
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -30,50 +48,60 @@ fn main() {
         let text: Vec<u32> = (0..entries)
             .map(|i| i.wrapping_mul(2_654_435_761) % vocab.min(4000))
             .collect();
-        for kind in [PolicyKind::Lookahead, PolicyKind::LookaheadMerge] {
-            let mut sequences = [Queries::Stored, Queries::Online].map(|queries| {
-                let policy = kind.build(RpcOptions {
-                    interval: 1024,
-                    window: 1,
-                    budget: Budget::Ratio(4),
-                    queries,
-                    ..RpcOptions::default()
-                });
-                let mut sequence = engine
-                    .sequence(SequenceOptions {
-                        policy: policy.expect("a policy"),
-                        sampling: SamplingOptions::GREEDY,
-                        record_kept: false,
-                    })
-                    .expect("a sequence");
-                sequence.append_tokens(&text).expect("a text");
-                sequence
+        let mut sequences = POLICIES.map(|(_, kind, queries)| {
+            let policy = kind.build(RpcOptions {
+                interval: 1024,
+                window: WINDOW,
+                budget: Budget::Ratio(4),
+                queries,
+                ..RpcOptions::default()
             });
-            for sequence in &mut sequences {
-                advance(&engine, sequence);
+            let mut sequence = engine
+                .sequence(SequenceOptions {
+                    policy: policy.expect("a policy"),
+                    sampling: SamplingOptions::GREEDY,
+                    record_kept: false,
+                })
+                .expect("a sequence");
+            sequence.append_tokens(&text).expect("a text");
+            advance(&engine, &mut sequence);
+            // Those that ask do so once the window is full.
+            for _ in 0..WINDOW + 1 {
                 sequence.sample().expect("a token");
+                advance(&engine, &mut sequence);
+            }
+            sequence
+        });
+        let mut times = POLICIES.map(|_| Vec::new());
+        for _ in 0..ROUNDS * ROUND {
+            for (sequence, times) in sequences.iter_mut().zip(&mut times) {
+                sequence.sample().expect("a token");
+                let start = Instant::now();
                 advance(&engine, sequence);
+                times.push(start.elapsed().as_secs_f64() * 1e3);
             }
-            let mut times = [Vec::new(), Vec::new()];
-            for _ in 0..STEPS {
-                for (sequence, times) in sequences.iter_mut().zip(&mut times) {
-                    sequence.sample().expect("a token");
-                    let start = Instant::now();
-                    advance(&engine, sequence);
-                    times.push(start.elapsed().as_secs_f64() * 1e3);
-                }
-            }
-            let [stored, online] = times.map(|mut times| {
-                times.sort_by(f64::total_cmp);
-                times[times.len() / 2]
-            });
+        }
+        let figures = times.map(|times| {
+            let rounds = times.chunks_exact(ROUND);
+            let means = rounds
+                .map(|round| round.iter().sum::<f64>() / ROUND as f64)
+                .collect();
+            [median(times), median(means)]
+        });
+        println!("{cache_type}, {entries} entries, {threads} threads: a step, and the mean of a round");
+        for ((name, ..), of) in POLICIES.iter().zip(figures) {
+            let [median, mean] = [0, 1].map(|i| of[i] / figures[0][i]);
             println!(
-                "{} {cache_type} {entries} entries: a step {stored:.2} ms stored, {online:.2} ms online, ratio {:.3}",
-                kind.name(),
-                online / stored
+                "{name:24} {:6.2} ms {median:.3}  {:6.2} ms {mean:.3}",
+                of[0], of[1]
             );
         }
     }
+}
+
+fn median(mut times: Vec<f64>) -> f64 {
+    times.sort_by(f64::total_cmp);
+    times[times.len() / 2]
 }
 
 fn advance(engine: &Engine, sequence: &mut Sequence) {

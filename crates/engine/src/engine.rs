@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use reasoning_rpc_core::CacheShape;
+use reasoning_rpc_core::{Attention, CacheShape};
 use reasoning_rpc_cpu::Simd;
 
 use crate::cache::{BlockPool, CacheType, Kept, SequenceCache};
@@ -319,10 +319,11 @@ impl EngineShared {
         &self,
         cache: &mut SequenceCache,
         generated: Range<usize>,
-        heads_and_positions: (usize, usize),
+        num_heads: usize,
+        asked: (Attention, usize),
     ) -> Result<()> {
         self.with_workspace(|workspace| {
-            compress::add_moments(self.simd, cache, generated, heads_and_positions, workspace)
+            compress::add_moments(self.simd, cache, generated, num_heads, asked, workspace)
         })
     }
 

@@ -7,6 +7,8 @@ use crate::policy::{Attention, LayerView, Policy, ScoreRule, Spec, Trigger};
 use crate::schedule::Schedule;
 use crate::vectors::dot;
 
+/// One in how many tokens is asked online, at most: as good as all of them for a quarter of the time.
+const ASK_EVERY: usize = 4;
 /// How much of an entry's last score counts in the next.
 const HISTORY: f32 = 0.3;
 /// The ridge, in mean variances of the queries.
@@ -26,8 +28,9 @@ const LARGEST_RISE: f64 = 3.0;
 /// mu and C the mean and second moments of the queries over sqrt(head_dim),
 /// u = (C + 0.1 tr(C) / head_dim I)^-1 mu, its key rises by r u / (mu . u).
 ///
-/// With [`Queries::Online`] the mean attention is what [`Attention::Ahead`] adds up, over the queries that saw the entry,
-/// and mu and C are sums too.
+/// With [`Queries::Online`] the mean attention is what [`Attention::Ahead`] adds up, over the queries that were asked and saw
+/// the entry, and mu and C are sums over those asked. Of each KV head one token in 4 is asked (of fewer than 4 in the window,
+/// one in as many, so that every candidate was seen by one).
 #[derive(Debug, Clone, Copy)]
 pub struct Lookahead {
     schedule: Schedule,
@@ -47,6 +50,14 @@ impl Lookahead {
         }
     }
 
+    /// What attention is added up online.
+    fn attention(&self) -> Attention {
+        Attention::Ahead {
+            interval: self.schedule.interval(),
+            every: ASK_EVERY.min(self.schedule.window()),
+        }
+    }
+
     fn kind(&self) -> PolicyKind {
         match self.merges {
             false => PolicyKind::Lookahead,
@@ -57,13 +68,24 @@ impl Lookahead {
 
 impl Lookahead {
     /// Makes scores of the mean attention to a KV head's candidates and of their history, which it takes.
-    fn add_history(&self, scores: &mut [f32], history: &mut &[f32]) -> Result<(), PlanError> {
+    fn add_history(
+        &self,
+        view: &LayerView<'_>,
+        kv_head: usize,
+        scores: &mut [f32],
+        history: &mut &[f32],
+    ) -> Result<(), PlanError> {
         // What is added up online began with the share of the last score. The newest entries were seen by their own
         // and later queries only: the mean is over these.
         if self.queries == Queries::Online {
+            let of = self.attention();
             let (interval, window) = (self.schedule.interval(), self.schedule.window());
+            let end = self.schedule.due_at(view.done);
+            let asks = |generated: &usize| of.asks(view.layer, kv_head, *generated);
+            let mut asked = (end - window..end).filter(asks).count();
             for (score, seen) in scores.iter_mut().rev().zip(window + 1..interval) {
-                *score *= interval as f32 / seen as f32;
+                asked += usize::from(asks(&(end - seen)));
+                *score *= of.asked() / asked as f32;
             }
             return Ok(());
         }
@@ -102,9 +124,7 @@ impl Policy for Lookahead {
                     ..Spec::default()
                 },
                 Queries::Online => Spec {
-                    attention: Some(Attention::Ahead {
-                        interval: self.schedule.interval(),
-                    }),
+                    attention: Some(self.attention()),
                     moments: self.merges,
                     ..Spec::default()
                 },
@@ -122,9 +142,10 @@ impl Policy for Lookahead {
         let mut counts = vec![];
         if self.adaptive {
             let mut history = view.history;
-            let heads = view.head_scores()?.map(|attention| {
+            let heads = view.head_scores()?.enumerate().map(|(kv_head, attention)| {
                 let mut scores = attention.to_vec();
-                self.add_history(&mut scores, &mut history).map(|()| scores)
+                self.add_history(view, kv_head, &mut scores, &mut history)
+                    .map(|()| scores)
             });
             counts = adaptive_counts(&heads.collect::<Result<Vec<_>, _>>()?, keep);
         }
@@ -135,7 +156,7 @@ impl Policy for Lookahead {
             let (scratch, moments) = plan.take_scratch(count, moments)?;
             let (scores, norms) = scratch.split_at_mut(count);
             scores.copy_from_slice(attention);
-            self.add_history(scores, &mut history)?;
+            self.add_history(view, kv_head, scores, &mut history)?;
             let keep = counts.get(kv_head).copied().unwrap_or(keep);
             keep_best(plan, scores, keep)?;
             if self.merges {

@@ -48,10 +48,10 @@ pub fn attend<E: Stored>(
     attend_recorded(simd, pages, before, queries, out, None, scale, scratch)
 }
 
-/// [`attend`], which leaves scaled logits, if they are wanted, for [`add_attention`].
+/// [`attend`], which leaves weights, if they are wanted, for [`add_attention`].
 ///
 /// # Errors
-/// As [`attend`]; when the logits have not the room of all chunks, or other queries not the shape of the call's.
+/// As [`attend`]; when the weights have not the room of all chunks, or other queries not the shape of the call's.
 #[allow(clippy::too_many_arguments)] // those of `attend`, and what is recorded
 pub fn attend_recorded<E: Stored>(
     simd: Simd,
@@ -114,8 +114,8 @@ fn run<E: Stored>(
     let count = queries.tokens() * queries.group();
     let base = scratch.floats(Buffers::parts::<E>(std::ptr::null_mut(), count, head_dim).1)?;
     let buffers = Buffers::parts::<E>(base, count, head_dim).0;
-    let (logits, others) = match recorded {
-        Some(recorded) => (recorded.logits.as_mut_ptr(), recorded.others),
+    let (record, others) = match recorded {
+        Some(recorded) => (recorded.weights.as_mut_ptr(), recorded.others),
         None => (std::ptr::null_mut(), None),
     };
     // SAFETY: the set is available; the entries that are seen are readable, heads and partial results have the shapes that were
@@ -127,7 +127,7 @@ fn run<E: Stored>(
             queries,
             chunks,
             target,
-            logits,
+            record,
             others,
             scale,
             buffers,
@@ -150,7 +150,7 @@ struct Buffers {
     queries: Rows,
     /// Running weighted sums of a chunk's values.
     sums: Rows,
-    /// Logits of a tile, then their weights; of others their logits.
+    /// Logits of a tile, then their weights; of others their logits alone.
     weights: Rows,
     /// Running maxima of a chunk.
     maxima: *mut f32,
@@ -253,8 +253,8 @@ struct Attend<'a, 'k, 'o, E> {
     queries: Heads<'a>,
     chunks: Range<usize>,
     target: Target<'a, 'o>,
-    /// Where they go, `[chunks][queries][ATTEND_CHUNK]`, or null.
-    logits: *mut f32,
+    /// Where recorded weights go, `[chunks][queries][RECORDED_ROW]`, or null.
+    record: *mut f32,
     /// Whose they are, if not those of `queries`.
     others: Option<Heads<'a>>,
     scale: f32,
@@ -336,13 +336,14 @@ impl<E: Stored> Kernel for Attend<'_, '_, '_, E> {
                         seen,
                         head_dim,
                         scale: self.scale,
-                        logits: match self.logits.is_null() {
-                            true => self.logits,
-                            false => self.logits.add(
-                                (first / ATTEND_CHUNK - self.chunks.start) * count * ATTEND_CHUNK
-                                    + first % ATTEND_CHUNK,
-                            ),
+                        record: match self.record.is_null() {
+                            true => self.record,
+                            false => {
+                                let chunk = first / ATTEND_CHUNK - self.chunks.start;
+                                self.record.add(recorded_floats(chunk, count))
+                            }
                         },
+                        first: first % ATTEND_CHUNK,
                     };
                     if E::SCALED {
                         let (list, ahead) = (addresses.tile(), addresses.ahead(distance));

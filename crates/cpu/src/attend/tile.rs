@@ -1,4 +1,5 @@
-use super::{ATTEND_CHUNK, Buffers};
+use super::Buffers;
+use super::record::{MAXIMA_AT, RECORDED_ROW, SUMS_AT};
 use crate::element::Stored;
 use crate::kernels::{Ahead, Dot, TILE, Weigh};
 use crate::pages::Tables;
@@ -78,17 +79,19 @@ pub(super) struct Tile<'a> {
     pub(super) b: &'a Buffers,
     pub(super) from: usize,
     pub(super) to: usize,
-    /// Where the rows of others in the places of query 0 and on begin, whose logits are recorded; 0 if there are none.
+    /// Where the rows of others in the places of query 0 and on begin, whose weights are recorded; 0 if there are none.
     pub(super) others: usize,
     pub(super) seen: usize,
     pub(super) head_dim: usize,
     pub(super) scale: f32,
-    /// Where those of query 0 and the tile's first entry go, other queries' `ATTEND_CHUNK` further on each; or null.
-    pub(super) logits: *mut f32,
+    /// The chunk's rows of [`RECORDED_ROW`] floats that weights go to, or null.
+    pub(super) record: *mut f32,
+    /// Entries of the chunk before the tile.
+    pub(super) first: usize,
 }
 
 impl Tile<'_> {
-    /// The rows of queries whose logits are wanted, as ranges from the first to behind the last: the queries', and the others'.
+    /// The rows of queries that are multiplied with the keys, as ranges from the first to behind the last: the queries', and the others'.
     #[inline(always)]
     pub(super) fn asked(&self) -> [(usize, usize); 2] {
         match self.others {
@@ -155,69 +158,29 @@ impl<const SCALED: bool> Kernel for Soften<'_, SCALED> {
             to,
             others,
             seen,
-            scale,
-            logits: record,
+            record,
             ..
         } = *self.tile;
-        // SAFETY: a row of weights has `TILE` numbers, a multiple of LANES.
+        // SAFETY: a row of weights has `TILE` numbers, a multiple of LANES; a recorded row has room for whole registers of its tiles.
         unsafe {
-            if others > 0 {
-                for q in from..to {
-                    let row = b.weights.row(others + q);
-                    let scale = match SCALED {
-                        true => V::splat(scale * *self.query_steps.add(others + q)),
-                        false => V::splat(scale),
-                    };
-                    let to = record.add(q * ATTEND_CHUNK);
-                    let mut e = 0;
-                    while e < seen {
-                        let mut logits = V::load(row.add(e)).mul(scale);
-                        if SCALED {
-                            logits = logits.mul(V::load(self.key_scales.add(e)));
-                        }
-                        logits.store(to.add(e));
-                        e += V::LANES;
-                    }
-                }
-            }
             for q in from..to {
-                let row = b.weights.row(q);
-                let scale = match SCALED {
-                    true => V::splat(scale * *self.query_steps.add(q)),
-                    false => V::splat(scale),
-                };
-                let mut largest = V::splat(f32::NEG_INFINITY);
-                let mut e = 0;
-                while e < seen {
-                    let mut logits = V::load(row.add(e)).mul(scale);
-                    if SCALED {
-                        logits = logits.mul(V::load(self.key_scales.add(e)));
-                    }
-                    let logits = logits.first_or(seen - e, f32::NEG_INFINITY);
-                    logits.store(row.add(e));
-                    largest = largest.max(logits);
-                    e += V::LANES;
-                }
-                if !record.is_null() && others == 0 {
-                    // A chunk's rows have room for whole registers of its tiles.
-                    std::ptr::copy_nonoverlapping(row, record.add(q * ATTEND_CHUNK), e);
-                }
                 let before = *b.maxima.add(q);
-                let tile = largest.largest();
+                let tile = self.largest::<V>(q);
                 let now = if tile > before { tile } else { before };
                 *b.maxima.add(q) = now;
                 *b.factors.add(q) = before - now;
             }
             for q in from..to {
-                let row = b.weights.row(q);
-                let now = V::splat(*b.maxima.add(q));
-                let mut sum = V::zero();
-                let mut e = 0;
-                while e < seen {
-                    let weights = V::load(row.add(e)).sub(now).exp();
-                    weights.store(row.add(e));
-                    sum = sum.add(weights);
-                    e += V::LANES;
+                let (row, now) = (b.weights.row(q), *b.maxima.add(q));
+                let sum = Self::weights::<V>(row, now, seen, row);
+                if !record.is_null() && others == 0 {
+                    let to = record.add(q * RECORDED_ROW);
+                    std::ptr::copy_nonoverlapping(
+                        row,
+                        to.add(self.tile.first),
+                        seen.next_multiple_of(V::LANES),
+                    );
+                    self.note(to, now, sum);
                 }
                 let change = *b.factors.add(q);
                 let factor = if change == 0.0 {
@@ -226,9 +189,77 @@ impl<const SCALED: bool> Kernel for Soften<'_, SCALED> {
                     V::splat(change).exp().first()
                 };
                 let total = b.totals.add(q);
-                *total = *total * factor + sum.sum();
+                *total = *total * factor + sum;
                 *b.factors.add(q) = factor;
             }
+            // Weights of others are relative to the tile's own maximum.
+            if others > 0 {
+                for q in from..to {
+                    let to = record.add(q * RECORDED_ROW);
+                    let largest = self.largest::<V>(others + q);
+                    let sum =
+                        Self::weights::<V>(b.weights.row(others + q), largest, seen, to.add(self.tile.first));
+                    self.note(to, largest, sum);
+                }
+            }
+        }
+    }
+}
+
+// Contract of all: as for `run`.
+impl<const SCALED: bool> Soften<'_, SCALED> {
+    /// Scales a row's logits, those that are not seen become -infinity, and gives the largest.
+    #[inline(always)]
+    unsafe fn largest<V: Vector>(&self, q: usize) -> f32 {
+        let Tile { b, seen, scale, .. } = *self.tile;
+        // SAFETY: the contract.
+        unsafe {
+            let row = b.weights.row(q);
+            let scale = match SCALED {
+                true => V::splat(scale * *self.query_steps.add(q)),
+                false => V::splat(scale),
+            };
+            let mut largest = V::splat(f32::NEG_INFINITY);
+            let mut e = 0;
+            while e < seen {
+                let mut logits = V::load(row.add(e)).mul(scale);
+                if SCALED {
+                    logits = logits.mul(V::load(self.key_scales.add(e)));
+                }
+                let logits = logits.first_or(seen - e, f32::NEG_INFINITY);
+                logits.store(row.add(e));
+                largest = largest.max(logits);
+                e += V::LANES;
+            }
+            largest.largest()
+        }
+    }
+
+    /// Weights of a row's logits relative to a maximum, and their sum.
+    #[inline(always)]
+    unsafe fn weights<V: Vector>(row: *const f32, largest: f32, seen: usize, to: *mut f32) -> f32 {
+        // SAFETY: the contract.
+        unsafe {
+            let largest = V::splat(largest);
+            let mut sum = V::zero();
+            let mut e = 0;
+            while e < seen {
+                let weights = V::load(row.add(e)).sub(largest).exp();
+                weights.store(to.add(e));
+                sum = sum.add(weights);
+                e += V::LANES;
+            }
+            sum.sum()
+        }
+    }
+
+    /// What the tile's weights in a recorded row are relative to, and their sum.
+    #[inline(always)]
+    unsafe fn note(&self, row: *mut f32, maximum: f32, sum: f32) {
+        // SAFETY: the contract.
+        unsafe {
+            *row.add(MAXIMA_AT + self.tile.first / TILE) = maximum;
+            *row.add(SUMS_AT + self.tile.first / TILE) = sum;
         }
     }
 }

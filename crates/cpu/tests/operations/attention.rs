@@ -34,7 +34,7 @@ fn check<E: Element>(simd: Simd, rng: &mut Rng) {
     let width = group * head_dim;
     let queries = rng.normals(tokens * width);
     let scale = 1.0 / (head_dim as f32).sqrt();
-    // Whose logits are recorded: the queries' own, or those of others.
+    // Whose weights are recorded: the queries' own, or those of others.
     let others = rng.between(0, 1) == 1;
     let asked = if others {
         rng.normals(tokens * width)
@@ -69,7 +69,7 @@ fn check<E: Element>(simd: Simd, rng: &mut Rng) {
     let chunks = end.div_ceil(ATTEND_CHUNK);
     let mut out = vec![f32::NAN; tokens * width];
     let mut to = HeadsMut::new(&mut out, tokens, group, head_dim, width).unwrap();
-    let mut logits = vec![f32::NAN; recorded_floats(chunks, count)];
+    let mut weights = vec![f32::NAN; recorded_floats(chunks, count)];
     attend_recorded(
         simd,
         &cache.pages(),
@@ -77,7 +77,7 @@ fn check<E: Element>(simd: Simd, rng: &mut Rng) {
         heads(0, tokens),
         &mut to,
         Some(Recorded {
-            logits: &mut logits,
+            weights: &mut weights,
             others: others_of(0, tokens),
         }),
         scale,
@@ -89,7 +89,7 @@ fn check<E: Element>(simd: Simd, rng: &mut Rng) {
     let mut sums = start.clone();
     add_attention(
         simd,
-        &mut logits,
+        &mut weights,
         before,
         0..tokens,
         tokens,
@@ -111,7 +111,7 @@ fn check<E: Element>(simd: Simd, rng: &mut Rng) {
             chunk..chunk + 1,
             &mut partial[chunk * count * chunk_floats(head_dim)..][..count * chunk_floats(head_dim)],
             Some(Recorded {
-                logits: &mut parts[recorded_floats(chunk, count)..][..recorded_floats(1, count)],
+                weights: &mut parts[recorded_floats(chunk, count)..][..recorded_floats(1, count)],
                 others: others_of(0, tokens),
             }),
             scale,
@@ -138,7 +138,7 @@ fn check<E: Element>(simd: Simd, rng: &mut Rng) {
     let mut single = start.clone();
     for token in 0..tokens {
         let chunks = (before + token + 1).div_ceil(ATTEND_CHUNK);
-        let mut logits = vec![f32::NAN; recorded_floats(chunks, group)];
+        let mut weights = vec![f32::NAN; recorded_floats(chunks, group)];
         let mut out = vec![0.0; width];
         let mut to = HeadsMut::new(&mut out, 1, group, head_dim, width).unwrap();
         attend_recorded(
@@ -148,7 +148,7 @@ fn check<E: Element>(simd: Simd, rng: &mut Rng) {
             heads(token, token + 1),
             &mut to,
             Some(Recorded {
-                logits: &mut logits,
+                weights: &mut weights,
                 others: others_of(token, token + 1),
             }),
             scale,
@@ -157,7 +157,7 @@ fn check<E: Element>(simd: Simd, rng: &mut Rng) {
         .unwrap();
         add_attention(
             simd,
-            &mut logits,
+            &mut weights,
             before + token,
             0..1,
             1,
@@ -252,16 +252,16 @@ fn moments_are_sums_of_elements_and_products() {
 #[test]
 fn misfits_are_refused() {
     let simd = paths()[0];
-    let mut logits = vec![0.0; recorded_floats(1, 4)];
+    let mut weights = vec![0.0; recorded_floats(1, 4)];
     let mut add = |tokens: std::ops::Range<usize>, before, out: usize| {
-        add_attention(simd, &mut logits, before, tokens, 2, 2, 1.0, &mut vec![0.0; out])
+        add_attention(simd, &mut weights, before, tokens, 2, 2, 1.0, &mut vec![0.0; out])
     };
     assert_eq!(add(0..2, 10, 12), Ok(()));
     assert!(matches!(add(0..3, 10, 20), Err(Error::TooLarge { .. })));
     assert!(matches!(add(0..2, 10, 11), Err(Error::TooSmall { .. })));
     assert!(matches!(add(0..2, 511, 600), Err(Error::TooSmall { .. })));
-    logits.pop();
-    let refused = add_attention(simd, &mut logits, 0, 0..2, 2, 2, 1.0, &mut [0.0; 2]);
+    weights.pop();
+    let refused = add_attention(simd, &mut weights, 0, 0..2, 2, 2, 1.0, &mut [0.0; 2]);
     assert!(refused.is_err());
 }
 

@@ -347,10 +347,9 @@ impl AttentionKernel {
         } = step;
         let half = head_dim / 2;
         let intervals = rows.iter().map(|row| match row.attention {
-            Some(Attention::Ahead { interval }) => interval as i64,
+            Some(Attention::Ahead { interval, .. }) => interval as i64,
             _ => 0,
         });
-        let looks_ahead = |row: usize| matches!(rows[row].attention, Some(Attention::Ahead { .. }));
         if intervals.clone().any(|interval| interval > 0) {
             rope_ahead.update(intervals, &rope.inv_freq, 1.0);
             ahead.resize(rotated.len(), 0.0);
@@ -364,6 +363,8 @@ impl AttentionKernel {
             // SAFETY: one unit per row and KV head, so nothing else touches this head's pages.
             let mut pages = unsafe { cache.pages_mut::<E>(self.layer, kv_head) }?;
             let mut key = [0.0f32; 256];
+            let asked = rows[row].asked(self.layer, kv_head, tokens.len());
+            let looks_ahead = matches!(asked, Some(Attention::Ahead { .. }));
             for (index, token) in tokens.enumerate() {
                 let (cos, sin) = (
                     &rope.cos[token * half..][..half],
@@ -397,7 +398,7 @@ impl AttentionKernel {
                     head_dim,
                     to,
                 )?;
-                if looks_ahead(row) {
+                if looks_ahead {
                     let (cos, sin) = (
                         &rope_ahead.cos[row * half..][..half],
                         &rope_ahead.sin[row * half..][..half],
@@ -438,9 +439,10 @@ impl AttentionKernel {
         if partial.len() < units.floats {
             partial.resize(units.floats, 0.0);
         }
-        record.lay_out(rows, kv_heads, |row, kv_head| {
+        record.lay_out(rows.len(), kv_heads, |row, kv_head| {
             let tokens = range_of(row).len();
-            (tokens * group, before(row, kv_head) + tokens)
+            let asked = rows[row].asked(self.layer, kv_head, tokens);
+            asked.map(|_| (tokens * group, before(row, kv_head) + tokens))
         });
         let recorded = record.lend();
         let (rotated, ahead, units) = (&rotated[..], &ahead[..], &*units);
@@ -471,7 +473,8 @@ impl AttentionKernel {
             };
             let simd = self.state.simd;
             let count = tokens.len() * group;
-            let others = match rows[row].attention {
+            let asked = rows[row].asked(self.layer, kv_head, row_tokens.len());
+            let others = match asked {
                 Some(Attention::Ahead { .. }) => Some(Heads::new(
                     &ahead[first..],
                     tokens.len(),
@@ -481,21 +484,22 @@ impl AttentionKernel {
                 )?),
                 _ => None,
             };
-            let recording = rows[row].attention.map(|_| Recorded {
+            let recording = asked.map(|_| Recorded {
                 // SAFETY: each unit has chunks of its own.
-                logits: unsafe { recorded.logits(row * kv_heads + kv_head, chunks, count) },
+                weights: unsafe { recorded.weights(row * kv_heads + kv_head, chunks, count) },
                 others,
             });
             let add_attention = || {
-                let Some(of) = rows[row].attention else {
+                let Some(of) = asked else {
                     return Ok(());
                 };
                 let (part, history) = (
                     row * kv_heads + kv_head,
                     cache.head(self.layer, kv_head).history(),
                 );
+                let asks = |index| rows[row].asks(self.layer, kv_head, index);
                 // SAFETY: of the units of this row and KV head, only the last one asks, when the others are done.
-                unsafe { recorded.add(simd, part, of, history, before, tokens.len(), group) }
+                unsafe { recorded.add(simd, part, of, asks, history, before, tokens.len(), group) }
             };
             let Some(shared) = shared.map(|shared| &units.shared[shared]) else {
                 self.state.with_scratch(|scratch| {

@@ -14,54 +14,48 @@ use crate::runner::StepRow;
 /// Buffers, reused from node to node.
 #[derive(Default)]
 pub(super) struct Record {
-    /// Of each row and KV head, in this order: where its logits and its sums lie; empty if none are wanted.
+    /// Of each row and KV head, in this order: where its weights and its sums lie; empty if none are wanted.
     parts: Vec<(Range<usize>, Range<usize>)>,
-    logits: Vec<f32>,
+    weights: Vec<f32>,
     sums: Vec<f32>,
 }
 
 /// [`Record`], lent to the workers.
 pub(super) struct Recorded<'a> {
     parts: &'a [(Range<usize>, Range<usize>)],
-    logits: Parts<'a, f32>,
+    weights: Parts<'a, f32>,
     sums: Parts<'a, f32>,
 }
 
 impl Record {
     /// Makes room. `shape` gives the queries of a row for one KV head (tokens times query heads), and the
-    /// entries that the last of them sees.
+    /// entries that the last of them sees; nothing if none of them is asked.
     pub(super) fn lay_out(
         &mut self,
-        rows: &[StepRow],
+        rows: usize,
         kv_heads: usize,
-        shape: impl Fn(usize, usize) -> (usize, usize),
+        shape: impl Fn(usize, usize) -> Option<(usize, usize)>,
     ) {
         self.parts.clear();
-        let (mut logits, mut sums) = (0, 0);
-        for (index, row) in rows.iter().enumerate() {
+        let (mut weights, mut sums) = (0, 0);
+        for row in 0..rows {
             for kv_head in 0..kv_heads {
-                let (floats, entries) = match row.attention {
-                    Some(_) => {
-                        let (queries, end) = shape(index, kv_head);
-                        (
-                            cpu::recorded_floats(end.div_ceil(cpu::ATTEND_CHUNK), queries),
-                            end,
-                        )
-                    }
-                    None => (0, 0),
-                };
-                self.parts.push((logits..logits + floats, sums..sums + entries));
-                (logits, sums) = (logits + floats, sums + entries);
+                let (floats, entries) = shape(row, kv_head).map_or((0, 0), |(queries, end)| {
+                    let chunks = end.div_ceil(cpu::ATTEND_CHUNK);
+                    (cpu::recorded_floats(chunks, queries), end)
+                });
+                self.parts.push((weights..weights + floats, sums..sums + entries));
+                (weights, sums) = (weights + floats, sums + entries);
             }
         }
-        self.logits.resize(self.logits.len().max(logits), 0.0);
+        self.weights.resize(self.weights.len().max(weights), 0.0);
         self.sums.resize(self.sums.len().max(sums), 0.0);
     }
 
     pub(super) fn lend(&mut self) -> Recorded<'_> {
         Recorded {
             parts: &self.parts,
-            logits: Parts::new(&mut self.logits),
+            weights: Parts::new(&mut self.weights),
             sums: Parts::new(&mut self.sums),
         }
     }
@@ -69,8 +63,8 @@ impl Record {
     /// The sums, to the caches that will have them as histories.
     pub(super) fn hand_over(&self, rows: &mut [StepRow], kv_heads: usize, layer: usize) {
         for (row, parts) in rows.iter_mut().zip(self.parts.chunks_exact(kv_heads)) {
-            if row.attention.is_some() {
-                for (kv_head, (_, sums)) in parts.iter().enumerate() {
+            for (kv_head, (_, sums)) in parts.iter().enumerate() {
+                if !sums.is_empty() {
                     row.cache
                         .set_next_history(layer, kv_head, &self.sums[sums.clone()]);
                 }
@@ -80,18 +74,21 @@ impl Record {
 }
 
 impl Recorded<'_> {
-    /// Where the logits of some chunks go; `count` queries.
+    /// Where the weights of some chunks go; `count` queries.
     ///
     /// # Safety
-    /// Nobody else has the logits of these chunks of this part.
+    /// Nobody else has the weights of these chunks of this part.
     #[allow(clippy::mut_from_ref)] // the caller's promise
-    pub(super) unsafe fn logits(&self, part: usize, chunks: &Range<usize>, count: usize) -> &mut [f32] {
+    pub(super) unsafe fn weights(&self, part: usize, chunks: &Range<usize>, count: usize) -> &mut [f32] {
         let first = self.parts[part].0.start + cpu::recorded_floats(chunks.start, count);
         // SAFETY: the caller's promise; the part has room for all chunks.
-        unsafe { self.logits.part(first, cpu::recorded_floats(chunks.len(), count)) }
+        unsafe {
+            self.weights
+                .part(first, cpu::recorded_floats(chunks.len(), count))
+        }
     }
 
-    /// Adds up what all of a part's logits come to.
+    /// Adds up what all of a part's weights come to. `asks` says of which tokens, if `of` does not mean the newest.
     ///
     /// # Safety
     /// Nobody else has anything of this part.
@@ -101,36 +98,38 @@ impl Recorded<'_> {
         simd: Simd,
         part: usize,
         of: Attention,
+        asks: impl Fn(usize) -> bool,
         history: &[f32],
         before: usize,
         tokens: usize,
         group: usize,
     ) -> Result<()> {
         if tokens > ATTEND_TOKEN_TILE {
-            // Several units would have logits of their own.
+            // Several units would have weights of their own.
             return Err(Error::Internal(format!(
                 "attention was asked for of {tokens} tokens, more than {ATTEND_TOKEN_TILE}"
             )));
         }
-        let (logits, sums) = &self.parts[part];
+        let (weights, sums) = &self.parts[part];
         // SAFETY: the caller's promise.
-        let (logits, sums) = unsafe {
+        let (weights, sums) = unsafe {
             (
-                self.logits.part(logits.start, logits.len()),
+                self.weights.part(weights.start, weights.len()),
                 self.sums.part(sums.start, sums.len()),
             )
         };
-        sums.fill(0.0);
-        let (added, weight) = match of {
-            Attention::Newest => (tokens - 1..tokens, 1.0),
-            Attention::Sum => (0..tokens, 1.0),
-            Attention::Ahead { interval } => (0..tokens, 1.0 / (interval * group) as f32),
+        let (first, weight) = match of {
+            Attention::Newest => (tokens - 1, 1.0),
+            Attention::Sum => (0, 1.0),
+            Attention::Ahead { .. } => (0, 1.0 / (of.asked() * group as f32)),
         };
-        if of != Attention::Newest {
-            sums[..history.len()].copy_from_slice(history);
+        let known = if of == Attention::Newest { 0 } else { history.len() };
+        sums[..known].copy_from_slice(&history[..known]);
+        sums[known..].fill(0.0);
+        for token in (first..tokens).filter(|&token| asks(token)) {
+            let added = token..token + 1;
+            cpu::add_attention(simd, weights, before, added, tokens, group, weight, sums)?;
         }
-        Ok(cpu::add_attention(
-            simd, logits, before, added, tokens, group, weight, sums,
-        )?)
+        Ok(())
     }
 }

@@ -262,16 +262,25 @@ pub(super) fn reference(options: &RpcOptions, kind: PolicyKind, before: &Before,
     after
 }
 
-/// The same while the queries are asked as they attend; `carried` is what the last plan set, by position.
-fn online_reference(kind: PolicyKind, before: &Before, carried: &HashMap<u32, f64>, keep: usize) -> After {
+/// The same while the queries are asked as they attend, those of one token in `every`; `turn` is that of the first of the
+/// interval. `carried` is what the last plan set, by position.
+fn online_reference(
+    kind: PolicyKind,
+    before: &Before,
+    carried: &HashMap<u32, f64>,
+    keep: usize,
+    (every, turn): (usize, usize),
+) -> After {
     let count = before.queries.len();
     let mut sums = vec![0.0; before.keys.len()];
-    let mut queries = Vec::new();
-    for (heads, &position) in before.queries.iter().zip(&before.asked_from).skip(count - P) {
+    let (mut queries, mut asked_from) = (Vec::new(), Vec::new());
+    let interval = before.queries.iter().zip(&before.asked_from).skip(count - P);
+    for (_, (heads, &position)) in (turn..).zip(interval).filter(|(turn, _)| turn % every == 0) {
+        asked_from.push(position);
         for query in heads {
             let query = rotated_on(query, P as f64, &before.frequencies);
             let weights = attention(before, &query, Some(position));
-            let mean = (P * heads.len()) as f64;
+            let mean = P as f64 / every as f64 * heads.len() as f64;
             sums.iter_mut()
                 .zip(weights)
                 .for_each(|(sum, weight)| *sum += weight / mean);
@@ -281,7 +290,6 @@ fn online_reference(kind: PolicyKind, before: &Before, carried: &HashMap<u32, f6
     let of = |&entry: &usize| sums[entry] + carried.get(&before.positions[entry]).unwrap_or(&0.0);
     let raw: Vec<f64> = before.candidates.iter().map(of).collect();
     // The mean over the queries that saw it, in place of all.
-    let asked_from = &before.asked_from[count - P..];
     let seen = |&entry: &usize| {
         asked_from
             .iter()
@@ -290,7 +298,12 @@ fn online_reference(kind: PolicyKind, before: &Before, carried: &HashMap<u32, f6
     };
     let all = before.candidates.iter().zip(&raw);
     let scores: Vec<f64> = all
-        .map(|(entry, sum)| sum * P as f64 / seen(entry) as f64)
+        .map(
+            |(entry, sum)| match before.positions[*entry] >= before.asked_from[count - P] {
+                true => sum * (P as f64 / every as f64) / seen(entry) as f64,
+                false => *sum,
+            },
+        )
         .collect();
     let rows = |rows: &[Vec<f64>]| {
         before
@@ -520,7 +533,11 @@ fn check_with(kind: PolicyKind, cache: CacheType, options: RpcOptions, mut rando
             let mut next_carried = carried.clone();
             for (index, (before, found)) in before.iter().zip(after).enumerate() {
                 let after = |index: usize, keep| match online {
-                    true => online_reference(kind, &layers[index], &carried[index], keep),
+                    true => {
+                        let turn = schedule.due_at(done) - P + index / 2 + index % 2;
+                        let every = (4.min(R), turn);
+                        online_reference(kind, &layers[index], &carried[index], keep, every)
+                    }
                     false => reference(&options, kind, &layers[index], keep),
                 };
                 let mut keep = Some(schedule.kept(done));
@@ -745,7 +762,7 @@ fn lookahead_merge_writes_the_dropped_into_the_kept() {
 #[test]
 fn lookahead_asks_while_it_attends() {
     for kind in [PolicyKind::Lookahead, PolicyKind::LookaheadMerge] {
-        for cache in [CacheType::F32, CacheType::F16, CacheType::Bf16] {
+        for cache in [CacheType::F32, CacheType::F16, CacheType::Bf16, CacheType::I8] {
             let options = RpcOptions {
                 queries: Queries::Online,
                 ..RpcOptions::default()
