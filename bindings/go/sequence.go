@@ -181,7 +181,7 @@ type SequenceOptions struct {
 	// ValueNorms multiplies an entry's score by the sum of the magnitudes of its value. Default false.
 	ValueNorms bool
 	// History: so much of an entry's score at the compression before is added to the new one, 0 to 1.
-	// Default 0.
+	// Default -1: the policy's own, 0 of PolicyRPC, 0.6 of those that look ahead.
 	History float32
 	// Redundancy is the weight w of the redundancy of keys, as PolicyRKV has it, 0 to 1: (1 - w) times the
 	// pooled scores less w times it, both normalised to a maximum of 1. Default 0.

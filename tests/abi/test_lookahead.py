@@ -91,7 +91,7 @@ def compressed(keys, values, history, queries, kept, merges: bool):
     logits = queries @ keys.T / np.sqrt(DIM)
     weights = np.exp(logits - logits.max(axis=1, keepdims=True))
     attention = (weights / weights.sum(axis=1, keepdims=True)).mean(axis=0)
-    scores = attention[candidates] + 0.3 * history[candidates]
+    scores = attention[candidates] + 0.6 * history[candidates]
     k, v = keys[candidates].copy(), values[candidates].copy()
     mass = scores.copy()
     if merges:

@@ -16,7 +16,13 @@ import cells
 from cells import Cell
 
 TOLERANCE = 5e-4
-POLICIES = {"rpc layer": "rpc:aggregation=layer", "rpc kv_head": "rpc:aggregation=kv_head"}
+# The reference's rules: those that look ahead have had another history since.
+POLICIES = {
+    "rpc layer": "rpc:aggregation=layer",
+    "rpc kv_head": "rpc:aggregation=kv_head",
+    "lookahead": "lookahead:history=0.3",
+    "lookahead-merge": "lookahead-merge:history=0.3",
+}
 
 
 def main() -> int:

@@ -14,6 +14,9 @@ use crate::engine::{engine_of, rrpc_engine};
 use crate::error::{Failure, rrpc_error};
 use crate::guard::guard;
 use crate::policy::*;
+
+/// Of [`rrpc_sequence_options::history`].
+const OWN_HISTORY: f32 = -1.0;
 use crate::sized::{self, sized};
 
 /// Options of rrpc_sequence_create, to be filled by rrpc_sequence_options_init.
@@ -73,7 +76,8 @@ pub struct rrpc_sequence_options {
     /// 1: an entry's score is multiplied by the sum of the magnitudes of its value. Default 0.
     pub value_norms: u32,
     /// So much of an entry's score at the compression before is added to the new one, 0 to 1. It takes a float
-    /// per entry. Default 0.
+    /// per entry. Read for RRPC_POLICY_LOOKAHEAD and RRPC_POLICY_LOOKAHEAD_MERGE too. Default -1: the policy's own, 0 of
+    /// RRPC_POLICY_RPC, 0.6 of those two.
     pub history: f32,
     /// Weight w of the redundancy of keys, as RRPC_POLICY_R_KV has it, 0 to 1: (1 - w) times the pooled scores
     /// less w times it, both normalised to a maximum of 1. Default 0.
@@ -158,7 +162,7 @@ fn defaults(engine: &Engine) -> rrpc_sequence_options {
         reserved2: 0,
         softmax: RRPC_SOFTMAX_CANDIDATES,
         value_norms: 0,
-        history: rpc.history,
+        history: OWN_HISTORY,
         redundancy: rpc.redundancy,
         delimiters: ptr::null(),
         num_delimiters: 0,
@@ -269,7 +273,7 @@ fn rpc_options(
             (RRPC_QUERIES_ONLINE, Queries::Online),
         ],
     )?;
-    options.history = given.history;
+    options.history = (given.history != OWN_HISTORY).then_some(given.history);
     options.value_norms = flag("options.value_norms", given.value_norms)?;
     options.redundancy = given.redundancy;
     Ok(options)

@@ -82,7 +82,7 @@ pub const GROUP: Group = Group {
         option(
             "history",
             "D",
-            "adds D times an entry's score at the compression before, 0 to\n1 [0]",
+            "adds D times an entry's score at the compression before, 0 to\n1 [0; 0.6 of those that look ahead]",
         ),
         option(
             "value-norms",
@@ -179,7 +179,7 @@ impl Choice {
                     &[("candidates", Softmax::Candidates), ("all", Softmax::All)],
                 )?
                 .unwrap_or(defaults.softmax),
-            history: share("history")?.unwrap_or(defaults.history),
+            history: share("history")?,
             value_norms: given
                 .choice("value-norms", &[("no", false), ("yes", true)])?
                 .unwrap_or(defaults.value_norms),
@@ -280,7 +280,7 @@ impl Choice {
                 ),
                 (
                     options.history != defaults.history,
-                    format!("history {}", options.history),
+                    format!("history {}", options.history.unwrap_or_default()),
                 ),
                 (options.value_norms, "value norms".into()),
                 (

@@ -98,7 +98,7 @@ fn scores(head: &Head, queries: &[Vec<f64>], prompt: usize) -> Vec<f64> {
         }
     }
     (prompt..head.keys.len() - WINDOW)
-        .map(|entry| sums[entry] + 0.3 * head.history[entry])
+        .map(|entry| sums[entry] + 0.6 * head.history[entry])
         .collect()
 }
 

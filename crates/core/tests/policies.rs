@@ -191,7 +191,7 @@ fn changes_that_cannot_be_are_refused() {
 fn rpc_weighs_and_averages_over_a_layer() {
     let options = RpcOptions {
         pooling: Pooling::None,
-        history: 0.5,
+        history: Some(0.5),
         value_norms: true,
         ..options(4, 1, 4)
     };
@@ -214,7 +214,7 @@ fn rpc_weighs_and_averages_over_a_layer() {
 
     // Entry 1 is the best, and the copy of 0 and 3 in both heads.
     let options = RpcOptions {
-        history: 0.0,
+        history: None,
         value_norms: false,
         redundancy: 0.9,
         ..options
@@ -234,7 +234,7 @@ fn rpc_weighs_and_averages_over_a_layer() {
     for bad in [-0.1, 1.5, f32::NAN] {
         for options in [
             RpcOptions {
-                history: bad,
+                history: Some(bad),
                 ..options
             },
             RpcOptions {

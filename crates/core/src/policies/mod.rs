@@ -124,11 +124,18 @@ impl PolicyKind {
             Self::Streaming => Arc::new(Streaming::new(schedule()?)),
             Self::Random => Arc::new(Random::new(schedule()?)),
             Self::RKv => Arc::new(RKv::new(schedule()?)),
-            Self::Lookahead => Arc::new(Lookahead::new(schedule()?, false, &options)),
-            Self::LookaheadMerge => Arc::new(Lookahead::new(schedule()?, true, &options)),
+            Self::Lookahead => Arc::new(Lookahead::new(schedule()?, false, &options)?),
+            Self::LookaheadMerge => Arc::new(Lookahead::new(schedule()?, true, &options)?),
             Self::H2o => Arc::new(H2o::new(schedule()?)),
             Self::Tova => Arc::new(Tova::new(schedule()?)),
         })
+    }
+}
+
+fn check_share(name: &str, value: f32) -> Result<(), OptionError> {
+    match (0.0..=1.0).contains(&value) {
+        true => Ok(()),
+        false => Err(OptionError(format!("{name}: expected 0 to 1, found {value}"))),
     }
 }
 

@@ -3,7 +3,7 @@
 
 use crate::plan::{LayerPlan, PlanError};
 use crate::policies::r_kv::redundancy;
-use crate::policies::{PolicyKind, adaptive_counts, keep_best, mean};
+use crate::policies::{PolicyKind, adaptive_counts, check_share, keep_best, mean};
 use crate::policy::{LayerView, Policy, ScoreRule, Spec, Trigger};
 use crate::pooling::{Pooling, check_kernel};
 use crate::schedule::{Budget, OptionError, Schedule};
@@ -89,8 +89,9 @@ pub struct RpcOptions {
     /// What the softmax of the scores runs over.
     pub softmax: Softmax,
     /// How much of an entry's score at the compression before is added to its new one: 0, none, to 1. What is
-    /// added up is per KV head, before norms, mean and pooling.
-    pub history: f32,
+    /// added up is per KV head, before norms, mean and pooling. None: the policy's own, 0 of [`Rpc`], 0.6 of those that
+    /// look ahead.
+    pub history: Option<f32>,
     /// Whether scores are multiplied by the sum of the magnitudes of the entry's value (VATP, arXiv 2406.12335).
     pub value_norms: bool,
     /// Weight w of the redundancy r of keys as in R-KV (arXiv 2505.24133), 0, none, to 1: pooled scores s become
@@ -110,7 +111,7 @@ impl Default for RpcOptions {
             pooling: Pooling::Average,
             kernel: 7,
             softmax: Softmax::Candidates,
-            history: 0.0,
+            history: None,
             value_norms: false,
             redundancy: 0.0,
             queries: Queries::Stored,
@@ -152,15 +153,16 @@ impl Rpc {
     /// See [`Schedule::new`] and [`check_kernel`]; `history` or `redundancy` is not 0 to 1.
     pub fn new(options: RpcOptions) -> Result<Self, OptionError> {
         check_kernel(options.kernel)?;
-        for (name, value) in [("history", options.history), ("redundancy", options.redundancy)] {
-            if !(0.0..=1.0).contains(&value) {
-                return Err(OptionError(format!("{name}: expected 0 to 1, found {value}")));
-            }
-        }
+        check_share("history", options.history.unwrap_or(0.0))?;
+        check_share("redundancy", options.redundancy)?;
         Ok(Self {
             schedule: options.schedule()?,
             options,
         })
+    }
+
+    fn history(&self) -> f32 {
+        self.options.history.unwrap_or(0.0)
     }
 
     /// The options that it was made with.
@@ -179,11 +181,11 @@ impl Rpc {
             aggregation,
             pooling,
             kernel,
-            history,
             value_norms,
             redundancy: penalty,
             ..
         } = self.options;
+        let history = self.history();
         let mut heads: Vec<Vec<f32>> = view.head_scores()?.map(<[f32]>::to_vec).collect();
         if history > 0.0 {
             for (scores, before) in heads.iter_mut().zip(view.head_history()?) {
@@ -250,7 +252,7 @@ impl Policy for Rpc {
             }),
             per_kv_head: self.options.aggregation != Aggregation::Layer,
             adaptive: self.options.aggregation == Aggregation::Adaptive,
-            history: self.options.history > 0.0,
+            history: self.history() > 0.0,
             value_norms: self.options.value_norms,
             keys: self.options.redundancy > 0.0,
             ..Spec::default()

@@ -26,7 +26,7 @@ pub(super) struct PolicyHeader {
     kernel: u64,
     softmax_over_all: bool,
     /// Floats as their bits.
-    history: u32,
+    history: Option<u32>,
     value_norms: bool,
     redundancy: u32,
     queries_online: bool,
@@ -70,7 +70,7 @@ pub(super) fn policy_header(policy: &dyn Policy) -> Result<PolicyHeader> {
         no_pooling: options.pooling == Pooling::None,
         kernel: options.kernel as u64,
         softmax_over_all: options.softmax == Softmax::All,
-        history: options.history.to_bits(),
+        history: options.history.map(f32::to_bits),
         value_norms: options.value_norms,
         redundancy: options.redundancy.to_bits(),
         queries_online: options.queries == Queries::Online,
@@ -140,7 +140,7 @@ pub(super) fn read_policy(header: &PolicyHeader) -> Result<Arc<dyn Policy>> {
         } else {
             Softmax::Candidates
         },
-        history: f32::from_bits(header.history),
+        history: header.history.map(f32::from_bits),
         value_norms: header.value_norms,
         redundancy: f32::from_bits(header.redundancy),
         queries: match header.queries_online {

@@ -165,6 +165,7 @@ fn normalised(mut values: Vec<f64>) -> Vec<f64> {
 
 /// rpc with options that go beyond the paper, one set per KV head.
 fn weighted(options: &RpcOptions, before: &Before, after: &mut After) {
+    let history = f64::from(options.history.unwrap_or(0.0));
     let mut scores = match options.softmax {
         Softmax::All => window_attention(before),
         Softmax::Candidates => {
@@ -186,9 +187,9 @@ fn weighted(options: &RpcOptions, before: &Before, after: &mut After) {
         }
     };
     for (score, &entry) in scores.iter_mut().zip(&before.candidates) {
-        *score += f64::from(options.history) * before.history[entry];
+        *score += history * before.history[entry];
     }
-    if options.history > 0.0 {
+    if history > 0.0 {
         after.history.clone_from(&scores);
     }
     if options.value_norms {
@@ -249,7 +250,8 @@ pub(super) fn reference(options: &RpcOptions, kind: PolicyKind, before: &Before,
                     *sum += weight / queries.len() as f64;
                 }
             }
-            let of = |&entry: &usize| sums[entry] + 0.3 * before.history[entry];
+            let history = options.history.map_or(0.6, f64::from);
+            let of = |&entry: &usize| sums[entry] + history * before.history[entry];
             after.scores = before.candidates.iter().map(of).collect();
             after.history = after.scores.clone();
             if kind == PolicyKind::LookaheadMerge {
@@ -324,7 +326,7 @@ fn online_reference(
     if kind == PolicyKind::LookaheadMerge {
         merge(before, &queries, keep, &mut after);
     }
-    after.history.iter_mut().for_each(|score| *score *= 0.3);
+    after.history.iter_mut().for_each(|score| *score *= 0.6);
     after
 }
 
@@ -640,7 +642,7 @@ fn rpc_reads_what_goes_beyond_the_paper() {
             aggregation: Aggregation::KvHead,
             softmax: [Softmax::Candidates, Softmax::All][all],
             pooling: [Pooling::None, Pooling::Average, Pooling::Max][random.below(3)],
-            history: [0.0, 0.5][random.below(2)],
+            history: [None, Some(0.0), Some(0.5)][random.below(3)],
             value_norms: random.below(2) == 0,
             redundancy: [0.0, 0.3][random.below(2)],
             ..RpcOptions::default()

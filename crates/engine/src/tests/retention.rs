@@ -36,7 +36,7 @@ fn scores(options: &RpcOptions, kind: PolicyKind, before: &Before) -> Vec<f64> {
         PolicyKind::Lookahead | PolicyKind::LookaheadMerge => {
             // The policy adds a part of the last scores.
             let scores = reference(options, PolicyKind::Lookahead, before, 0).scores;
-            let past = before.candidates.iter().map(|&entry| 0.3 * before.history[entry]);
+            let past = before.candidates.iter().map(|&entry| 0.6 * before.history[entry]);
             scores
                 .iter()
                 .zip(past)
