@@ -695,9 +695,9 @@ fn all_policies_hold_equally_many_entries() {
             .collect()
     };
     for (kind, policy) in all_with(Budget::Entries(10)).filter(|(kind, _)| *kind != PolicyKind::None) {
-        let foretold = engine
-            .cache_shape()
-            .bytes(text.len() + policy.peak_generated(119));
+        let shape = engine.cache_shape();
+        let queries = shape.query_blocks(policy.spec().counted_queries(), 4) * shape.block_bytes();
+        let foretold = shape.bytes(text.len() + policy.peak_generated(119)) + queries;
         let mut sequence = start(&engine, policy, &text);
         write(&engine, &mut sequence, 120);
         if !matches!(kind, PolicyKind::H2o | PolicyKind::Tova) {
