@@ -40,7 +40,7 @@ const BYTES: Opt = option(
 const QUERIES: Opt = option(
     "queries",
     "HOW",
-    "of lookahead and lookahead-merge, stored or online: store the\nqueries of P tokens, which are of the budget, or ask one in four\nwhile it attends, which takes no memory but some time and\naccuracy [stored]",
+    "of lookahead and lookahead-merge, stored or online: store the\nqueries of P tokens, which are of the budget, or ask every\nsecond one while it attends, which takes no memory but some time and\naccuracy [stored]",
 );
 const DELIMITERS: Opt = option(
     "delimiters",

@@ -280,7 +280,9 @@ impl SequenceCache {
             table.reserve(len.saturating_sub(table.len()));
         }
         let places = self.shape.blocks_per_head(entries);
-        self.taken.reserve(self.heads.len());
+        let queries = self.query_blocks - self.queries.len();
+        self.queries.reserve(queries);
+        self.taken.reserve(self.heads.len() + queries);
         for head in &mut self.heads {
             room(&mut head.keys, places);
             room(&mut head.values, places);

@@ -507,7 +507,7 @@ fn check_with(kind: PolicyKind, cache: CacheType, options: RpcOptions, mut rando
                 let expected = match online {
                     true => {
                         let turn = schedule.due_at(done) - P + index / 2 + index % 2;
-                        let every = (4.min(R), turn);
+                        let every = (2.min(R), turn);
                         online_reference(kind, before, carried, schedule.kept(done), every)
                     }
                     false => reference(&options, kind, before, schedule.kept(done)),
