@@ -470,8 +470,9 @@ rrpc_error *rrpc_engine_stop_tokens(const rrpc_engine *engine,
 
 /**
  * The attention of the last `interval` tokens' queries, rotated on to where the next ones will ask from. Not
- * with models of the portable flavour. It remembers interval * heads * head_dim floats per layer, or, with
- * RRPC_QUERIES_ONLINE as `queries`, none.
+ * with models of the portable flavour. It remembers interval * heads * head_dim floats per layer, which the budget
+ * counts in whole blocks (with the default `interval` they may be more than the default budget: 256 is what it was
+ * measured with), or, with RRPC_QUERIES_ONLINE as `queries`, none.
  */
 #define RRPC_POLICY_LOOKAHEAD 7
 /** The same, and what is dropped is merged into what is kept. */
@@ -519,14 +520,14 @@ rrpc_error *rrpc_engine_stop_tokens(const rrpc_engine *engine,
 #define RRPC_SOFTMAX_ALL 1
 
 /**
- * All queries of an interval are stored, interval * heads * head_dim floats per layer, and each is asked about all
- * entries when the interval ends.
+ * All queries of an interval are stored, interval * heads * head_dim floats per layer and of the budget, and each is
+ * asked about all entries when the interval ends.
  */
 #define RRPC_QUERIES_STORED 0
 
 /**
- * No queries are stored: each is asked while its token attends, about the entries that it sees, which it reads anyway.
- * An entry misses the queries before it, which costs some accuracy, and steps take longer; two floats are kept per entry,
+ * No queries are stored: every second one is asked while its token attends, about the entries that it sees, which it reads
+ * anyway. An entry misses the queries before it, which costs some accuracy, and steps take longer; two floats are kept per entry,
  * and for a merge head_dim * (head_dim + 1) floats per KV head and layer and the queries of 64 tokens. Until the first
  * compression a rewind runs tokens again; after it, tokens that were run cannot be taken back.
  */
@@ -1581,7 +1582,10 @@ typedef struct rrpc_sequence_stats {
     double decode_seconds;
     /** Seconds of the compressions. */
     double compaction_seconds;
-    /** Bytes of the cache now, in whole blocks, those shared with forks included. */
+    /**
+     * Bytes of the cache now, in whole blocks, those shared with forks and those that the budget counts for stored
+     * queries included.
+     */
     uint64_t cache_bytes;
     /** The most bytes of the cache at any moment. */
     uint64_t cache_peak_bytes;
@@ -1604,7 +1608,8 @@ rrpc_error *rrpc_sequence_get_stats(const rrpc_sequence *sequence,
 /**
  * The most cache that an answer of `new_tokens` tokens to a text of `prompt_tokens` tokens takes with
  * these options: exact, block rounding included, and known before its first token. It is what
- * rrpc_generate asks of the budget.
+ * rrpc_generate asks of the budget. Of RRPC_POLICY_LOOKAHEAD and RRPC_POLICY_LOOKAHEAD_MERGE the queries that they
+ * store are among the bytes.
  *
  * `options` may be NULL for the defaults. `entries`, if not NULL, gets the most entries (tokens) that
  * a layer holds at any moment; `bytes`, if not NULL, the most bytes of the cache.

@@ -257,7 +257,9 @@ def memory(options):
                 ]  # fmt: skip
                 done = subprocess.run([str(word) for word in command], stdout=subprocess.PIPE, check=True)
                 answer = json.loads(done.stdout)["answer"]
-                cache, beside = answer["peak_compressed"]["bytes"], answer["query_bytes"] + answer["history_bytes"]
+                stored = answer["stored_query_bytes"]
+                cache = answer["peak_compressed"]["bytes"] - stored
+                beside = stored + answer["query_bytes"] + answer["history_bytes"]
                 whole = cache if policy == "none" else whole
                 name = policy if policy == "none" else f"{policy}, c={c}"
                 sizes = [f"{size / 2**20:.1f}" for size in (cache, beside)]

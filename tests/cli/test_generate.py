@@ -228,7 +228,7 @@ def test_a_fixed_number_of_entries_bounds_the_cache(kept):
 
 
 @pytest.mark.parametrize(
-    "policy, queries, tokens, moments, floats",
+    "policy, queries_, tokens, moments, floats",
     [
         ("rpc", "stored", 8, 0, 0),
         ("streaming", "stored", 0, 0, 0),
@@ -237,14 +237,25 @@ def test_a_fixed_number_of_entries_bounds_the_cache(kept):
         ("lookahead-merge", "online", 64, 16 * 17, 2),
     ],
 )
-def test_what_is_remembered_beside_the_cache_is_told(policy, queries, tokens, moments, floats):
+def test_what_is_remembered_beside_the_cache_is_told(policy, queries_, tokens, moments, floats):
     model = find_model("golden/llama_p48_c8-cached")
-    options = ["--policy", policy, "--queries", queries, "--interval", 64, "--window", 8, "--prompt-tokens", 20, "--max-tokens", 1000]
+    options = ["--policy", policy, "--queries", queries_, "--interval", 64, "--window", 8, "--prompt-tokens", 20, "--max-tokens", 1000]
     found = inspect(model, *options)["answer"]
     assert found["policy"] == policy
     # 3 layers of 4 query and 2 KV heads of 16 elements.
-    assert found["query_bytes"] == 3 * (tokens * 4 * 16 + 2 * moments) * 4
+    queries = 3 * (tokens * 4 * 16 + 2 * moments) * 4
+    if (policy, queries_) == ("lookahead", "stored"):
+        # Of the peak, in blocks of 64 entries of 6 heads.
+        block = 64 * (2 * 16 * 2 + 4)
+        stored = -(-queries // block) * block
+        assert (found["query_bytes"], found["stored_query_bytes"]) == (0, stored)
+        entries = -(-found["peak_compressed"]["entries"] // 64)
+        assert found["peak_compressed"]["bytes"] == entries * 6 * block + stored
+        answer = generate(model, "--prompt-ids", ids(range(20)), "--max-tokens", 1000, "--temperature", 0, *options[:8])
+        assert answer["stats"]["cache_peak_bytes"] == found["peak_compressed"]["bytes"]
+    else:
+        assert (found["query_bytes"], found["stored_query_bytes"]) == (queries, 0)
     assert found["history_bytes"] == floats * 6 * found["peak_compressed"]["entries"] * 4
     assert found["compressions"] == 15
-    never = inspect(model, *options[:2])["answer"]
-    assert (never["query_bytes"], never["history_bytes"], never["compressions"]) == (0, 0, 0)
+    never = inspect(model, *options[:2], "--interval", 4096)["answer"]
+    assert all(never[key] == 0 for key in ["query_bytes", "stored_query_bytes", "history_bytes", "compressions"])

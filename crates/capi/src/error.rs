@@ -224,6 +224,7 @@ mod tests {
             (
                 Error::Budget {
                     needed: 2,
+                    queries: 0,
                     available: 1,
                 },
                 RRPC_ERROR_BUDGET,

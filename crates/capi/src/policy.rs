@@ -24,8 +24,9 @@ pub const RRPC_POLICY_RANDOM: u32 = 5;
 /// R-KV: attention against the redundancy of keys.
 pub const RRPC_POLICY_R_KV: u32 = 6;
 /// The attention of the last `interval` tokens' queries, rotated on to where the next ones will ask from. Not
-/// with models of the portable flavour. It remembers interval * heads * head_dim floats per layer, or, with
-/// RRPC_QUERIES_ONLINE as `queries`, none.
+/// with models of the portable flavour. It remembers interval * heads * head_dim floats per layer, which the budget
+/// counts in whole blocks (with the default `interval` they may be more than the default budget: 256 is what it was
+/// measured with), or, with RRPC_QUERIES_ONLINE as `queries`, none.
 pub const RRPC_POLICY_LOOKAHEAD: u32 = 7;
 /// The same, and what is dropped is merged into what is kept.
 pub const RRPC_POLICY_LOOKAHEAD_MERGE: u32 = 8;
@@ -87,11 +88,12 @@ pub const RRPC_SOFTMAX_CANDIDATES: u32 = 0;
 /// A query's attention is shared out among all entries that it sees.
 pub const RRPC_SOFTMAX_ALL: u32 = 1;
 
-/// All queries of an interval are stored, interval * heads * head_dim floats per layer, and each is asked about all
-/// entries when the interval ends.
+/// All queries of an interval are stored, interval * heads * head_dim floats per layer and of the budget, and each is
+/// asked about all entries when the interval ends.
 pub const RRPC_QUERIES_STORED: u32 = 0;
-/// No queries are stored: each is asked while its token attends, about the entries that it sees, which it reads anyway.
-/// An entry misses the queries before it, which costs some accuracy, and steps take longer; two floats are kept per entry,
+/// No queries are stored: every second one is asked while its token attends, about the entries that it sees, which it
+/// reads anyway. An entry misses the queries before it, which costs some accuracy, and steps take longer; two floats are
+/// kept per entry,
 /// and for a merge head_dim * (head_dim + 1) floats per KV head and layer and the queries of 64 tokens. Until the first
 /// compression a rewind runs tokens again; after it, tokens that were run cannot be taken back.
 pub const RRPC_QUERIES_ONLINE: u32 = 1;

@@ -29,7 +29,8 @@ pub struct rrpc_sequence_stats {
     pub decode_seconds: f64,
     /// Seconds of the compressions.
     pub compaction_seconds: f64,
-    /// Bytes of the cache now, in whole blocks, those shared with forks included.
+    /// Bytes of the cache now, in whole blocks, those shared with forks and those that the budget counts for stored
+    /// queries included.
     pub cache_bytes: u64,
     /// The most bytes of the cache at any moment.
     pub cache_peak_bytes: u64,
@@ -88,7 +89,8 @@ pub unsafe extern "C" fn rrpc_sequence_get_stats(
 
 /// The most cache that an answer of `new_tokens` tokens to a text of `prompt_tokens` tokens takes with
 /// these options: exact, block rounding included, and known before its first token. It is what
-/// rrpc_generate asks of the budget.
+/// rrpc_generate asks of the budget. Of RRPC_POLICY_LOOKAHEAD and RRPC_POLICY_LOOKAHEAD_MERGE the queries that they
+/// store are among the bytes.
 ///
 /// `options` may be NULL for the defaults. `entries`, if not NULL, gets the most entries (tokens) that
 /// a layer holds at any moment; `bytes`, if not NULL, the most bytes of the cache.
@@ -130,7 +132,8 @@ pub unsafe extern "C" fn rrpc_peak_cache_bytes(
                 args::set("entries", entries, peak as u64)?;
             }
             if !bytes.is_null() {
-                args::set("bytes", bytes, shape.bytes(peak) as u64)?;
+                let all = shape.bytes(peak) + engine.query_bytes(&*policy);
+                args::set("bytes", bytes, all as u64)?;
             }
         }
         Ok(())

@@ -16,7 +16,11 @@ const POLICY: Opt = option(
     "NAME",
     "what is kept [rpc]: none (everything), rpc, snapkv, streaming,\nrandom, r-kv, lookahead, lookahead-merge, h2o or tova. All but none\nread the options down to --bytes; rpc alone those down to --kernel.\nh2o and tova drop an entry at every token: they keep --entries, or\nwith --ratio as many as rpc holds at its peak. lightthinker, for\nmodels trained for it, reads --delimiters, --gists and --resume",
 );
-const INTERVAL: Opt = option("interval", "P", "a compression every P generated tokens [4096]");
+const INTERVAL: Opt = option(
+    "interval",
+    "P",
+    "a compression every P generated tokens [4096]; of lookahead and\nlookahead-merge [256]",
+);
 const WINDOW: Opt = option(
     "window",
     "R",
@@ -36,7 +40,7 @@ const BYTES: Opt = option(
 const QUERIES: Opt = option(
     "queries",
     "HOW",
-    "of lookahead and lookahead-merge, stored or online: store the\nqueries of P tokens, or ask each while it attends, which takes no\nmemory but time and some accuracy [stored]",
+    "of lookahead and lookahead-merge, stored or online: store the\nqueries of P tokens, which are of the budget, or ask every\nsecond one while it attends, which takes no memory but some time and\naccuracy [stored]",
 );
 const DELIMITERS: Opt = option(
     "delimiters",
@@ -155,8 +159,12 @@ impl Choice {
             Some(&"entries") => Budget::Entries(count("entries", 0)?),
             _ => defaults.budget,
         };
+        let mut kinds = PolicyKind::ALL.map(|kind| (kind.name(), Some(kind))).to_vec();
+        kinds.push(("lightthinker", None));
+        let kind = given.choice("policy", &kinds)?.unwrap_or(Some(PolicyKind::Rpc));
+        let interval = kind.map_or(defaults.interval, PolicyKind::default_interval);
         let options = RpcOptions {
-            interval: count("interval", defaults.interval)?,
+            interval: count("interval", interval)?,
             window: count("window", defaults.window)?,
             budget,
             kernel: count("kernel", defaults.kernel)?,
@@ -201,9 +209,6 @@ impl Choice {
             None => options,
         };
         Rpc::new(checked).map_err(|error| Usage(error.0))?;
-        let mut kinds = PolicyKind::ALL.map(|kind| (kind.name(), Some(kind))).to_vec();
-        kinds.push(("lightthinker", None));
-        let kind = given.choice("policy", &kinds)?.unwrap_or(Some(PolicyKind::Rpc));
         Ok(Self {
             thoughts: match kind {
                 Some(_) => None,
@@ -347,6 +352,11 @@ mod tests {
         };
         let named = [
             ("interval", defaults.interval.to_string()),
+            ("interval", PolicyKind::Lookahead.default_interval().to_string()),
+            (
+                "interval",
+                PolicyKind::LookaheadMerge.default_interval().to_string(),
+            ),
             ("window", defaults.window.to_string()),
             ("ratio", ratio.to_string()),
             ("kernel", defaults.kernel.to_string()),

@@ -40,8 +40,9 @@ pub const COMMAND: Command = Command {
     notes: "\
 The peak is exact: the most that the cache holds at any moment until the answer has its last token,
 the moment before each compression and the rounding to whole blocks included. Entries are those of
-each KV head of each layer. An answer that stops early needs no more. What a policy remembers beside
-the cache (queries that will score, scores of the past) is outside of the budget.",
+each KV head of each layer. An answer that stops early needs no more. The peak, and the budget, count
+the queries of an interval that lookahead and lookahead-merge store, in whole blocks; whatever else a
+policy remembers beside the cache (a window's queries, scores of the past) is outside of both.",
     run,
 };
 
@@ -99,8 +100,10 @@ struct Planned {
     ratio: Option<usize>,
     entries: Option<usize>,
     compressions: usize,
-    /// Recorded queries, and their moments, beside the cache.
+    /// Recorded queries, and their moments, that neither the peak nor the budget counts.
     query_bytes: usize,
+    /// Stored queries of an interval, in whole blocks: of the peak and of the budget.
+    stored_query_bytes: usize,
     /// The policy's floats, beside the cache and not of the budget.
     history_bytes: usize,
     peak_compressed: Peak,
@@ -214,11 +217,11 @@ fn plan(
     }
     // The last token is never written to the cache.
     let written = max_tokens - 1;
-    let peak = |policy: &dyn Policy| {
+    let peak = |policy: &dyn Policy, beside| {
         let entries = policy.promised_entries(prompt_tokens, written, shape.block_entries);
         Peak {
             entries,
-            bytes: shape.bytes(entries),
+            bytes: shape.bytes(entries) + beside,
         }
     };
     let spec = policy.spec();
@@ -228,8 +231,14 @@ fn plan(
         Trigger::EveryToken(rolling) => (rolling.evictions(written), rolling.evictions(context) > 0),
         _ => (0, false),
     };
-    let peak_compressed = peak(policy);
     let d = &manifest.dimensions;
+    // What a policy remembers is counted or not as a whole.
+    let counted = match remembers {
+        true => spec.counted_queries(),
+        false => 0,
+    };
+    let stored_query_bytes = shape.query_blocks(counted, d.num_heads) * shape.block_bytes();
+    let peak_compressed = peak(policy, stored_query_bytes);
     let history = match (remembers, spec.history, spec.attention) {
         (false, ..) | (_, false, None) => 0,
         // The sums before and behind a step.
@@ -251,12 +260,13 @@ fn plan(
         compressions,
         query_bytes: usize::from(remembers)
             * d.num_layers
-            * (spec.window_queries() * d.num_heads * d.head_dim
+            * ((spec.window_queries() - counted) * d.num_heads * d.head_dim
                 + spec.moment_floats(d.head_dim) * d.num_kv_heads)
             * size_of::<f32>(),
+        stored_query_bytes,
         history_bytes: shape.layers * shape.kv_heads * peak_compressed.entries * history,
         peak_compressed,
-        peak_uncompressed: peak(&NoCompression),
+        peak_uncompressed: peak(&NoCompression, 0),
     })
 }
 
@@ -356,6 +366,10 @@ impl Inspection<'_> {
             },
             a.compressions
         );
+        if a.stored_query_bytes > 0 {
+            let queries = human(a.stored_query_bytes as u64);
+            let _ = writeln!(text, "  of it           {queries} of stored queries");
+        }
         let _ = writeln!(
             text,
             "  beside it       {} of recorded queries, {} of scores",

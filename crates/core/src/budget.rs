@@ -47,6 +47,12 @@ impl CacheShape {
         self.layers * self.kv_heads * self.blocks_per_head(entries)
     }
 
+    /// Blocks that the queries of so many tokens count as, `num_heads` vectors of `f32` per layer each.
+    pub fn query_blocks(&self, tokens: usize, num_heads: usize) -> usize {
+        let bytes = self.layers * tokens * num_heads * self.head_dim * size_of::<f32>();
+        bytes.div_ceil(self.block_bytes().max(1))
+    }
+
     /// Bytes of a sequence whose layers hold `entries` entries each, block rounding included.
     pub fn bytes(&self, entries: usize) -> usize {
         self.blocks(entries) * self.block_bytes()

@@ -98,6 +98,15 @@ impl Spec {
         usize::from(self.moments) * head_dim * (head_dim + 1)
     }
 
+    /// How many of the tokens of [`window_queries`](Self::window_queries) have queries that the budget counts: all of a
+    /// policy that stores those of a whole interval, none where they are those of a window.
+    pub fn counted_queries(&self) -> usize {
+        match self.scores {
+            Some(ScoreRule::IntervalAhead) => self.window_queries(),
+            _ => 0,
+        }
+    }
+
     /// How many of the newest generated tokens' queries the store has to remember, per layer.
     ///
     /// For moments it remembers [`MOMENT_TOKENS`](Self::MOMENT_TOKENS) too, to add their queries to the moments in turns.

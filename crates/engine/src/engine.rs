@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use reasoning_rpc_core::{Attention, CacheShape};
+use reasoning_rpc_core::{Attention, CacheShape, Policy, Trigger};
 use reasoning_rpc_cpu::Simd;
 
 use crate::cache::{BlockPool, CacheType, Kept, SequenceCache};
@@ -32,7 +32,8 @@ pub struct EngineOptions {
     /// Element type of the cache; if absent fp16, or fp32 for graphs of the portable flavour, which
     /// take no other.
     pub cache_type: Option<CacheType>,
-    /// Bytes that the caches of all sequences may take together; if absent, what one uncompressed
+    /// Bytes that the caches of all sequences, and the queries that policies store of whole intervals
+    /// ([`Engine::query_bytes`]), may take together; if absent, what one uncompressed
     /// text of the model's whole context takes. Address space only, until it is used.
     pub budget: Option<usize>,
     /// Entries of one block, a multiple of 16.
@@ -207,6 +208,12 @@ impl Engine {
         (self.shared.pool.capacity(), self.shared.pool.used())
     }
 
+    /// Bytes of the budget that each sequence of a policy takes for the queries of an interval that it stores, in whole
+    /// blocks, from its first step until it is dropped; 0 for a policy that stores none.
+    pub fn query_bytes(&self, policy: &dyn Policy) -> usize {
+        self.shared.kept(policy).query_blocks * self.shared.shape.block_bytes()
+    }
+
     /// Gives the memory of blocks that no sequence holds back to the system, at once, and returns how many
     /// bytes of it were resident. Whole pages only: of a block's first and last page, what neighbours in use
     /// share stays. The budget is as it was, and blocks are used again as before; their pages come anew.
@@ -289,6 +296,25 @@ impl EngineShared {
     /// The context in tokens.
     pub(crate) fn context(&self) -> usize {
         self.model.manifest().dimensions.max_positions
+    }
+
+    /// What a policy has a sequence's cache keep.
+    pub(crate) fn kept(&self, policy: &dyn Policy) -> Kept {
+        let spec = policy.spec();
+        match spec.trigger {
+            // Never due in this context: nobody will ask.
+            Trigger::Interval(schedule) if schedule.due_at(0) > self.context() => Kept::default(),
+            Trigger::EveryToken(rolling) if rolling.evictions(self.context()) == 0 => Kept::default(),
+            _ => Kept {
+                window: spec.window_queries(),
+                query_blocks: {
+                    let heads = self.model.manifest().dimensions.num_heads;
+                    self.shape.query_blocks(spec.counted_queries(), heads)
+                },
+                history: spec.history || spec.attention.is_some(),
+                moments: spec.moment_floats(self.shape.head_dim),
+            },
+        }
     }
 
     pub(crate) fn new_cache(&self, kept: Kept) -> SequenceCache {

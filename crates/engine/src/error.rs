@@ -25,6 +25,8 @@ pub enum Error {
     Budget {
         /// Bytes that are needed on top of what the sequence holds.
         needed: usize,
+        /// Those of them that are for the queries that the policy stores, not for entries.
+        queries: usize,
         /// Bytes of the budget that are free and promised to nobody.
         available: usize,
     },
@@ -55,9 +57,22 @@ impl fmt::Display for Error {
             Self::Runtime(text) => write!(f, "ONNX Runtime: {text}"),
             Self::Template(text) => write!(f, "chat template: {text}"),
             Self::Text(text) => write!(f, "text: {text}"),
-            Self::Budget { needed, available } => write!(
+            Self::Budget {
+                needed,
+                queries: 0,
+                available,
+            } => write!(
                 f,
                 "cache budget: {needed} more bytes needed, {available} bytes available"
+            ),
+            Self::Budget {
+                needed,
+                queries,
+                available,
+            } => write!(
+                f,
+                "cache budget: {needed} more bytes needed, {queries} of them for the queries of an interval that the \
+                 policy stores, {available} bytes available"
             ),
             Self::Context { needed, context } => write!(
                 f,

@@ -13,9 +13,9 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use reasoning_rpc_core::{Policy, ScoreRule, Trigger};
+use reasoning_rpc_core::{Policy, ScoreRule};
 
-use crate::cache::{Kept, SequenceCache};
+use crate::cache::SequenceCache;
 use crate::compress::CompressionRecord;
 use crate::engine::EngineShared;
 use crate::error::{Error, Result};
@@ -50,7 +50,8 @@ pub struct Stats {
     pub compressions: usize,
     /// Time spent scoring, selecting and moving.
     pub compaction_time: Duration,
-    /// Bytes of the cache now, in whole blocks, those shared with forks included.
+    /// Bytes of the cache now, in whole blocks, those shared with forks and those that the budget counts for stored
+    /// queries included.
     pub cache_bytes: usize,
     /// The most bytes at any moment.
     pub cache_peak_bytes: usize,
@@ -114,17 +115,7 @@ impl Sequence {
             ));
         }
         thought::check(&*options.policy, shared.model.manifest().dimensions.vocab_size)?;
-        let kept = match spec.trigger {
-            // Never due in this context: nobody will ask.
-            Trigger::Interval(schedule) if schedule.due_at(0) > shared.context() => Kept::default(),
-            Trigger::EveryToken(rolling) if rolling.evictions(shared.context()) == 0 => Kept::default(),
-            _ => Kept {
-                window: spec.window_queries(),
-                history: spec.history || spec.attention.is_some(),
-                moments: spec.moment_floats(shared.shape.head_dim),
-            },
-        };
-        let cache = shared.new_cache(kept);
+        let cache = shared.new_cache(shared.kept(&*options.policy));
         Ok(Self {
             slot: shared.slots.open(),
             chunk: Chunk::default(),
@@ -309,7 +300,7 @@ impl Sequence {
         Ok(token)
     }
 
-    /// Promises this sequence the cache that it needs until `new_tokens` more tokens are generated
+    /// Promises this sequence the cache that it needs, the queries that its policy stores included, until `new_tokens` more tokens are generated
     /// (the last of which is never written): exact, compressions counted. A later promise replaces
     /// this one; 0 with nothing pending gives back what is not in use.
     ///

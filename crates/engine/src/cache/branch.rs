@@ -42,7 +42,7 @@ impl SequenceCache {
     /// A second cache with the same entries and queries. Blocks are shared, and each cache is
     /// promised the copies of those that both may write. The first `settled` entries of a KV head
     /// are never moved nor dropped: blocks full of them need no such promise. Contiguous buffers are
-    /// copied.
+    /// copied, and so are queries, whose blocks the fork takes.
     pub(crate) fn fork(&self, settled: usize) -> Result<Self> {
         let mut fork = Self {
             shape: self.shape,
@@ -58,10 +58,15 @@ impl SequenceCache {
             },
             pool: Arc::clone(&self.pool),
             account: Account::default(),
+            query_blocks: self.query_blocks,
+            queries: Vec::new(),
             taken: Vec::new(),
             peak_bytes: self.peak_bytes,
             history: self.history,
         };
+        let (account, queries) = (&mut fork.account, &mut fork.queries);
+        let taken = self.pool.take(account, self.queries.len(), &[], queries);
+        taken.map_err(|error| fork.name_queries(error))?;
         match &self.storage {
             Storage::Blocks => self.share_blocks(&mut fork, settled)?,
             Storage::Contiguous { layers, capacity } => {

@@ -292,6 +292,7 @@ impl Ledger {
             self.refusals += 1;
             return Err(Error::Budget {
                 needed: blocks * self.block_bytes,
+                queries: 0,
                 available: available * self.block_bytes,
             });
         }

@@ -108,6 +108,10 @@ pub(crate) struct SequenceCache {
     storage: Storage,
     pool: Arc<BlockPool>,
     account: Account,
+    /// Blocks that the stored queries count as. Their memory stays untouched: queries lie elsewhere.
+    query_blocks: usize,
+    /// Those, from the first step on.
+    queries: Vec<BlockId>,
     /// Blocks on their way from the pool to the tables; empty between calls.
     taken: Vec<BlockId>,
     peak_bytes: usize,
@@ -120,6 +124,8 @@ pub(crate) struct SequenceCache {
 pub(crate) struct Kept {
     /// Tokens whose queries are remembered.
     pub window: usize,
+    /// Blocks that they count as in the budget.
+    pub query_blocks: usize,
     /// Whether each entry has a float of the policy's.
     pub history: bool,
     /// Floats of the moments of each KV head's queries.
@@ -187,6 +193,8 @@ impl SequenceCache {
             },
             pool,
             account: Account::default(),
+            query_blocks: kept.query_blocks,
+            queries: Vec::new(),
             taken: Vec::new(),
             peak_bytes: 0,
             history: kept.history,
@@ -213,7 +221,7 @@ impl SequenceCache {
         &self.heads[layer * self.shape.kv_heads + kv_head]
     }
 
-    /// Bytes held now.
+    /// Bytes held now, those of stored queries included.
     pub(crate) fn bytes(&self) -> usize {
         self.account.held() * self.shape.block_bytes()
     }
@@ -223,7 +231,29 @@ impl SequenceCache {
         self.peak_bytes
     }
 
-    /// Promises this cache the blocks for `entries` entries per KV head.
+    /// Blocks for `entries` entries per KV head, and for the queries that are stored beside them.
+    fn blocks(&self, entries: usize) -> usize {
+        match entries {
+            0 => 0,
+            _ => self.shape.blocks(entries) + self.query_blocks,
+        }
+    }
+
+    /// Bytes of them, and those of the queries alone.
+    pub(crate) fn needed_bytes(&self, entries: usize) -> (usize, usize) {
+        let block = self.shape.block_bytes();
+        (self.blocks(entries) * block, self.query_blocks * block)
+    }
+
+    /// Says in a refusal what of it the queries are, if they were among what was asked for.
+    fn name_queries(&self, mut error: Error) -> Error {
+        if let Error::Budget { queries, .. } = &mut error {
+            *queries = (self.query_blocks - self.queries.len()) * self.shape.block_bytes();
+        }
+        error
+    }
+
+    /// Promises this cache the blocks for `entries` entries per KV head, and those of its queries.
     pub(crate) fn reserve(&mut self, entries: usize) -> Result<()> {
         let claims = match entries {
             0 => Vec::new(),
@@ -231,8 +261,9 @@ impl SequenceCache {
         };
         let ids = self.ids(&claims);
         let before = self.account.promise();
-        self.pool
-            .reserve(&mut self.account, self.shape.blocks(entries), &ids)?;
+        let blocks = self.blocks(entries);
+        let reserved = self.pool.reserve(&mut self.account, blocks, &ids);
+        reserved.map_err(|error| self.name_queries(error))?;
         self.hold(&claims, Held::Writer);
         if self.account.promise() < before {
             self.pool.tell_watchers();
@@ -249,7 +280,9 @@ impl SequenceCache {
             table.reserve(len.saturating_sub(table.len()));
         }
         let places = self.shape.blocks_per_head(entries);
-        self.taken.reserve(self.heads.len());
+        let queries = self.query_blocks - self.queries.len();
+        self.queries.reserve(queries);
+        self.taken.reserve(self.heads.len() + queries);
         for head in &mut self.heads {
             room(&mut head.keys, places);
             room(&mut head.values, places);
@@ -268,7 +301,7 @@ impl SequenceCache {
     /// Whether [`reserve`](Self::reserve) would succeed now.
     pub(crate) fn fits(&self, entries: usize) -> bool {
         let claims = self.ids(&self.tails(Held::Reader));
-        self.pool.fits(&self.account, self.shape.blocks(entries), &claims)
+        self.pool.fits(&self.account, self.blocks(entries), &claims)
     }
 
     /// Whether these caches hold and are promised all that anyone holds or is promised of their pool: then
@@ -277,6 +310,7 @@ impl SequenceCache {
         let (mut blocks, mut promised, mut pool) = (HashSet::new(), 0, None);
         for cache in caches {
             blocks.extend(cache.heads.iter().flat_map(|head| &head.blocks).copied());
+            blocks.extend(&cache.queries);
             promised += cache.account.promise();
             pool = Some(&cache.pool);
         }
@@ -307,7 +341,9 @@ impl SequenceCache {
                 .blocks_per_head(head.len + tokens)
                 .saturating_sub(head.blocks.len())
         };
-        let count: usize = self.heads.iter().map(|head| missing(head, &self.shape)).sum();
+        let queries = self.query_blocks - self.queries.len();
+        let entries: usize = self.heads.iter().map(|head| missing(head, &self.shape)).sum();
+        let count = queries + entries;
         let claims = self.tails(Held::Reader);
         if count > 0 || !claims.is_empty() {
             let ids = self.ids(&claims);
@@ -316,6 +352,7 @@ impl SequenceCache {
             let mut blocks = taken.drain(..);
             if result.is_ok() {
                 self.hold(&claims, Held::Writer);
+                self.queries.extend(blocks.by_ref().take(queries));
                 for index in 0..self.heads.len() {
                     let count = missing(&self.heads[index], &self.shape);
                     for block in blocks.by_ref().take(count) {
@@ -325,7 +362,7 @@ impl SequenceCache {
             }
             drop(blocks);
             self.taken = taken;
-            result?;
+            result.map_err(|error| self.name_queries(error))?;
         }
         for (head, block) in self.tails(Held::Writer) {
             self.own(head, block);
@@ -584,6 +621,8 @@ impl Drop for SequenceCache {
             let held: Vec<_> = head.blocks.iter().copied().zip(holds).collect();
             self.pool.let_go(&mut self.account, &held);
         }
+        let queries: Vec<_> = self.queries.iter().map(|&id| (id, Held::Alone)).collect();
+        self.pool.let_go(&mut self.account, &queries);
         self.pool.tell_watchers();
     }
 }

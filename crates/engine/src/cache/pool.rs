@@ -301,6 +301,7 @@ mod tests {
             refused,
             Error::Budget {
                 needed: 64,
+                queries: 0,
                 available: 0
             }
         );

@@ -36,10 +36,18 @@ impl EngineTask {
             sequence,
             answer,
         };
-        let shared = &task.sequence.shared;
-        let (needed, available) = (shared.shape.bytes(task.peak_entries()), shared.pool.capacity());
+        let Some(cache) = task.sequence.cache.as_deref() else {
+            return Err((Error::Poisoned, task.sequence));
+        };
+        let (needed, queries) = cache.needed_bytes(task.peak_entries());
+        let available = task.sequence.shared.pool.capacity();
+        let refused = Error::Budget {
+            needed,
+            queries,
+            available,
+        };
         match needed > available {
-            true => Err((Error::Budget { needed, available }, task.sequence)),
+            true => Err((refused, task.sequence)),
             false => Ok(task),
         }
     }

@@ -233,6 +233,7 @@ fn a_fork_that_cannot_be_promised_is_refused_and_one_that_can_is_enough() {
                         error,
                         Error::Budget {
                             needed: bytes(18),
+                            queries: 0,
                             available: bytes(17)
                         }
                     );

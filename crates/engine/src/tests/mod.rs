@@ -7,6 +7,7 @@ mod evictions;
 mod forks;
 mod operator;
 mod policies;
+mod queries;
 mod retention;
 mod rewinds;
 #[cfg(not(feature = "shuttle"))]

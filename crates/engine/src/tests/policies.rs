@@ -537,7 +537,7 @@ fn check_with(kind: PolicyKind, cache: CacheType, options: RpcOptions, mut rando
                 let after = |index: usize, keep| match online {
                     true => {
                         let turn = schedule.due_at(done) - P + index / 2 + index % 2;
-                        let every = (4.min(R), turn);
+                        let every = (2.min(R), turn);
                         online_reference(kind, &layers[index], &carried[index], keep, every)
                     }
                     false => reference(&options, kind, &layers[index], keep),
@@ -826,9 +826,9 @@ fn all_policies_hold_equally_many_entries() {
             .collect()
     };
     for (kind, policy) in all_with(Budget::Entries(10)).filter(|(kind, _)| *kind != PolicyKind::None) {
-        let foretold = engine
-            .cache_shape()
-            .bytes(text.len() + policy.peak_generated(119));
+        let shape = engine.cache_shape();
+        let queries = shape.query_blocks(policy.spec().counted_queries(), 4) * shape.block_bytes();
+        let foretold = shape.bytes(text.len() + policy.peak_generated(119)) + queries;
         let mut sequence = start(&engine, policy, &text);
         write(&engine, &mut sequence, 120);
         if !matches!(kind, PolicyKind::H2o | PolicyKind::Tova) {

@@ -216,7 +216,17 @@ fn a_promise_after_a_rewind_counts_the_copy_of_an_open_block() {
             Ok(()) => assert!(fits),
             Err(error) => {
                 let (needed, available) = (6 * block, 5 * block);
-                assert_eq!((error, fits), (Error::Budget { needed, available }, false));
+                assert_eq!(
+                    (error, fits),
+                    (
+                        Error::Budget {
+                            needed,
+                            queries: 0,
+                            available
+                        },
+                        false
+                    )
+                );
             }
         }
         assert_eq!(promised(&first), if fits { 6 * block } else { 0 });

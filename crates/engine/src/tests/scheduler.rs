@@ -4,7 +4,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use reasoning_rpc_core::{Aggregation, LayerPlan, LayerView, PlanError, Policy, Spec};
+use reasoning_rpc_core::{
+    Aggregation, LayerPlan, LayerView, PlanError, Policy, PolicyKind, RpcOptions, Spec,
+};
 use reasoning_rpc_test_support::{Random, seed};
 
 use super::{none, outcome, prompt, rpc, start, tiny, write};
@@ -120,7 +122,14 @@ fn what_can_never_fit_is_refused_when_it_is_submitted() {
         .err()
         .unwrap();
     let (needed, available) = (blocks(5), blocks(4));
-    assert_eq!(refused.error, Error::Budget { needed, available });
+    assert_eq!(
+        refused.error,
+        Error::Budget {
+            needed,
+            queries: 0,
+            available
+        }
+    );
     // Its sequence came back, and fits with fewer tokens: 2 + 62 entries, and one that is not written.
     let answer = scheduler.submit(*refused.sequence, &at_most(63)).unwrap();
     assert_eq!(read(&answer).unwrap().0.len(), 63);
@@ -130,6 +139,56 @@ fn what_can_never_fit_is_refused_when_it_is_submitted() {
     let foreign = scheduler.submit(start(&other, none(), &[1]), &at_most(1));
     assert!(matches!(foreign.err().unwrap().error, Error::InvalidArgument(_)));
     assert_eq!(scheduler.metrics().submitted, 1);
+}
+
+/// The queries that a policy stores are promised with the cache.
+#[test]
+fn answers_wait_for_the_queries_of_others() {
+    let policy = || {
+        let options = RpcOptions {
+            interval: 24,
+            window: 6,
+            ..RpcOptions::default()
+        };
+        PolicyKind::Lookahead.build(options).unwrap()
+    };
+    // 3 layers of 24 tokens' 4 heads of 16 float32: 9 blocks of 16 entries, of which a token has one in each of 6 heads.
+    let block = blocks(1) / 6;
+    let budget = 2 * blocks(3) + (9 + 2) * block;
+    let engine = tiny(|options| options.budget = Some(budget));
+    let scheduler = scheduler(&engine, |_| {});
+    // At most 36 generated entries, and 2 given ones, in 3 blocks of each head; 2 blocks at the end, and the queries. So the
+    // cache of two would fit, with the queries of one.
+    let answers = [1u32, 2, 3].map(|token| {
+        let sequence = start(&engine, policy(), &[token; 2]);
+        (token, scheduler.submit(sequence, &at_most(60)).unwrap())
+    });
+    for (token, answer) in answers {
+        let (tokens, _) = read(&answer).unwrap();
+        assert_eq!(tokens, alone(policy(), &[token; 2], 60));
+        assert!(engine.metrics().budget_peak_bytes <= (blocks(3) + 9 * block) as u64);
+        let mut sequence = answer.into_sequence().unwrap();
+        assert_eq!(sequence.reserve(0), Ok(()));
+        drop(sequence);
+    }
+    until_free(&engine);
+
+    let small = tiny(|options| options.budget = Some(blocks(1) + 8 * block));
+    let scheduler = self::scheduler(&small, |_| {});
+    let refused = scheduler
+        .submit(start(&small, policy(), &[1, 2]), &at_most(10))
+        .err()
+        .unwrap();
+    let (needed, queries) = (blocks(1) + 9 * block, 9 * block);
+    let available = blocks(1) + 8 * block;
+    assert_eq!(
+        refused.error,
+        Error::Budget {
+            needed,
+            queries,
+            available
+        }
+    );
 }
 
 #[test]

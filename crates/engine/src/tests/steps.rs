@@ -180,7 +180,7 @@ fn a_full_pool_refuses_a_step_and_loses_nothing() {
     let before = second.tokens().to_vec();
     let error = engine.step(&mut [&mut second]).unwrap_err();
     assert!(
-        matches!(error, Error::Budget { needed, available: 0 } if needed == 6 * 16 * 132),
+        matches!(error, Error::Budget { needed, available: 0, .. } if needed == 6 * 16 * 132),
         "{error}"
     );
     drop(first);

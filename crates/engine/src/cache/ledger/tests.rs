@@ -91,7 +91,14 @@ fn random_operations_agree_with_a_recount_and_every_promise_is_kept() {
                 refused += usize::from(result.is_err());
                 match result {
                     Ok(()) => assert!(needed <= available, "needed {needed}, had {available}"),
-                    Err(error) => assert_eq!(error, Error::Budget { needed, available }),
+                    Err(error) => assert_eq!(
+                        error,
+                        Error::Budget {
+                            needed,
+                            queries: 0,
+                            available
+                        }
+                    ),
                 }
                 needed <= available
             };
