@@ -44,6 +44,12 @@ class Problem:
     answer: int
 
 
+def small_digit(generator: random.Random) -> int:
+    """The lesser of two digits. Of numbers that are all as likely, a sum says nothing of either of its two alone, and
+    training stands still before it: nothing leads there step by step."""
+    return min(generator.randrange(MODULUS), generator.randrange(MODULUS))
+
+
 def make_problem(generator: random.Random, lines: int) -> Problem:
     """A problem of so many lines, 5 to 26."""
     if not LEAVES + 2 <= lines <= len(LABELS):
@@ -64,7 +70,7 @@ def make_problem(generator: random.Random, lines: int) -> Problem:
             continue
         name = names[len(values)]
         if index < LEAVES or (not mark and generator.random() < LEAF_SHARE):
-            values[name] = generator.randrange(MODULUS)
+            values[name] = small_digit(generator)
             definition = worked[name] = f"{name}{values[name]}"
         else:
             left, right = generator.sample(list(values), 2)

@@ -33,9 +33,9 @@ class Plan:
 
     shape: Shape = Shape(vocab_size=VOCABULARY)
     seed: int = 1
-    steps: int = 4000
-    tokens: int = 1024  # of a step, about
-    lines: int = 10  # the most of a problem
+    steps: int = 6000
+    tokens: int = 2048  # of a step, about
+    lines: int = 20  # the most of a problem
     growing: float = 0.5  # the share of the steps in which the most grows from 6 to that
     rate: float = 3e-3
     warmup: int = 100

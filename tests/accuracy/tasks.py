@@ -4,10 +4,10 @@
 
 humaneval: Qwen2.5-Coder-0.5B continues the functions of DIR/humaneval.jsonl, which scripts/fetch-humaneval fetches;
 P = 32, R = 16. ifeval: SmolLM2-135M answers DIR/ifeval.jsonl in up to 512 tokens; P = 64, R = 16. Greedy, every policy
-at c = 4, rpc and random also at 2 and 8. The models are --models DIR/qwen25coder-int8 and DIR/smollm2-int8. Answers
-are those of `reasoning-rpc eval`, one policy after the other in the order of the table; those that --results has are
-taken as they are. A policy without answers is printed as not run; one that has some is compared on those. A
-benchmark's file or a model that is absent is an error.
+at c = 4, rpc and random also at 2 and 8. The models are --models DIR/qwen25coder-int8 and DIR/smollm2-int4, whose
+weights are those of its file (Q4_1). Answers are those of `reasoning-rpc eval`, one policy after the other in the order
+of the table; those that --results has are taken as they are. A policy without answers is printed as not run; one that
+has some is compared on those. A benchmark's file or a model that is absent is an error.
 """
 
 import json
@@ -19,7 +19,7 @@ import cells
 
 TASKS = {
     "humaneval": ("qwen25coder-int8", ["--interval", 32, "--window", 16, "--max-tokens", 512]),
-    "ifeval": ("smollm2-int8", ["--interval", 64, "--window", 16, "--max-tokens", 512]),
+    "ifeval": ("smollm2-int4", ["--interval", 64, "--window", 16, "--max-tokens", 512]),
 }
 NONE = "none"
 # In the order in which they are run.

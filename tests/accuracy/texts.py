@@ -1,10 +1,11 @@
 """The tables of docs/accuracy.md on texts, in Markdown.
 
-    texts.py policies|intervals|options|memory --benchmarks DIR --models DIR [--results DIR] [--only WORD ...] [--print]
+    texts.py policies|histories|intervals|options|memory --benchmarks DIR --models DIR [--results DIR] [--only WORD ...] [--print]
 
 policies: every policy, three texts, two models, P = 256, R = 32, c = 2, 4, 8, fp32. intervals: SmolLM2 at P = 1024 with
-caches of fp16 and int8. options: variants of rpc, chosen on one text and reported on three others. memory: what
-policies take with fp16 caches, for answers of 8,000 tokens (SmolLM2) and 32,000. The models are
+caches of fp16 and int8. histories: how much of an entry's last score those that look ahead add to the new one, on the
+text that it was chosen on. options: variants of rpc, chosen on one text and reported on three others. memory: what policies
+take with fp16 caches, for answers of 8,000 tokens (SmolLM2) and 32,000. The models are
 --models DIR/smollm2-fp32 and DIR/qwen25coder-fp32. Runs what --results lacks, one file for each figure, and then prints
 the table; a figure that is not there is printed as not run. A benchmark's file or a model that is absent is an error.
 """
@@ -35,6 +36,8 @@ POLICIES = {
     "random": "random",
     "lookahead": "lookahead",
     "lookahead-merge": "lookahead-merge",
+    "lookahead, online": "lookahead:queries=online",
+    "lookahead-merge, online": "lookahead-merge:queries=online",
     "h2o": "h2o",
     "tova": "tova",
 }
@@ -62,6 +65,19 @@ VARIANTS = [
     "rpc:aggregation=kv_head:value-norms=yes",
     "rpc:aggregation=kv_head:softmax=all:history=0.9:value-norms=yes",
     "rpc:softmax=all:history=0.9:kernel=15",
+]
+HISTORIES = [
+    RPC,
+    "lookahead:history=0.3",
+    "lookahead",
+    "lookahead-merge:history=0.3",
+    "lookahead-merge:history=0.45",
+    "lookahead-merge",
+    "lookahead-merge:history=0.75",
+    "lookahead-merge:history=0.9",
+    "lookahead-merge:aggregation=adaptive",
+    "lookahead-merge:queries=online",
+    "lookahead-merge:queries=online:aggregation=adaptive",
 ]
 REPORTED = 3  # of the variants, beside rpc itself
 
@@ -242,6 +258,19 @@ def options_search(options):
     print(table(["text", "c", "variant", "NLL - full", "KL", "NLL of rpc's", "KL of rpc's"], rows))
 
 
+def histories(options):
+    all_cells = {(variant, c): Cell("smollm2", TUNED_ON, f"{variant}:ratio={c}") for c in (4, 8) for variant in HISTORIES}
+    if not options.print:
+        cells.run(all_cells.values(), options)
+    rows = []
+    for (variant, c), cell in all_cells.items():
+        found, rpc = cell.read(options.results), all_cells[RPC, c].read(options.results)
+        of_rpc = shares([(found, rpc)])[:2] if found and rpc and variant != RPC else ["", ""]
+        by_thirds = " ".join(f"{ratio(*sums)[0]:.2f}" for sums in thirds([(found, rpc)])) if found and rpc else ""
+        rows.append([str(c), variant, *columns(found), *of_rpc, by_thirds])
+    print(table(["c", "policy", "NLL - full", "KL", "NLL of rpc's", "KL of rpc's", "by thirds"], rows))
+
+
 def memory(options):
     """What a policy takes: its cache, and what it remembers beside it, as `reasoning-rpc inspect` counts."""
     rows = []
@@ -269,7 +298,13 @@ def memory(options):
 
 def main() -> int:
     parser = cells.arguments(__doc__)
-    tables = {"policies": policies, "intervals": intervals, "options": options_search, "memory": memory}
+    tables = {
+        "policies": policies,
+        "histories": histories,
+        "intervals": intervals,
+        "options": options_search,
+        "memory": memory,
+    }
     parser.add_argument("table", choices=tables)
     options = parser.parse_args()
     tables[options.table](options)
