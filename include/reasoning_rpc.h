@@ -507,6 +507,13 @@ rrpc_error *rrpc_engine_stop_tokens(const rrpc_engine *engine,
 /** Scores are averaged over the query heads of each KV head: one kept set for each. */
 #define RRPC_AGGREGATION_KV_HEAD 1
 
+/**
+ * The same, but the KV heads of a layer share their budgets: four fifths go to where the layer's best entries are, a fifth
+ * to all alike (Ada-KV, arXiv 2407.11550). Read by snapkv and the policies that look ahead too, which have one kept set
+ * for each KV head in any case. Not for compressors.
+ */
+#define RRPC_AGGREGATION_ADAPTIVE 2
+
 /** Neighbouring scores are averaged. */
 #define RRPC_POOLING_AVERAGE 0
 /** The highest of neighbouring scores counts. */
@@ -526,8 +533,9 @@ rrpc_error *rrpc_engine_stop_tokens(const rrpc_engine *engine,
 #define RRPC_QUERIES_STORED 0
 
 /**
- * No queries are stored: every second one is asked while its token attends, about the entries that it sees, which it reads
- * anyway. An entry misses the queries before it, which costs some accuracy, and steps take longer; two floats are kept per entry,
+ * No queries are stored: every second one is asked while its token attends, about the entries that it sees, which it
+ * reads anyway. An entry misses the queries before it, which costs some accuracy, and steps take longer; two floats are
+ * kept per entry,
  * and for a merge head_dim * (head_dim + 1) floats per KV head and layer and the queries of 64 tokens. Until the first
  * compression a rewind runs tokens again; after it, tokens that were run cannot be taken back.
  */
@@ -611,7 +619,8 @@ typedef struct rrpc_sequence_options {
     uint32_t value_norms;
     /**
      * So much of an entry's score at the compression before is added to the new one, 0 to 1. It takes a float
-     * per entry. Default 0.
+     * per entry. Read for RRPC_POLICY_LOOKAHEAD and RRPC_POLICY_LOOKAHEAD_MERGE too. Default -1: the policy's own, 0 of
+     * RRPC_POLICY_RPC, 0.6 of those two.
      */
     float history;
     /**
