@@ -598,10 +598,20 @@ fn check_with(kind: PolicyKind, cache: CacheType, options: RpcOptions, mut rando
                         (&found.keys[entry], &expected.keys[candidate]),
                         (&found.values[entry], &expected.values[candidate]),
                     ] {
+                        let most = expected.iter().fold(0.0f64, |most, x| most.max(x.abs()));
+                        // Attention over int8 rounds queries to 16 bits: scores, and so the rise of a key, are off by
+                        // some 1e-4 of themselves.
+                        let rounded = match (online, cache) {
+                            (true, CacheType::I8) => 1e-3 * most,
+                            _ => 0.0,
+                        };
                         let slack = half_steps(cache, expected);
                         for ((found, expected), slack) in found.iter().zip(expected).zip(slack) {
-                            let error = ((found - expected).abs() - slack).max(0.0);
-                            assert!(near(expected + error, *expected), "{found} for {expected}");
+                            let error = ((found - expected).abs() - slack - rounded).max(0.0);
+                            assert!(
+                                near(expected + error, *expected),
+                                "{kind:?} {cache:?}: {found} for {expected}, the row's largest is {most}"
+                            );
                         }
                     }
                 }
