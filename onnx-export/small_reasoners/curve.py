@@ -20,12 +20,14 @@ POLICIES = (
     "r-kv",
     "lookahead",
     "lookahead-merge",
+    "lookahead:queries=online",
+    "lookahead-merge:queries=online",
     "h2o",
     "tova",
 )
 # The models: the two that are compressed, and the one that sums up.
 COMPRESSED, SUMMED_UP = ("plain", "dropout"), "lightthinker"
-COLOURS = ("#0072b2", "#56b4e9", "#009e73", "#7f7f7f", "#e69f00", "#cc79a7", "#8c564b", "#d55e00", "#17becf", "#000000")
+COLOURS = ("#0072b2", "#56b4e9", "#009e73", "#7f7f7f", "#e69f00", "#cc79a7", "#8c564b", "#d55e00", "#ff9896", "#98df8a", "#17becf", "#000000")
 
 
 def interval_for(length: int, compressions: int, window: int, ratio: int) -> int:
