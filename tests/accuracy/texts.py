@@ -26,6 +26,7 @@ TEXTS = {
     "novel_8k": "novel, 8192 tokens",
 }
 RPC = "rpc:aggregation=layer"  # what the others are compared with
+ADAPTIVE = "lookahead-merge:aggregation=adaptive"
 READ = ["novel_late", "tutorial", "rust_source"]
 POLICIES = {
     "rpc, sets per layer": RPC,
@@ -36,6 +37,9 @@ POLICIES = {
     "random": "random",
     "lookahead": "lookahead",
     "lookahead-merge": "lookahead-merge",
+    "lookahead-merge, adaptive": ADAPTIVE,
+    "lookahead, history 0.3": "lookahead:history=0.3",
+    "lookahead-merge, history 0.3": "lookahead-merge:history=0.3",
     "lookahead, online": "lookahead:queries=online",
     "lookahead-merge, online": "lookahead-merge:queries=online",
     "h2o": "h2o",
@@ -123,20 +127,20 @@ def policies(options):
             head = ["policy"] + [word for c in RATIOS for word in (f"c={c}: NLL - full", "KL")]
             rows = [[policy] + [word for c in RATIOS for word in columns(found[policy, c])] for policy in POLICIES]
             print(table(head, rows))
-    print(f"\n**lookahead-merge's loss as a share of rpc's** (sets per layer; 95% intervals, paired by block)\n")
-    rows = []
-    for model, name in MODELS.items():
-        for c in RATIOS:
-            pairs = []
-            for text in READ:
-                pair = [
-                    Cell(model, text, f"{policy}:ratio={c}").read(options.results)
-                    for policy in ("lookahead-merge", RPC)
-                ]
-                rows.append([name, TEXTS[text], str(c), *shares([pair] if all(pair) else [])])
-                pairs.append(pair)
-            rows.append([name, "all three", str(c), *shares(pairs if all(all(pair) for pair in pairs) else [])])
-    print(table(["model", "text", "c", "NLL", "KL", "at most 0.6 (NLL, KL)"], rows))
+    for rule in ("lookahead-merge", ADAPTIVE):
+        print(f"\n**{rule}'s loss as a share of rpc's** (sets per layer; 95% intervals, paired by block)\n")
+        rows = []
+        for model, name in MODELS.items():
+            for c in RATIOS:
+                pairs = []
+                for text in READ:
+                    pair = [
+                        Cell(model, text, f"{policy}:ratio={c}").read(options.results) for policy in (rule, RPC)
+                    ]
+                    rows.append([name, TEXTS[text], str(c), *shares([pair] if all(pair) else [])])
+                    pairs.append(pair)
+                rows.append([name, "all three", str(c), *shares(pairs if all(all(pair) for pair in pairs) else [])])
+        print(table(["model", "text", "c", "NLL", "KL", "at most 0.6 (NLL, KL)"], rows))
 
 
     print("**KL as a share of rpc's by thirds of the texts**: whether a policy holds up as a text grows\n")
