@@ -7,7 +7,7 @@ static void rpc_options_are_checked(void)
     rrpc_sequence_options defaults, options;
     NEED(rrpc_sequence_options_init(engine, &defaults, sizeof defaults));
     CHECK(defaults.policy == RRPC_POLICY_RPC && defaults.interval == 4096 && defaults.window == 32);
-    CHECK(defaults.softmax == RRPC_SOFTMAX_CANDIDATES && defaults.value_norms == 0 && defaults.history == 0
+    CHECK(defaults.softmax == RRPC_SOFTMAX_CANDIDATES && defaults.value_norms == 0 && defaults.history == -1
           && defaults.redundancy == 0);
     CHECK(defaults.delimiters == NULL && defaults.num_delimiters == 0 && defaults.gists == NULL
           && defaults.num_gists == 0 && defaults.resume == RRPC_NO_TOKEN);
@@ -34,7 +34,7 @@ static void rpc_options_are_checked(void)
     REFUSED(window, 4096, "below the interval 4096), found 4096");
     REFUSED(window, 5000, "found 5000");
     REFUSED(ratio, 0, "ratio: expected at least 1, found 0");
-    REFUSED(aggregation, 2, "options.aggregation: expected one of 0, 1, found 2");
+    REFUSED(aggregation, 3, "options.aggregation: expected one of 0, 1, 2, found 3");
     REFUSED(pooling, 7, "options.pooling: expected one of 0, 1, 2, found 7");
     REFUSED(queries, 2, "options.queries: expected one of 0, 1, found 2");
     REFUSED(softmax, 2, "options.softmax: expected one of 0, 1, found 2");

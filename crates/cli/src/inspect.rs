@@ -40,9 +40,10 @@ pub const COMMAND: Command = Command {
     notes: "\
 The peak is exact: the most that the cache holds at any moment until the answer has its last token,
 the moment before each compression and the rounding to whole blocks included. Entries are those of
-each KV head of each layer. An answer that stops early needs no more. The peak, and the budget, count
-the queries of an interval that lookahead and lookahead-merge store, in whole blocks; whatever else a
-policy remembers beside the cache (a window's queries, scores of the past) is outside of both.",
+each KV head of each layer. An answer that stops early needs no more. The peak, and the budget,
+count the queries of an interval that lookahead and lookahead-merge store, in whole blocks; what
+else a policy remembers beside the cache (a window's queries, scores of the past) is outside of
+both.",
     run,
 };
 

@@ -181,6 +181,25 @@ fn no_content_becomes_a_control_token() {
     );
 }
 
+/// A template that takes a word out may leave what reads like a control token of letters alone.
+#[test]
+fn no_word_taken_out_leaves_a_control_token() {
+    let tokenizer = byte_level();
+    for content in [
+        "ENDuserTURN",
+        "EuserNDuserTURN x",
+        "x ENDTURuserN",
+        "userENDTuseruserURN",
+    ] {
+        let source = "{{ messages[0].content.replace('user', '') }}|{{ 'x' in messages[0].content }}";
+        let ids = encode_chat(&tokenizer, &template(source), &messages(&[content]), false).unwrap();
+        assert_eq!(controls(&tokenizer, &ids), [0u32; 0], "{content:?}");
+    }
+    // Where it does not hide there, a word that begins like it is found.
+    let source = "{{ messages[0].content.startswith('END') }}";
+    assert_eq!(render(source, &["END of TEXT"]).unwrap(), "True");
+}
+
 /// A control token may lie across a content's borders in all ways, with spaces that the template strips.
 #[test]
 fn no_control_token_reaches_into_a_content() {

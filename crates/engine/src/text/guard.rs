@@ -8,7 +8,9 @@
 //!
 //! Marked is, after its first character, each control token's text; each lone first character such as
 //! `<`, because what follows may be taken out or changed until it reads like a control token; and what
-//! could continue a control token, or be continued to one, across the content's borders. Tags that the
+//! could continue a control token, or be continued to one, across the content's borders. Of a control token that begins
+//! with a letter, the first letter is marked only where all of its characters follow, with others in between: a template
+//! that looks for words finds most of them, and none that takes words out makes a control token of the rest. Tags that the
 //! template itself mentions, such as `</think>`, stay unmarked, for the template may look for them.
 
 use std::collections::HashSet;
@@ -87,14 +89,17 @@ impl Controls {
         let trimmed = content.trim();
         let start = content.len() - content.trim_start().len();
         let ends = [start + trimmed.len(), content.len()];
+        let hidden = self.last_hidden(content);
         let mut places: Vec<usize> = content
             .char_indices()
             .filter(|&(at, first)| {
                 let text = &content[at..];
                 let (whole, begun, cut) = self.beginning(text, ends.map(|end| end.wrapping_sub(at)));
-                let lone =
-                    begun && !first.is_alphanumeric() && !tag(text).is_some_and(|tag| tags.0.contains(tag));
-                whole || cut || lone
+                let lone = match first.is_alphanumeric() {
+                    true => hidden.iter().any(|&(letter, last)| letter == first && at <= last),
+                    false => !tag(text).is_some_and(|tag| tags.0.contains(tag)),
+                };
+                whole || cut || begun && lone
             })
             .map(|(at, first)| at + first.len_utf8())
             .collect();
@@ -104,6 +109,19 @@ impl Controls {
             }
         }
         insert(content, places, mark)
+    }
+
+    /// Of each control token that begins with a letter: that letter, and the last place in `content` from where on all of
+    /// its characters follow, with others in between. None if there is no such place.
+    fn last_hidden(&self, content: &str) -> Vec<(char, usize)> {
+        let last = |text: &String| {
+            let first = text.chars().next().filter(|first| first.is_alphanumeric())?;
+            let mut characters = text.chars().rev();
+            let place =
+                characters.try_fold(content.len(), |end, character| content[..end].rfind(character))?;
+            Some((first, place))
+        };
+        self.texts.iter().filter_map(last).collect()
     }
 
     /// Another text of the caller's, marked inside every control token's text only: the template may
