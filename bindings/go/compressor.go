@@ -318,23 +318,15 @@ func (c *Compressor) Score(layer *KVLayer, batch *Batch, window *Window) ([]floa
 // Errors: those of the two; [ErrInvalidArgument] for PolicyLookahead and PolicyLookaheadMerge without histories in
 // the layer.
 func (c *Compressor) Plan(layer *KVLayer, batch *Batch, window *Window) (*Plan, error) {
-	call, err := c.begin(batch)
-	if err != nil {
-		return nil, err
-	}
-	defer call.end()
-	if err := call.lend(layer, window); err != nil {
-		return nil, err
-	}
-	return call.plan(func(plan *C.rrpc_plan, selection C.uintptr_t) *C.rrpc_error {
+	return c.planned(layer, batch, window, func(call *call, plan *C.rrpc_plan, selection C.uintptr_t) *C.rrpc_error {
 		return C.go_compressor_plan(c.handle, &call.layer, &call.batch, &call.window, call.space(),
 			call.sizes.workspace_bytes, plan, selection)
 	})
 }
 
-// Select selects what stays by the scores of one layer, for policies that look at nothing else. PolicyRPC averages them over the KV heads (with
-// AggregationLayer), pools them, and keeps the best min(candidates, (compressions + 1) * Interval / Ratio)
-// of each sequence; of equal ones the first. Nothing is moved.
+// Select selects what stays by the scores of one layer, for policies that look at nothing else. PolicyRPC averages them
+// over the KV heads (with AggregationLayer), pools them, and keeps the best
+// min(candidates, (compressions + 1) * Interval / Ratio) of each sequence; of equal ones the first. Nothing is moved.
 //
 // Errors: [ErrInvalidArgument] for a batch that cannot be, another number of scores, one that is not a
 // number, or an answer of Select that cannot be; [ErrBufferTooSmall] for too few spare blocks, with the
@@ -355,8 +347,8 @@ func (c *Compressor) Select(layer int, batch *Batch, scores []float32) (*Plan, e
 }
 
 // Apply carries a plan out in one layer: copies shared blocks that are in the way, merges, and moves what
-// stays forward. Entries that stay and take no others in keep their bytes. The plan may be Plan's or Select's, that one changed, or one of
-// the program's: all of it is checked against the batch before anything is written.
+// stays forward. Entries that stay and take no others in keep their bytes. The plan may be Plan's or Select's, that one
+// changed, or one of the program's: all of it is checked against the batch before anything is written.
 //
 // Errors: [ErrInvalidArgument] for a layer or batch that cannot be, memory that is too short for it, or a
 // plan that does not fit it; [ErrBufferTooSmall] for too few spare blocks. Nothing has been moved then.
@@ -381,6 +373,15 @@ func (c *Compressor) Apply(layer *KVLayer, batch *Batch, plan *Plan) error {
 //
 // Errors: those of the two. Nothing has been moved then.
 func (c *Compressor) Compress(layer *KVLayer, batch *Batch, window *Window) (*Plan, error) {
+	return c.planned(layer, batch, window, func(call *call, plan *C.rrpc_plan, selection C.uintptr_t) *C.rrpc_error {
+		return C.go_compressor_compress(c.handle, &call.layer, &call.batch, &call.window, call.space(),
+			call.sizes.workspace_bytes, plan, selection)
+	})
+}
+
+// planned runs one of the library's functions that make a plan out of everything.
+func (c *Compressor) planned(layer *KVLayer, batch *Batch, window *Window,
+	run func(call *call, plan *C.rrpc_plan, selection C.uintptr_t) *C.rrpc_error) (*Plan, error) {
 	call, err := c.begin(batch)
 	if err != nil {
 		return nil, err
@@ -390,8 +391,7 @@ func (c *Compressor) Compress(layer *KVLayer, batch *Batch, window *Window) (*Pl
 		return nil, err
 	}
 	return call.plan(func(plan *C.rrpc_plan, selection C.uintptr_t) *C.rrpc_error {
-		return C.go_compressor_compress(c.handle, &call.layer, &call.batch, &call.window, call.space(),
-			call.sizes.workspace_bytes, plan, selection)
+		return run(call, plan, selection)
 	})
 }
 
