@@ -20,6 +20,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
@@ -65,15 +66,22 @@ pub struct Ended {
     pub error: String,
 }
 
-/// Where programs run. May be used from any thread.
+/// Where programs run. May be used from any thread; where all programs have one user id, they run one at a time.
 pub struct Sandbox {
     python: PathBuf,
     limits: Limits,
     namespaces: bool,
     /// For root: the first user id, and whether each run has one of its own.
     user: Option<(u32, bool)>,
-    runs: AtomicU32,
 }
+
+/// Runs of every sandbox of this process, which take the user ids in turn: two at once must not share one, because
+/// the limit on processes counts by user.
+static RUNS: AtomicU32 = AtomicU32::new(0);
+
+/// Held by a run whose processes the system counts together with those of other runs: a program that starts all it
+/// can would leave none to the others.
+static COUNTED_TOGETHER: Mutex<()> = Mutex::new(());
 
 /// A user that no file belongs to.
 const NOBODY: u32 = 65534;
@@ -108,7 +116,6 @@ impl Sandbox {
                         limits,
                         namespaces,
                         user,
-                        runs: AtomicU32::new(0),
                     };
                     match sandbox.run("print(6 * 7)", "") {
                         Ok(ended) if ended.stdout == "42\n" => return Ok(sandbox),
@@ -159,7 +166,7 @@ impl Sandbox {
         fs::write(&script, program)?;
         fs::set_permissions(&script, fs::Permissions::from_mode(0o644))?;
         fs::set_permissions(&folder.0, fs::Permissions::from_mode(0o755))?;
-        let run = self.runs.fetch_add(1, Ordering::Relaxed);
+        let run = RUNS.fetch_add(1, Ordering::Relaxed);
         let user = self
             .user
             .map(|(first, own)| first + if own { run % 1000 } else { 0 });
@@ -171,6 +178,13 @@ impl Sandbox {
         io::Seek::rewind(&mut stdin)?;
         let (stdout, stderr) = (child::memory_file()?, child::memory_file()?);
 
+        let apart = match self.user {
+            Some((_, own)) => own,
+            // A user namespace has a count of its own.
+            None => self.namespaces,
+        };
+        let _one_at_a_time =
+            (!apart).then(|| COUNTED_TOGETHER.lock().unwrap_or_else(PoisonError::into_inner));
         let confinement = Confinement::new(
             CString::new(work.as_os_str().as_bytes())?,
             &self.limits,

@@ -72,11 +72,8 @@ impl Confinement {
         // SAFETY: neither has preconditions.
         let (uid, gid) = unsafe { (libc::geteuid(), libc::getegid()) };
         let owner = user.unwrap_or(uid);
-        let processes = match user {
-            Some(_) => limits.processes,
-            // The limit counts what the user runs already.
-            None => limits.processes + threads_of(uid)?,
-        };
+        // The limit counts what the user runs already.
+        let processes = limits.processes + threads_of(owner)?;
         let (filter, own_pid_at) = filter();
         Ok(Self {
             work,
