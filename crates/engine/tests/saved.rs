@@ -87,7 +87,7 @@ fn a_restored_sequence_goes_on_as_the_original() {
         ("golden/qwen2_p32-portable", CacheType::F32),
     ] {
         let (first, second) = (engine(name, cache, 16), engine(name, cache, 48));
-        let policies = [
+        let mut policies = vec![
             Arc::new(NoCompression) as _,
             rpc(Aggregation::Layer),
             rpc(Aggregation::KvHead),
@@ -102,6 +102,9 @@ fn a_restored_sequence_goes_on_as_the_original() {
             ),
             thoughts(&mut random),
         ];
+        if !name.contains("portable") {
+            policies.push(rpc(Aggregation::Adaptive));
+        }
         for policy in policies {
             let text = prompt(&mut random, 40);
             let mut original = start(&first, policy, &text[..25]);
@@ -190,6 +193,7 @@ fn damage(random: &mut Random, cache: CacheType) {
         (Arc::new(NoCompression) as _, 3),
         (rpc(Aggregation::Layer), 60),
         (rpc(Aggregation::KvHead), 40),
+        (rpc(Aggregation::Adaptive), 60),
         (thoughts(random), 50),
     ] {
         let text = prompt(random, 6);

@@ -319,13 +319,22 @@ impl SequenceCache {
 
     /// Makes room for `tokens` more entries in every KV head. Takes nothing if that does not fit.
     pub(crate) fn grow(&mut self, tokens: usize) -> Result<()> {
+        self.grow_each(|_| tokens)
+    }
+
+    /// [`grow`](Self::grow) by as many entries for each KV head as `tokens` says for its index, layer by layer.
+    pub(super) fn grow_each(&mut self, tokens: impl Fn(usize) -> usize) -> Result<()> {
         // Of a step that failed.
         self.heads.iter_mut().for_each(|head| head.next_history.clear());
         match self.storage {
             Storage::Blocks => self.grow_blocks(tokens),
             Storage::Contiguous { capacity, .. } => {
-                let longest = self.heads.iter().map(HeadCache::len).max().unwrap_or(0);
-                match longest + tokens {
+                let needed = self.heads.iter().enumerate();
+                match needed
+                    .map(|(index, head)| head.len + tokens(index))
+                    .max()
+                    .unwrap_or(0)
+                {
                     needed if needed > capacity => self.grow_contiguous(needed, capacity),
                     _ => Ok(()),
                 }
@@ -335,14 +344,14 @@ impl SequenceCache {
         Ok(())
     }
 
-    fn grow_blocks(&mut self, tokens: usize) -> Result<()> {
-        let missing = |head: &HeadCache, shape: &CacheShape| {
-            shape
-                .blocks_per_head(head.len + tokens)
-                .saturating_sub(head.blocks.len())
+    fn grow_blocks(&mut self, tokens: impl Fn(usize) -> usize) -> Result<()> {
+        let missing = |cache: &Self, index: usize| {
+            let head = &cache.heads[index];
+            let needed = cache.shape.blocks_per_head(head.len + tokens(index));
+            needed.saturating_sub(head.blocks.len())
         };
         let queries = self.query_blocks - self.queries.len();
-        let entries: usize = self.heads.iter().map(|head| missing(head, &self.shape)).sum();
+        let entries: usize = (0..self.heads.len()).map(|index| missing(self, index)).sum();
         let count = queries + entries;
         let claims = self.tails(Held::Reader);
         if count > 0 || !claims.is_empty() {
@@ -354,7 +363,7 @@ impl SequenceCache {
                 self.hold(&claims, Held::Writer);
                 self.queries.extend(blocks.by_ref().take(queries));
                 for index in 0..self.heads.len() {
-                    let count = missing(&self.heads[index], &self.shape);
+                    let count = missing(self, index);
                     for block in blocks.by_ref().take(count) {
                         self.push_block(index, block, Held::Alone);
                     }

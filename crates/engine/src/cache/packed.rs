@@ -43,37 +43,37 @@ impl SequenceCache {
         })
     }
 
-    /// Fills an empty cache with `len` entries in every KV head, of which `bytes` has, KV head by KV
-    /// head, what [`packed`](Self::packed) gives.
-    pub(crate) fn unpack(&mut self, len: usize, bytes: &[u8]) -> Result<()> {
+    /// Fills an empty cache with `lens` entries, a number for each KV head of each layer, of which `bytes` has, KV head
+    /// by KV head, what [`packed`](Self::packed) gives.
+    pub(crate) fn unpack(&mut self, lens: &[usize], bytes: &[u8]) -> Result<()> {
         let entry = self.shape.head_dim * self.element.bytes();
-        if self.entries() != 0 || bytes.len() != self.heads.len() * len * self.shape.entry_bytes() {
+        let entries: usize = lens.iter().sum();
+        let fits = lens.len() == self.heads.len() && bytes.len() == entries * self.shape.entry_bytes();
+        if self.entries() != 0 || !fits {
             return Err(Error::Internal(format!(
                 "{} bytes of entries do not fit the cache",
                 bytes.len()
             )));
         }
-        if len == 0 {
+        if entries == 0 {
             return Ok(());
         }
-        self.grow(len)?;
+        self.grow_each(|index| lens[index])?;
         let page_entries = self.page_entries();
         let mut rest = bytes;
-        let mut fill = |table: &[NonNull<u8>], width: usize| {
-            let (mut plane, after) = rest.split_at(len * width);
-            for page in table {
-                let (part, next) = plane.split_at(plane.len().min(page_entries * width));
-                // SAFETY: the page has room for page_entries entries of this width, and is this cache's.
-                unsafe { page.as_ptr().copy_from_nonoverlapping(part.as_ptr(), part.len()) };
-                plane = next;
-            }
-            rest = after;
-        };
-        for head in &mut self.heads {
+        for (head, &len) in self.heads.iter_mut().zip(lens) {
             for (table, width) in planes(head, entry) {
-                if !table.is_empty() {
-                    fill(table, width);
+                if table.is_empty() {
+                    continue;
                 }
+                let (mut plane, after) = rest.split_at(len * width);
+                for page in table {
+                    let (part, next) = plane.split_at(plane.len().min(page_entries * width));
+                    // SAFETY: the page has room for page_entries entries of this width, and is this cache's.
+                    unsafe { page.as_ptr().copy_from_nonoverlapping(part.as_ptr(), part.len()) };
+                    plane = next;
+                }
+                rest = after;
             }
             head.len = len;
         }

@@ -11,11 +11,12 @@
 //! | 8 each | given ranges: start, end |
 //! | 4 each | positions of the tokens that took a draw |
 //! | 12 each | seeds: where each begins (u32), the seed (u64) |
-//! | ... | log: per compression and layer the lengths before and after (u32 each), then the kept sets |
+//! | ... | log: per compression and layer the lengths before and after (u32 each), with adaptive KV heads how long each kept set is (u32 each), then the kept sets |
 //! | 4 each | logits after the last token, if no token is pending and there is one |
 //! | 4 each | window queries of every layer, as the rings lie |
 //! | ... | per layer: how many frequencies they are rotated with (0 or half of head_dim, u32), the frequencies |
 //! | 4 each | per layer: the moments of the queries, if the policy wants them |
+//! | 4 each | with adaptive KV heads: per layer and KV head how many entries it has |
 //! | 4 each | per layer and KV head: the policy's float of each entry, if it keeps any |
 //! | ... | per layer and KV head: keys, values (elements of the cache type), with int8 the scales of keys and of values (f32), positions (u32) |
 //! | 32 | SHA-256 of all before |
@@ -23,6 +24,7 @@
 //! Every size follows from the header and the model, so that a blob is refused before anything is
 //! allocated for it.
 
+mod entries;
 mod policy;
 mod restore;
 
@@ -229,8 +231,12 @@ impl Sequence {
                 .iter()
                 .flat_map(|&(from, seed)| [from, seed as u32, (seed >> 32) as u32]),
         )?;
+        let adaptive = self.policy.spec().adaptive;
         for record in &self.log {
             words(out, [record.len_before as u32, record.len_after as u32])?;
+            if adaptive {
+                words(out, record.kept.iter().map(|set| set.len() as u32))?;
+            }
             for set in &record.kept {
                 words(out, set.iter().copied())?;
             }
@@ -251,11 +257,18 @@ impl Sequence {
         for layer in 0..shape.layers {
             words(out, cache.window(layer).moments().iter().map(|x| x.to_bits()))?;
         }
-        for (layer, kv_head) in (0..shape.layers).flat_map(|l| (0..shape.kv_heads).map(move |h| (l, h))) {
+        let heads = || (0..shape.layers).flat_map(|l| (0..shape.kv_heads).map(move |h| (l, h)));
+        if adaptive {
+            words(
+                out,
+                heads().map(|(layer, kv_head)| cache.head(layer, kv_head).len() as u32),
+            )?;
+        }
+        for (layer, kv_head) in heads() {
             let history = cache.head(layer, kv_head).history();
             words(out, history.iter().map(|x| x.to_bits()))?;
         }
-        for (layer, kv_head) in (0..shape.layers).flat_map(|l| (0..shape.kv_heads).map(move |h| (l, h))) {
+        for (layer, kv_head) in heads() {
             for part in cache.packed(layer, kv_head) {
                 out.write_all(part)?;
             }

@@ -21,6 +21,7 @@ pub(super) struct PolicyHeader {
     ratio: Option<u64>,
     entries: Option<u64>,
     per_kv_head: bool,
+    adaptive: bool,
     max_pooling: bool,
     no_pooling: bool,
     kernel: u64,
@@ -50,11 +51,6 @@ pub(super) fn policy_header(policy: &dyn Policy) -> Result<PolicyHeader> {
             policy.name()
         )));
     };
-    if policy.spec().adaptive {
-        return Err(Error::InvalidArgument(
-            "save: expected KV heads with as many entries each, found adaptive aggregation".into(),
-        ));
-    }
     let (ratio, entries) = match options.budget {
         Budget::Ratio(ratio) => (Some(ratio as u64), None),
         Budget::Entries(entries) => (None, Some(entries as u64)),
@@ -66,6 +62,7 @@ pub(super) fn policy_header(policy: &dyn Policy) -> Result<PolicyHeader> {
         ratio,
         entries,
         per_kv_head: options.aggregation == Aggregation::KvHead,
+        adaptive: options.aggregation == Aggregation::Adaptive,
         max_pooling: options.pooling == Pooling::Max,
         no_pooling: options.pooling == Pooling::None,
         kernel: options.kernel as u64,
@@ -123,10 +120,11 @@ pub(super) fn read_policy(header: &PolicyHeader) -> Result<Arc<dyn Policy>> {
             (None, Some(entries)) => Budget::Entries(entries as usize),
             _ => return refuse("header", "a ratio or entries", "both or none"),
         },
-        aggregation: if header.per_kv_head {
-            Aggregation::KvHead
-        } else {
-            Aggregation::Layer
+        aggregation: match (header.per_kv_head, header.adaptive) {
+            (false, false) => Aggregation::Layer,
+            (true, false) => Aggregation::KvHead,
+            (false, true) => Aggregation::Adaptive,
+            (true, true) => return refuse("header", "one aggregation", "two"),
         },
         pooling: match (header.max_pooling, header.no_pooling) {
             (false, false) => Pooling::Average,

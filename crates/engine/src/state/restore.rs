@@ -7,14 +7,15 @@ use std::time::Duration;
 use reasoning_rpc_core::{Attention, Trigger};
 use sha2::{Digest, Sha256};
 
+use super::entries::{SavedEntries, what_stays};
 use super::policy::{read_light_thinker, read_policy};
 use super::{HASH_BYTES, Header, LONGEST_HEADER, MAGIC, ModelName, VERSION};
-use crate::cache::{CacheType, QueryWindow};
+use crate::cache::QueryWindow;
 use crate::compress::CompressionRecord;
 use crate::engine::EngineShared;
 use crate::error::{Error, Result};
 use crate::sampling::{Sampler, SamplingOptions};
-use crate::sequence::{DrawLog, Gone, Sequence, SequenceOptions, Stats, Text, position_of_generated};
+use crate::sequence::{DrawLog, Sequence, SequenceOptions, Stats, Text, position_of_generated};
 
 /// Counters stay far from where sums overflow.
 const LARGEST_COUNT: u64 = 1 << 53;
@@ -38,7 +39,7 @@ pub(super) fn damaged(error: impl std::fmt::Display) -> Error {
 pub(super) struct Sections<'a>(&'a [u8]);
 
 impl<'a> Sections<'a> {
-    fn take(&mut self, len: usize) -> Result<&'a [u8]> {
+    pub fn take(&mut self, len: usize) -> Result<&'a [u8]> {
         let Some((part, rest)) = self.0.split_at_checked(len) else {
             return refuse("length", format!("{len} more bytes"), self.0.len());
         };
@@ -197,6 +198,7 @@ pub(crate) fn restore(shared: &Arc<EngineShared>, bytes: &[u8]) -> Result<Sequen
             &mut sections,
             (0..done).map(compression),
             (shape.layers, kept_sets),
+            spec.adaptive,
             written,
         )?;
         sequence.log = log;
@@ -219,20 +221,21 @@ pub(crate) fn restore(shared: &Arc<EngineShared>, bytes: &[u8]) -> Result<Sequen
     for layer in 0..shape.layers {
         read_floats(&mut sections, "moments", cache.window_mut(layer).moments_mut())?;
     }
+    let lens = match spec.adaptive {
+        false => vec![len; shape.layers * shape.kv_heads],
+        true => read_lens(&mut sections, (shape.layers, shape.kv_heads), len)?,
+    };
     let histories: Vec<Vec<f32>> = match cache.has_history() {
-        true => (0..shape.layers * shape.kv_heads)
-            .map(|_| Ok(sections.words(len)?.map(f32::from_bits).collect()))
+        true => lens
+            .iter()
+            .map(|&len| Ok(sections.words(len)?.map(f32::from_bits).collect()))
             .collect::<Result<_>>()?,
         false => Vec::new(),
     };
     if !histories.iter().flatten().all(|x| x.is_finite()) {
         return refuse("history", "numbers", "infinity or NaN");
     }
-    let head_bytes = len.checked_mul(shape.entry_bytes()).ok_or_else(too_large)?;
-    let all = head_bytes
-        .checked_mul(shape.layers * shape.kv_heads)
-        .ok_or_else(too_large)?;
-    let entries = sections.take(all)?;
+    let entries = SavedEntries::take(&mut sections, lens, &shape)?;
     if !sections.0.is_empty() {
         return refuse("length", "the end", format!("{} more bytes", sections.0.len()));
     }
@@ -242,24 +245,18 @@ pub(crate) fn restore(shared: &Arc<EngineShared>, bytes: &[u8]) -> Result<Sequen
         None => 0,
     };
     match spec.trigger {
-        Trigger::Thought { .. } => check_equal_positions(entries, head_bytes, &stays)?,
-        _ => check_positions(
-            entries,
-            head_bytes,
-            len,
+        Trigger::Thought { .. } => entries.check_equal_positions(&stays)?,
+        _ => entries.check_positions(
             &given,
             recent_from,
             (written, unordered_until),
             (shape.kv_heads, per_kv_head),
         )?,
     }
-    let planes = 2 * shape.head_dim * shape.element_bytes * len;
-    let scales = planes + 2 * shape.scale_bytes * len;
-    let mut heads = entries.chunks_exact(head_bytes.max(1));
-    if !heads.all(|head| are_numbers(&head[..planes], cache.element()) && are_scales(&head[planes..scales])) {
+    if !entries.are_numbers(cache.element()) {
         return refuse("keys and values", "numbers", "infinity or NaN");
     }
-    cache.unpack(len, entries)?;
+    cache.unpack(&entries.lens, entries.bytes)?;
     cache.set_histories(histories);
     cache.raise_peak(within("peak bytes", header.peak_bytes, LARGEST_COUNT as usize)?);
 
@@ -371,33 +368,25 @@ fn given_ranges(mut words: impl Iterator<Item = u32>, tokens: usize) -> Result<V
     }
 }
 
-/// Whether elements are neither infinite nor NaN, which no step writes and no score survives.
-fn are_numbers(bytes: &[u8], element: CacheType) -> bool {
-    const F16_EXPONENT: u16 = 0x7c00;
-    const BF16_EXPONENT: u16 = 0x7f80;
-    let halves_below = |exponent| {
-        let mut halves = bytes.as_chunks::<2>().0.iter();
-        halves.all(|&word| u16::from_le_bytes(word) & exponent != exponent)
-    };
-    match element {
-        CacheType::F32 => bytes
-            .as_chunks::<4>()
-            .0
-            .iter()
-            .all(|&word| f32::from_le_bytes(word).is_finite()),
-        CacheType::F16 => halves_below(F16_EXPONENT),
-        CacheType::Bf16 => halves_below(BF16_EXPONENT),
-        // The one pattern that no number is rounded to.
-        CacheType::I8 => bytes.iter().all(|&byte| byte as i8 != i8::MIN),
+/// Of each layer and KV head, how many entries there are; of a layer at most as if each head had `len`.
+fn read_lens(
+    sections: &mut Sections<'_>,
+    (layers, kv_heads): (usize, usize),
+    len: usize,
+) -> Result<Vec<usize>> {
+    let lens: Vec<usize> = sections
+        .words(layers * kv_heads)?
+        .map(|len| len as usize)
+        .collect();
+    let most = kv_heads.checked_mul(len).ok_or_else(too_large)?;
+    match lens
+        .chunks_exact(kv_heads)
+        .map(|layer| layer.iter().sum::<usize>())
+        .find(|&sum| sum > most)
+    {
+        Some(sum) => refuse("entries of a layer", format!("at most {most}"), sum),
+        None => Ok(lens),
     }
-}
-
-/// Whether scales are such as a step writes: neither negative, infinite nor NaN.
-fn are_scales(bytes: &[u8]) -> bool {
-    let scales = bytes.as_chunks::<4>().0.iter();
-    scales
-        .map(|&word| f32::from_le_bytes(word))
-        .all(|scale| scale.is_finite() && scale >= 0.0)
 }
 
 /// `compressions`: of each, how many generated tokens were written, and how many candidates stayed.
@@ -405,6 +394,7 @@ fn read_log(
     sections: &mut Sections<'_>,
     compressions: impl Iterator<Item = (usize, usize)>,
     (layers, kept_sets): (usize, usize),
+    adaptive: bool,
     written: usize,
 ) -> Result<Vec<CompressionRecord>> {
     let mut log = Vec::new();
@@ -421,8 +411,12 @@ fn read_log(
             );
         }
         let mut kept = Vec::new();
-        for _ in 0..kept_sets {
-            let set: Vec<u32> = sections.words(candidates_kept)?.collect();
+        let counts = match adaptive && kept_sets > 0 {
+            false => vec![candidates_kept; kept_sets],
+            true => read_lens(sections, (1, kept_sets), candidates_kept)?,
+        };
+        for count in counts {
+            let set: Vec<u32> = sections.words(count)?.collect();
             let ascending = set.windows(2).all(|pair| pair[0] < pair[1]);
             if !ascending || set.last().is_some_and(|&last| last as usize >= written) {
                 return refuse("log of compressions", "ascending positions of the text", "others");
@@ -439,111 +433,4 @@ fn read_log(
         });
     }
     Ok(log)
-}
-
-/// Positions of a text that stay when thoughts have gone; all of them, if none has.
-fn what_stays(gone: &[Gone], given: &[Range<u32>], written: usize) -> Vec<u32> {
-    let (mut gone, mut given) = (gone.iter().peekable(), given.iter().peekable());
-    let stays = |&position: &u32| {
-        while gone
-            .next_if(|gone| gone.positions.end <= position as usize)
-            .is_some()
-        {}
-        while given.next_if(|range| range.end <= position).is_some() {}
-        let was_thought = gone
-            .peek()
-            .is_some_and(|gone| gone.positions.start <= position as usize);
-        !was_thought || given.peek().is_some_and(|range| range.start <= position)
-    };
-    (0..written as u32).filter(stays).collect()
-}
-
-/// Positions of every KV head, where they follow from the text.
-fn check_equal_positions(entries: &[u8], head_bytes: usize, expected: &[u32]) -> Result<()> {
-    for bytes in entries.chunks_exact(head_bytes.max(1)) {
-        let positions = &bytes[bytes.len() - 4 * expected.len()..];
-        let found = positions.as_chunks::<4>().0.iter();
-        if !found
-            .map(|word| u32::from_le_bytes(*word))
-            .eq(expected.iter().copied())
-        {
-            return refuse("positions", "those of no thought that has gone", "others");
-        }
-    }
-    Ok(())
-}
-
-/// Positions of every KV head: ascending, of written tokens, all that were given and all since the last
-/// compression's window began among them; the same for all KV heads of a layer if they share a set. Where single
-/// entries were dropped, those below `unordered_until` ascend as far as they were given first, and are in any order
-/// behind that.
-fn check_positions(
-    entries: &[u8],
-    head_bytes: usize,
-    len: usize,
-    given: &[Range<u32>],
-    recent_from: u32,
-    (written, unordered_until): (usize, usize),
-    (kv_heads, per_kv_head): (usize, bool),
-) -> Result<()> {
-    if len == 0 {
-        return Ok(());
-    }
-    let end = written as u32;
-    // Positions that must be there, below `recent_from` and from there on.
-    let early: usize = given
-        .iter()
-        .map(|range| range.end.min(recent_from).min(end).saturating_sub(range.start) as usize)
-        .sum();
-    let needed = early + end.saturating_sub(recent_from) as usize;
-    let front = match given.first() {
-        Some(range) => (range.end.min(end) as usize).min(unordered_until).min(len),
-        None => 0,
-    };
-    let tail = (written - unordered_until).min(len);
-    let mut first: &[u8] = &[];
-    let mut sorted = Vec::new();
-    for (head, bytes) in entries.chunks_exact(head_bytes).enumerate() {
-        let positions = &bytes[bytes.len() - 4 * len..];
-        sorted.clear();
-        sorted.extend(
-            positions
-                .as_chunks::<4>()
-                .0
-                .iter()
-                .map(|word| u32::from_le_bytes(*word)),
-        );
-        if unordered_until > 0 {
-            let in_front = (0..)
-                .zip(&sorted[..front])
-                .all(|(expected, &found)| expected == found);
-            let behind = (0..end).rev().zip(sorted[len - tail..].iter().rev());
-            if !in_front || !behind.into_iter().all(|(expected, &found)| expected == found) {
-                return refuse("positions", "those given first, ..., the newest ones", "others");
-            }
-            sorted.sort_unstable();
-        }
-        let mut ranges = given.iter().peekable();
-        let (mut before, mut found) = (None, 0);
-        for &position in &sorted {
-            if position >= end || before.is_some_and(|before| before >= position) {
-                return refuse("positions", format!("ascending ones below {end}"), position);
-            }
-            before = Some(position);
-            while ranges.next_if(|range| range.end <= position).is_some() {}
-            let is_given = ranges.peek().is_some_and(|range| range.start <= position);
-            found += usize::from(is_given || position >= recent_from);
-        }
-        if found != needed {
-            return refuse("positions", format!("{needed} that no compression drops"), found);
-        }
-        match head % kv_heads {
-            0 => first = positions,
-            _ if !per_kv_head && first != positions => {
-                return refuse("positions", "the same for all KV heads of a layer", "others");
-            }
-            _ => {}
-        }
-    }
-    Ok(())
 }

@@ -729,11 +729,13 @@ fn what_kv_heads_share_fits_what_is_promised() {
             let tokens = write(&engine, &mut sequence, 150);
             assert!(sequence.stats().cache_peak_bytes <= promised);
             assert!(!all || tokens == expected, "{kind:?}");
-            if let Err(error) = sequence.save(&mut Vec::new()) {
-                assert!(error.to_string().contains("adaptive"), "{error}");
-            } else {
-                panic!("expected a refusal: {kind:?}");
-            }
+            // Nor for one that comes back.
+            let mut saved = Vec::new();
+            sequence.save(&mut saved).unwrap();
+            let shown = super::contents(&sequence);
+            drop(sequence);
+            let restored = engine.restore(&saved).unwrap();
+            assert_eq!(super::contents(&restored), shown, "{kind:?}");
         }
     }
     let portable = reasoning_rpc_test_support::model("golden/qwen2_p32-portable");
@@ -851,7 +853,17 @@ fn all_policies_hold_equally_many_entries() {
 fn what_a_policy_remembers_is_forked_rewound_and_saved() {
     let mut random = Random::new(seed());
     let engine = tiny(|_| {});
-    for (kind, policy) in all_with(Budget::Ratio(RATIO)) {
+    let adaptive = [PolicyKind::Rpc, PolicyKind::SnapKv, PolicyKind::LookaheadMerge].map(|kind| {
+        let options = RpcOptions {
+            interval: P,
+            window: R,
+            budget: Budget::Ratio(RATIO),
+            aggregation: Aggregation::Adaptive,
+            ..RpcOptions::default()
+        };
+        (kind, kind.build(options).unwrap())
+    });
+    for (kind, policy) in all_with(Budget::Ratio(RATIO)).chain(adaptive) {
         let text = prompt_up_to(&mut random, 40);
         let mut original = start(&engine, policy.clone(), &text);
         let before = 40 + random.below(60);
