@@ -17,6 +17,7 @@ mod output;
 mod perplexity;
 mod policies;
 mod prompt;
+mod reading;
 mod report;
 mod sampling;
 mod sweep;
