@@ -27,6 +27,7 @@ POLICIES = [
     NONE,
     "rpc:ratio=4",
     "lookahead-merge:ratio=4",
+    "lookahead-merge:queries=online:aggregation=adaptive:ratio=4",
     "lookahead-merge:aggregation=adaptive:ratio=4",
     "random:ratio=4",
     "snapkv:ratio=4",

@@ -27,6 +27,7 @@ TEXTS = {
 }
 RPC = "rpc:aggregation=layer"  # what the others are compared with
 ADAPTIVE = "lookahead-merge:aggregation=adaptive"
+ONLINE = "lookahead-merge:queries=online:aggregation=adaptive"
 READ = ["novel_late", "tutorial", "rust_source"]
 POLICIES = {
     "rpc, sets per layer": RPC,
@@ -42,6 +43,7 @@ POLICIES = {
     "lookahead-merge, history 0.3": "lookahead-merge:history=0.3",
     "lookahead, online": "lookahead:queries=online",
     "lookahead-merge, online": "lookahead-merge:queries=online",
+    "lookahead-merge, online, adaptive": ONLINE,
     "h2o": "h2o",
     "tova": "tova",
 }
@@ -79,9 +81,9 @@ HISTORIES = [
     "lookahead-merge",
     "lookahead-merge:history=0.75",
     "lookahead-merge:history=0.9",
-    "lookahead-merge:aggregation=adaptive",
+    ADAPTIVE,
     "lookahead-merge:queries=online",
-    "lookahead-merge:queries=online:aggregation=adaptive",
+    ONLINE,
 ]
 REPORTED = 3  # of the variants, beside rpc itself
 
@@ -127,7 +129,7 @@ def policies(options):
             head = ["policy"] + [word for c in RATIOS for word in (f"c={c}: NLL - full", "KL")]
             rows = [[policy] + [word for c in RATIOS for word in columns(found[policy, c])] for policy in POLICIES]
             print(table(head, rows))
-    for rule in ("lookahead-merge", ADAPTIVE):
+    for rule in ("lookahead-merge", ADAPTIVE, ONLINE):
         print(f"\n**{rule}'s loss as a share of rpc's** (sets per layer; 95% intervals, paired by block)\n")
         rows = []
         for model, name in MODELS.items():
@@ -142,8 +144,7 @@ def policies(options):
                 rows.append([name, "all three", str(c), *shares(pairs if all(all(pair) for pair in pairs) else [])])
         print(table(["model", "text", "c", "NLL", "KL", "at most 0.6 (NLL, KL)"], rows))
 
-
-    print("**KL as a share of rpc's by thirds of the texts**: whether a policy holds up as a text grows\n")
+    print("**KL as a share of rpc's by thirds of the texts**: whether a policy holds up as a text grows; of those that were run\n")
     head = ["model", "policy", "c", *(TEXTS[text] for text in READ), "all: first third", "second", "last"]
     rows = []
     for model, name in MODELS.items():
@@ -153,6 +154,8 @@ def policies(options):
                     [Cell(model, text, f"{label}:ratio={c}").read(options.results) for label in (value, RPC)]
                     for text in READ
                 ]
+                if not any(all(pair) for pair in pairs):
+                    continue
                 own = [" ".join(f"{ratio(*sums)[0]:.2f}" for sums in thirds([p])) if all(p) else NOT_RUN for p in pairs]
                 whole = all(all(pair) for pair in pairs)
                 pooled = [interval(*sums) for sums in thirds(pairs)] if whole else [NOT_RUN] * 3
@@ -213,7 +216,7 @@ def intervals(options):
     settings = [(text, cache) for text in [*READ, "novel_8k"] for cache in ("fp16", "int8")]
     order = [
         Cell("smollm2", text, f"{policy}:ratio=4", 1024, 32, cache)
-        for policies in ([RPC, "lookahead-merge"], ["snapkv", "random", "streaming", "lookahead"])
+        for policies in ([RPC, "lookahead-merge", ONLINE], ["snapkv", "random", "streaming", "lookahead", ADAPTIVE])
         for text, cache in settings
         for policy in policies
     ]
@@ -221,13 +224,13 @@ def intervals(options):
         cells.run(order, options)
     rows = []
     for text, cache in settings:
-        for policy in (RPC, "snapkv", "streaming", "random", "lookahead", "lookahead-merge"):
+        for policy in (RPC, "snapkv", "streaming", "random", "lookahead", "lookahead-merge", ADAPTIVE, ONLINE):
             found, rpc = (
                 Cell("smollm2", text, f"{name}:ratio=4", 1024, 32, cache).read(options.results)
                 for name in (policy, RPC)
             )
             of_rpc = shares([(found, rpc)])[:2] if found and rpc and policy != RPC else ["", ""]
-            rows.append([TEXTS[text], cache, policy.split(":")[0], *columns(found), *of_rpc])
+            rows.append([TEXTS[text], cache, "rpc" if policy == RPC else policy, *columns(found), *of_rpc])
     print(table(["text", "cache", "policy", "NLL - full", "KL", "NLL of rpc's", "KL of rpc's"], rows))
 
 
@@ -282,11 +285,18 @@ def memory(options):
         folder = options.models / f"{model}-fp32"
         cells.need(options.program, folder / "manifest.json")
         for interval in (256, 1024, 4096):
-            for policy, c in (("none", 4), ("rpc", 4), ("lookahead", 4), ("lookahead", 8)):
+            for policy, c, queries in (
+                ("none", 4, "stored"),
+                ("rpc", 4, "stored"),
+                ("lookahead", 4, "stored"),
+                ("lookahead", 8, "stored"),
+                ("lookahead", 4, "online"),
+                ("lookahead-merge", 4, "online"),
+            ):
                 command = [
                     options.program, "inspect", "--model", folder, "--prompt-tokens", PROMPT_TOKENS, "--output", "json",
                     "--max-tokens", tokens, "--policy", policy, "--interval", interval, "--ratio", c,
-                    "--cache-dtype", "fp16",
+                    "--cache-dtype", "fp16", "--queries", queries,
                 ]  # fmt: skip
                 done = subprocess.run([str(word) for word in command], stdout=subprocess.PIPE, check=True)
                 answer = json.loads(done.stdout)["answer"]
@@ -294,7 +304,7 @@ def memory(options):
                 cache = answer["peak_compressed"]["bytes"] - stored
                 beside = stored + answer["query_bytes"] + answer["history_bytes"]
                 whole = cache if policy == "none" else whole
-                name = policy if policy == "none" else f"{policy}, c={c}"
+                name = policy if policy == "none" else f"{policy}, c={c}{', online' if queries == 'online' else ''}"
                 sizes = [f"{size / 2**20:.1f}" for size in (cache, beside)]
                 rows.append([MODELS[model], str(interval), name, *sizes, f"{(cache + beside) / whole:.2f}"])
     print(table(["model", "P", "policy", "cache, MiB", "beside it, MiB", "of the whole cache"], rows))
