@@ -533,7 +533,7 @@ rrpc_error *rrpc_engine_stop_tokens(const rrpc_engine *engine,
 #define RRPC_QUERIES_STORED 0
 
 /**
- * No queries are stored: every second one is asked while its token attends, about the entries that it sees, which it
+ * No queries are stored: each is asked while its token attends, about the entries that it sees, which it
  * reads anyway. An entry misses the queries before it, which costs some accuracy, and steps take longer; two floats are
  * kept per entry,
  * and for a merge head_dim * (head_dim + 1) floats per KV head and layer and the queries of 64 tokens. Until the first

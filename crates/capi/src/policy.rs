@@ -91,7 +91,7 @@ pub const RRPC_SOFTMAX_ALL: u32 = 1;
 /// All queries of an interval are stored, interval * heads * head_dim floats per layer and of the budget, and each is
 /// asked about all entries when the interval ends.
 pub const RRPC_QUERIES_STORED: u32 = 0;
-/// No queries are stored: every second one is asked while its token attends, about the entries that it sees, which it
+/// No queries are stored: each is asked while its token attends, about the entries that it sees, which it
 /// reads anyway. An entry misses the queries before it, which costs some accuracy, and steps take longer; two floats are
 /// kept per entry,
 /// and for a merge head_dim * (head_dim + 1) floats per KV head and layer and the queries of 64 tokens. Until the first

@@ -166,34 +166,13 @@ pub enum Attention {
     Newest,
     /// That of all queries since the entry was written, its own included.
     Sum,
-    /// That of the last interval's queries since the entry was written, each rotated on by the interval's positions, to
-    /// where the next one will ask from, over the entries that it sees; the mean over those that are asked
-    /// ([`asks`](Self::asks)) and over the query heads. It is added to what the plan set as the entry's history.
+    /// That of the last interval's queries since the entry was written, its own included, each rotated on by the
+    /// interval's positions, to where the next one will ask from, over the entries that it sees; the mean over the
+    /// interval and the query heads. It is added to what the plan set as the entry's history.
     Ahead {
         /// Tokens of an interval.
         interval: usize,
-        /// One in how many tokens is asked.
-        every: usize,
     },
-}
-
-impl Attention {
-    /// Whether a KV head asks the queries of a token, by how many were generated before it. Of [`Ahead`](Self::Ahead)
-    /// the KV heads take turns, so that no step has more to do than others.
-    pub fn asks(self, layer: usize, kv_head: usize, generated: usize) -> bool {
-        match self {
-            Self::Ahead { every, .. } => (generated + layer + kv_head).is_multiple_of(every.max(1)),
-            Self::Newest | Self::Sum => true,
-        }
-    }
-
-    /// The tokens whose queries the mean of [`Ahead`](Self::Ahead) is over; else 1.
-    pub fn asked(self) -> f32 {
-        match self {
-            Self::Ahead { interval, every } => interval as f32 / every.max(1) as f32,
-            Self::Newest | Self::Sum => 1.0,
-        }
-    }
 }
 
 /// What a policy is shown of one layer. Lists of candidates are those of every KV head, one head after the

@@ -199,14 +199,14 @@ fn compress_typed<E: Stored>(
     Ok(())
 }
 
-/// Adds the queries of some generated tokens that are asked, each rotated on by `interval` positions, to the moments of
+/// Adds the queries of some generated tokens, each rotated on by `interval` positions, to the moments of
 /// all layers and KV heads.
 pub(crate) fn add_moments(
     simd: Simd,
     cache: &mut SequenceCache,
     generated: Range<usize>,
     num_heads: usize,
-    (of, interval): (Attention, usize),
+    interval: usize,
     workspace: &mut Workspace,
 ) -> Result<()> {
     let shape = *cache.shape();
@@ -218,9 +218,7 @@ pub(crate) fn add_moments(
             let heads = kv_head * group..(kv_head + 1) * group;
             let queries = &mut workspace.queries;
             queries.clear();
-            for token in generated.clone().filter(|&token| of.asks(layer, kv_head, token)) {
-                window.gather(token..token + 1, heads.clone(), shape.head_dim, queries);
-            }
+            window.gather(generated.clone(), heads, shape.head_dim, queries);
             rotate_on(simd, queries, shape.head_dim, &workspace.cos, &workspace.sin)?;
             let width = window.moments().len() / shape.kv_heads;
             let sums = &mut window.moments_mut()[kv_head * width..][..width];
@@ -377,7 +375,7 @@ fn score_layer<E: Stored>(
 
 /// What attention has added up, of a policy that wants that.
 fn show_sums(cache: &SequenceCache, layer: usize, moment: &Moment<'_>, workspace: &mut Workspace) {
-    let Some(of @ Attention::Ahead { .. }) = moment.policy.spec().attention else {
+    let Some(Attention::Ahead { interval }) = moment.policy.spec().attention else {
         return;
     };
     for (kv_head, candidates) in workspace.candidates.iter().enumerate() {
@@ -387,7 +385,7 @@ fn show_sums(cache: &SequenceCache, layer: usize, moment: &Moment<'_>, workspace
         }
     }
     let group = moment.num_heads / cache.shape().kv_heads;
-    let mean = 1.0 / (of.asked() * group as f32);
+    let mean = 1.0 / (interval * group) as f32;
     let sums = cache.window(layer).moments().iter();
     workspace.moments.extend(sums.map(|sum| sum * mean));
 }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use reasoning_rpc_core::{Attention, CacheShape, Policy, Trigger};
+use reasoning_rpc_core::{CacheShape, Policy, Trigger};
 use reasoning_rpc_cpu::Simd;
 
 use crate::cache::{BlockPool, CacheType, Kept, SequenceCache};
@@ -346,10 +346,10 @@ impl EngineShared {
         cache: &mut SequenceCache,
         generated: Range<usize>,
         num_heads: usize,
-        asked: (Attention, usize),
+        interval: usize,
     ) -> Result<()> {
         self.with_workspace(|workspace| {
-            compress::add_moments(self.simd, cache, generated, num_heads, asked, workspace)
+            compress::add_moments(self.simd, cache, generated, num_heads, interval, workspace)
         })
     }
 

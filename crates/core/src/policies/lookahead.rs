@@ -9,10 +9,6 @@ use crate::policy::{Attention, LayerView, Policy, ScoreRule, Spec, Trigger};
 use crate::schedule::{OptionError, Schedule};
 use crate::vectors::dot;
 
-/// One in how many tokens is asked online, at most. On 2,660 tokens of a novel (SmolLM2-135M, P = 256, c = 8, history 0.3)
-/// KL(full || compressed) was 0.040 with every second one and 0.045 with every fourth, where all had 0.038; with merging
-/// 0.030, 0.034 and 0.029.
-const ASK_EVERY: usize = 2;
 /// How much of an entry's last score counts in the next: of 0.3, 0.6 and 0.9 the best on the text that it was chosen on
 /// (docs/accuracy.md).
 const HISTORY: f32 = 0.6;
@@ -33,9 +29,7 @@ const LARGEST_RISE: f64 = 3.0;
 /// mu and C the mean and second moments of the queries over sqrt(head_dim),
 /// u = (C + 0.1 tr(C) / head_dim I)^-1 mu, its key rises by r u / (mu . u).
 ///
-/// With [`Queries::Online`] the mean attention is what [`Attention::Ahead`] adds up, over the queries that were asked and saw
-/// the entry, and mu and C are sums over those asked. Of each KV head every second token is asked (all, if the window is one
-/// token, so that every candidate was seen by one).
+/// With [`Queries::Online`] the mean attention is what [`Attention::Ahead`] adds up, over the queries that saw the entry.
 #[derive(Debug, Clone, Copy)]
 pub struct Lookahead {
     schedule: Schedule,
@@ -66,7 +60,6 @@ impl Lookahead {
     fn attention(&self) -> Attention {
         Attention::Ahead {
             interval: self.schedule.interval(),
-            every: ASK_EVERY.min(self.schedule.window()),
         }
     }
 
@@ -78,24 +71,13 @@ impl Lookahead {
     }
 
     /// Makes scores of the mean attention to a KV head's candidates and of their history, which it takes.
-    fn add_history(
-        &self,
-        view: &LayerView<'_>,
-        kv_head: usize,
-        scores: &mut [f32],
-        history: &mut &[f32],
-    ) -> Result<(), PlanError> {
+    fn add_history(&self, scores: &mut [f32], history: &mut &[f32]) -> Result<(), PlanError> {
         // What is added up online began with the share of the last score. The newest entries were seen by their own
         // and later queries only: the mean is over these.
         if self.queries == Queries::Online {
-            let of = self.attention();
             let (interval, window) = (self.schedule.interval(), self.schedule.window());
-            let end = self.schedule.due_at(view.done);
-            let asks = |generated: &usize| of.asks(view.layer, kv_head, *generated);
-            let mut asked = (end - window..end).filter(asks).count();
             for (score, seen) in scores.iter_mut().rev().zip(window + 1..interval) {
-                asked += usize::from(asks(&(end - seen)));
-                *score *= of.asked() / asked as f32;
+                *score *= interval as f32 / seen as f32;
             }
             return Ok(());
         }
@@ -152,10 +134,9 @@ impl Policy for Lookahead {
         let mut counts = vec![];
         if self.adaptive {
             let mut history = view.history;
-            let heads = view.head_scores()?.enumerate().map(|(kv_head, attention)| {
+            let heads = view.head_scores()?.map(|attention| {
                 let mut scores = attention.to_vec();
-                self.add_history(view, kv_head, &mut scores, &mut history)
-                    .map(|()| scores)
+                self.add_history(&mut scores, &mut history).map(|()| scores)
             });
             counts = adaptive_counts(&heads.collect::<Result<Vec<_>, _>>()?, keep);
         }
@@ -166,7 +147,7 @@ impl Policy for Lookahead {
             let (scratch, moments) = plan.take_scratch(count, moments)?;
             let (scores, norms) = scratch.split_at_mut(count);
             scores.copy_from_slice(attention);
-            self.add_history(view, kv_head, scores, &mut history)?;
+            self.add_history(scores, &mut history)?;
             let keep = counts.get(kv_head).copied().unwrap_or(keep);
             keep_best(plan, scores, keep)?;
             if self.merges {

@@ -63,21 +63,6 @@ pub(crate) struct StepRow {
     pub attention: Option<Attention>,
 }
 
-impl StepRow {
-    /// Whether a KV head asks the queries of the step's token of that index.
-    pub(crate) fn asks(&self, layer: usize, kv_head: usize, index: usize) -> bool {
-        let generated = self.first_generated.unwrap_or(0) + index;
-        self.attention
-            .is_some_and(|of| of.asks(layer, kv_head, generated))
-    }
-
-    /// What attention a KV head's entries get, if it asks any of the step's tokens.
-    pub(crate) fn asked(&self, layer: usize, kv_head: usize, tokens: usize) -> Option<Attention> {
-        let any = (0..tokens).any(|index| self.asks(layer, kv_head, index));
-        self.attention.filter(|_| any)
-    }
-}
-
 impl Step {
     /// Forgets the last step.
     pub(crate) fn clear(&mut self) {

@@ -347,7 +347,7 @@ impl AttentionKernel {
         } = step;
         let half = head_dim / 2;
         let intervals = rows.iter().map(|row| match row.attention {
-            Some(Attention::Ahead { interval, .. }) => interval as i64,
+            Some(Attention::Ahead { interval }) => interval as i64,
             _ => 0,
         });
         if intervals.clone().any(|interval| interval > 0) {
@@ -363,8 +363,7 @@ impl AttentionKernel {
             // SAFETY: one unit per row and KV head, so nothing else touches this head's pages.
             let mut pages = unsafe { cache.pages_mut::<E>(self.layer, kv_head) }?;
             let mut key = [0.0f32; 256];
-            let asked = rows[row].asked(self.layer, kv_head, tokens.len());
-            let looks_ahead = matches!(asked, Some(Attention::Ahead { .. }));
+            let looks_ahead = matches!(rows[row].attention, Some(Attention::Ahead { .. }));
             for (index, token) in tokens.enumerate() {
                 let (cos, sin) = (
                     &rope.cos[token * half..][..half],
@@ -441,8 +440,9 @@ impl AttentionKernel {
         }
         record.lay_out(rows.len(), kv_heads, |row, kv_head| {
             let tokens = range_of(row).len();
-            let asked = rows[row].asked(self.layer, kv_head, tokens);
-            asked.map(|_| (tokens * group, before(row, kv_head) + tokens))
+            rows[row]
+                .attention
+                .map(|_| (tokens * group, before(row, kv_head) + tokens))
         });
         let recorded = record.lend();
         let (rotated, ahead, units) = (&rotated[..], &ahead[..], &*units);
@@ -473,7 +473,7 @@ impl AttentionKernel {
             };
             let simd = self.state.simd;
             let count = tokens.len() * group;
-            let asked = rows[row].asked(self.layer, kv_head, row_tokens.len());
+            let asked = rows[row].attention;
             let others = match asked {
                 Some(Attention::Ahead { .. }) => Some(Heads::new(
                     &ahead[first..],
@@ -497,9 +497,8 @@ impl AttentionKernel {
                     row * kv_heads + kv_head,
                     cache.head(self.layer, kv_head).history(),
                 );
-                let asks = |index| rows[row].asks(self.layer, kv_head, index);
                 // SAFETY: of the units of this row and KV head, only the last one asks, when the others are done.
-                unsafe { recorded.add(simd, part, of, asks, history, before, tokens.len(), group) }
+                unsafe { recorded.add(simd, part, of, history, before, tokens.len(), group) }
             };
             let Some(shared) = shared.map(|shared| &units.shared[shared]) else {
                 self.state.with_scratch(|scratch| {

@@ -98,7 +98,6 @@ impl Recorded<'_> {
         simd: Simd,
         part: usize,
         of: Attention,
-        asks: impl Fn(usize) -> bool,
         history: &[f32],
         before: usize,
         tokens: usize,
@@ -121,15 +120,12 @@ impl Recorded<'_> {
         let (first, weight) = match of {
             Attention::Newest => (tokens - 1, 1.0),
             Attention::Sum => (0, 1.0),
-            Attention::Ahead { .. } => (0, 1.0 / (of.asked() * group as f32)),
+            Attention::Ahead { interval } => (0, 1.0 / (interval * group) as f32),
         };
         let known = if of == Attention::Newest { 0 } else { history.len() };
         sums[..known].copy_from_slice(&history[..known]);
         sums[known..].fill(0.0);
-        for token in (first..tokens).filter(|&token| asks(token)) {
-            let added = token..token + 1;
-            cpu::add_attention(simd, weights, before, added, tokens, group, weight, sums)?;
-        }
+        cpu::add_attention(simd, weights, before, first..tokens, tokens, group, weight, sums)?;
         Ok(())
     }
 }

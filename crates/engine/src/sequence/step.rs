@@ -77,7 +77,7 @@ impl Sequence {
     /// The first generated token of the interval whose queries are added up as they attend.
     pub(super) fn looks_ahead_from(&self) -> Option<usize> {
         match self.policy.spec().attention {
-            Some(Attention::Ahead { interval, .. }) => Some(self.due_at()?.saturating_sub(interval)),
+            Some(Attention::Ahead { interval }) => Some(self.due_at()?.saturating_sub(interval)),
             _ => None,
         }
     }
@@ -88,7 +88,7 @@ impl Sequence {
         let (Some(from), true) = (self.looks_ahead_from(), self.policy.spec().moments) else {
             return Ok(());
         };
-        let Some(of @ Attention::Ahead { interval, .. }) = self.policy.spec().attention else {
+        let Some(Attention::Ahead { interval }) = self.policy.spec().attention else {
             return Ok(());
         };
         let turn = |generated: usize| {
@@ -106,7 +106,7 @@ impl Sequence {
         }
         let heads = self.shared.model.manifest().dimensions.num_heads;
         let shared = Arc::clone(&self.shared);
-        shared.add_moments(self.cache_mut()?, range, heads, (of, interval))
+        shared.add_moments(self.cache_mut()?, range, heads, interval)
     }
 
     /// Counts the chunk, whose keys and values were written.

@@ -264,25 +264,18 @@ pub(super) fn reference(options: &RpcOptions, kind: PolicyKind, before: &Before,
     after
 }
 
-/// The same while the queries are asked as they attend, those of one token in `every`; `turn` is that of the first of the
-/// interval. `carried` is what the last plan set, by position.
-fn online_reference(
-    kind: PolicyKind,
-    before: &Before,
-    carried: &HashMap<u32, f64>,
-    keep: usize,
-    (every, turn): (usize, usize),
-) -> After {
+/// The same while the queries are asked as they attend. `carried` is what the last plan set, by position.
+fn online_reference(kind: PolicyKind, before: &Before, carried: &HashMap<u32, f64>, keep: usize) -> After {
     let count = before.queries.len();
     let mut sums = vec![0.0; before.keys.len()];
     let (mut queries, mut asked_from) = (Vec::new(), Vec::new());
     let interval = before.queries.iter().zip(&before.asked_from).skip(count - P);
-    for (_, (heads, &position)) in (turn..).zip(interval).filter(|(turn, _)| turn % every == 0) {
+    for (heads, &position) in interval {
         asked_from.push(position);
         for query in heads {
             let query = rotated_on(query, P as f64, &before.frequencies);
             let weights = attention(before, &query, Some(position));
-            let mean = P as f64 / every as f64 * heads.len() as f64;
+            let mean = (P * heads.len()) as f64;
             sums.iter_mut()
                 .zip(weights)
                 .for_each(|(sum, weight)| *sum += weight / mean);
@@ -306,7 +299,7 @@ fn online_reference(
     let scores: Vec<f64> = all
         .map(
             |(entry, sum)| match before.positions[*entry] >= before.asked_from[count - P] {
-                true => sum * (P as f64 / every as f64) / seen(entry) as f64,
+                true => sum * P as f64 / seen(entry) as f64,
                 false => *sum,
             },
         )
@@ -539,11 +532,7 @@ fn check_with(kind: PolicyKind, cache: CacheType, options: RpcOptions, mut rando
             let mut next_carried = carried.clone();
             for (index, (before, found)) in before.iter().zip(after).enumerate() {
                 let after = |index: usize, keep| match online {
-                    true => {
-                        let turn = schedule.due_at(done) - P + index / 2 + index % 2;
-                        let every = (2.min(R), turn);
-                        online_reference(kind, &layers[index], &carried[index], keep, every)
-                    }
+                    true => online_reference(kind, &layers[index], &carried[index], keep),
                     false => reference(&options, kind, &layers[index], keep),
                 };
                 let mut keep = Some(schedule.kept(done));
