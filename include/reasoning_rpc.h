@@ -471,8 +471,7 @@ rrpc_error *rrpc_engine_stop_tokens(const rrpc_engine *engine,
 /**
  * The attention of the last `interval` tokens' queries, rotated on to where the next ones will ask from. Not
  * with models of the portable flavour. It remembers interval * heads * head_dim floats per layer, which the budget
- * counts in whole blocks (with the default `interval` they may be more than the default budget: 256 is what it was
- * measured with), or, with RRPC_QUERIES_ONLINE as `queries`, none.
+ * counts in whole blocks, or, with RRPC_QUERIES_ONLINE as `queries` and for an `interval` above 256, none.
  */
 #define RRPC_POLICY_LOOKAHEAD 7
 /** The same, and what is dropped is merged into what is kept. */
@@ -535,11 +534,12 @@ rrpc_error *rrpc_engine_stop_tokens(const rrpc_engine *engine,
 /**
  * No queries are stored: each is asked while its token attends, about the entries that it sees, which it
  * reads anyway. An entry misses the queries before it, which costs some accuracy, and steps take longer; two floats are
- * kept per entry,
- * and for a merge head_dim * (head_dim + 1) floats per KV head and layer and the queries of 64 tokens. Until the first
- * compression a rewind runs tokens again; after it, tokens that were run cannot be taken back.
+ * kept per entry, and for a merge head_dim * (head_dim + 1) floats per KV head and layer and the queries of 64 tokens.
+ * Until the first compression a rewind runs tokens again; after it, tokens that were run cannot be taken back.
  */
 #define RRPC_QUERIES_ONLINE 1
+/** RRPC_QUERIES_STORED if the interval has at most 256 tokens, RRPC_QUERIES_ONLINE beyond. */
+#define RRPC_QUERIES_AUTO 2
 
 /**
  * A text under generation: tokens, cache, compression policy and sampler. Used by one call at a time.
@@ -629,7 +629,7 @@ typedef struct rrpc_sequence_options {
      */
     float redundancy;
     /**
-     * RRPC_POLICY_LOOKAHEAD and RRPC_POLICY_LOOKAHEAD_MERGE: one of RRPC_QUERIES_. Default RRPC_QUERIES_STORED.
+     * RRPC_POLICY_LOOKAHEAD and RRPC_POLICY_LOOKAHEAD_MERGE: one of RRPC_QUERIES_. Default RRPC_QUERIES_AUTO.
      */
     uint32_t queries;
     /** 0. */

@@ -108,6 +108,8 @@ const (
 	// QueriesOnline stores none: each is asked while its token attends, about the entries that it sees. An entry
 	// misses the queries before it, which costs some accuracy, and steps take longer.
 	QueriesOnline Queries = C.RRPC_QUERIES_ONLINE
+	// QueriesAuto is QueriesStored if the interval has at most 256 tokens, QueriesOnline beyond.
+	QueriesAuto Queries = C.RRPC_QUERIES_AUTO
 )
 
 // Softmax is what a query's attention is shared out among.
@@ -169,7 +171,7 @@ type SequenceOptions struct {
 	// Softmax is what a query's attention is shared out among. This and the next three are PolicyRPC's.
 	// Default SoftmaxCandidates.
 	Softmax Softmax
-	// Queries is how PolicyLookahead and PolicyLookaheadMerge have an interval's queries. Default QueriesStored.
+	// Queries is how PolicyLookahead and PolicyLookaheadMerge have an interval's queries. Default QueriesAuto.
 	Queries Queries
 	// ValueNorms multiplies an entry's score by the sum of the magnitudes of its value. Default false.
 	ValueNorms bool

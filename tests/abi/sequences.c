@@ -36,7 +36,7 @@ static void rpc_options_are_checked(void)
     REFUSED(ratio, 0, "ratio: expected at least 1, found 0");
     REFUSED(aggregation, 3, "options.aggregation: expected one of 0, 1, 2, found 3");
     REFUSED(pooling, 7, "options.pooling: expected one of 0, 1, 2, found 7");
-    REFUSED(queries, 2, "options.queries: expected one of 0, 1, found 2");
+    REFUSED(queries, 3, "options.queries: expected one of 0, 1, 2, found 3");
     REFUSED(softmax, 2, "options.softmax: expected one of 0, 1, found 2");
     REFUSED(value_norms, 2, "options.value_norms: expected 0 or 1, found 2");
     REFUSED(history, 1.5f, "history: expected 0 to 1, found 1.5");

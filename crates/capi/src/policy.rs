@@ -25,8 +25,7 @@ pub const RRPC_POLICY_RANDOM: u32 = 5;
 pub const RRPC_POLICY_R_KV: u32 = 6;
 /// The attention of the last `interval` tokens' queries, rotated on to where the next ones will ask from. Not
 /// with models of the portable flavour. It remembers interval * heads * head_dim floats per layer, which the budget
-/// counts in whole blocks (with the default `interval` they may be more than the default budget: 256 is what it was
-/// measured with), or, with RRPC_QUERIES_ONLINE as `queries`, none.
+/// counts in whole blocks, or, with RRPC_QUERIES_ONLINE as `queries` and for an `interval` above 256, none.
 pub const RRPC_POLICY_LOOKAHEAD: u32 = 7;
 /// The same, and what is dropped is merged into what is kept.
 pub const RRPC_POLICY_LOOKAHEAD_MERGE: u32 = 8;
@@ -93,10 +92,11 @@ pub const RRPC_SOFTMAX_ALL: u32 = 1;
 pub const RRPC_QUERIES_STORED: u32 = 0;
 /// No queries are stored: each is asked while its token attends, about the entries that it sees, which it
 /// reads anyway. An entry misses the queries before it, which costs some accuracy, and steps take longer; two floats are
-/// kept per entry,
-/// and for a merge head_dim * (head_dim + 1) floats per KV head and layer and the queries of 64 tokens. Until the first
-/// compression a rewind runs tokens again; after it, tokens that were run cannot be taken back.
+/// kept per entry, and for a merge head_dim * (head_dim + 1) floats per KV head and layer and the queries of 64 tokens.
+/// Until the first compression a rewind runs tokens again; after it, tokens that were run cannot be taken back.
 pub const RRPC_QUERIES_ONLINE: u32 = 1;
+/// RRPC_QUERIES_STORED if the interval has at most 256 tokens, RRPC_QUERIES_ONLINE beyond.
+pub const RRPC_QUERIES_AUTO: u32 = 2;
 
 /// The fields by which options of sequences and of compressors say what stays, the same in both.
 pub(crate) struct Recipe {

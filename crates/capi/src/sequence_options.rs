@@ -82,7 +82,7 @@ pub struct rrpc_sequence_options {
     /// Weight w of the redundancy of keys, as RRPC_POLICY_R_KV has it, 0 to 1: (1 - w) times the pooled scores
     /// less w times it, both normalised to a maximum of 1. Default 0.
     pub redundancy: f32,
-    /// RRPC_POLICY_LOOKAHEAD and RRPC_POLICY_LOOKAHEAD_MERGE: one of RRPC_QUERIES_. Default RRPC_QUERIES_STORED.
+    /// RRPC_POLICY_LOOKAHEAD and RRPC_POLICY_LOOKAHEAD_MERGE: one of RRPC_QUERIES_. Default RRPC_QUERIES_AUTO.
     pub queries: u32,
     /// 0.
     pub reserved2: u32,
@@ -158,7 +158,7 @@ fn defaults(engine: &Engine) -> rrpc_sequence_options {
         seed: sampling.seed,
         budget_entries: 0,
         budget_bytes: 0,
-        queries: RRPC_QUERIES_STORED,
+        queries: RRPC_QUERIES_AUTO,
         reserved2: 0,
         softmax: RRPC_SOFTMAX_CANDIDATES,
         value_norms: 0,
@@ -271,6 +271,7 @@ fn rpc_options(
         &[
             (RRPC_QUERIES_STORED, Queries::Stored),
             (RRPC_QUERIES_ONLINE, Queries::Online),
+            (RRPC_QUERIES_AUTO, Queries::Auto),
         ],
     )?;
     options.history = (given.history != OWN_HISTORY).then_some(given.history);

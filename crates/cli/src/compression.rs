@@ -16,11 +16,7 @@ const POLICY: Opt = option(
     "NAME",
     "what is kept [rpc]: none (everything), rpc, snapkv, streaming,\nrandom, r-kv, lookahead, lookahead-merge, h2o or tova. All but none\nread the options down to --bytes; rpc alone those down to --kernel.\nh2o and tova drop an entry at every token: they keep --entries, or\nwith --ratio as many as rpc holds at its peak. lightthinker, for\nmodels trained for it, reads --delimiters, --gists and --resume",
 );
-const INTERVAL: Opt = option(
-    "interval",
-    "P",
-    "a compression every P generated tokens [4096]; of lookahead and\nlookahead-merge [256]",
-);
+const INTERVAL: Opt = option("interval", "P", "a compression every P generated tokens [4096]");
 const WINDOW: Opt = option(
     "window",
     "R",
@@ -40,7 +36,7 @@ const BYTES: Opt = option(
 const QUERIES: Opt = option(
     "queries",
     "HOW",
-    "of lookahead and lookahead-merge, stored or online: store the\nqueries of P tokens, which are of the budget, or ask every\nsecond one while it attends, which takes no memory but some time and\naccuracy [stored]",
+    "of lookahead and lookahead-merge, stored or online: store the\nqueries of P tokens, which are of the budget, or ask each while\nit attends, which takes no memory but some time and accuracy\n[auto: stored up to P = 256]",
 );
 const DELIMITERS: Opt = option(
     "delimiters",
@@ -162,9 +158,8 @@ impl Choice {
         let mut kinds = PolicyKind::ALL.map(|kind| (kind.name(), Some(kind))).to_vec();
         kinds.push(("lightthinker", None));
         let kind = given.choice("policy", &kinds)?.unwrap_or(Some(PolicyKind::Rpc));
-        let interval = kind.map_or(defaults.interval, PolicyKind::default_interval);
         let options = RpcOptions {
-            interval: count("interval", interval)?,
+            interval: count("interval", defaults.interval)?,
             window: count("window", defaults.window)?,
             budget,
             kernel: count("kernel", defaults.kernel)?,
@@ -195,7 +190,11 @@ impl Choice {
             queries: given
                 .choice(
                     "queries",
-                    &[("stored", Queries::Stored), ("online", Queries::Online)],
+                    &[
+                        ("auto", Queries::Auto),
+                        ("stored", Queries::Stored),
+                        ("online", Queries::Online),
+                    ],
                 )?
                 .unwrap_or(defaults.queries),
         };
@@ -261,8 +260,10 @@ impl Choice {
             self.kind.name()
         );
         let looks_ahead = matches!(self.kind, PolicyKind::Lookahead | PolicyKind::LookaheadMerge);
-        if looks_ahead && self.options.queries == Queries::Online {
-            text += ", online queries";
+        match self.options.queries {
+            Queries::Stored if looks_ahead => text += ", stored queries",
+            Queries::Online if looks_ahead => text += ", online queries",
+            _ => {}
         }
         if self.kind == PolicyKind::Rpc {
             let (options, defaults) = (&self.options, RpcOptions::default());
@@ -352,11 +353,6 @@ mod tests {
         };
         let named = [
             ("interval", defaults.interval.to_string()),
-            ("interval", PolicyKind::Lookahead.default_interval().to_string()),
-            (
-                "interval",
-                PolicyKind::LookaheadMerge.default_interval().to_string(),
-            ),
             ("window", defaults.window.to_string()),
             ("ratio", ratio.to_string()),
             ("kernel", defaults.kernel.to_string()),

@@ -2,7 +2,7 @@
 //! of them keeps is compared with its formulas where there is a cache, in the engine.
 
 use reasoning_rpc_core::{
-    Budget, LayerPlan, LayerView, Merge, PlanError, PlanMemory, PolicyKind, Pooling, RpcOptions,
+    Budget, LayerPlan, LayerView, Merge, PlanError, PlanMemory, PolicyKind, Pooling, Queries, RpcOptions,
 };
 use reasoning_rpc_test_support::seed;
 
@@ -245,5 +245,28 @@ fn rpc_weighs_and_averages_over_a_layer() {
             let error = PolicyKind::Rpc.build(options).err().unwrap().to_string();
             assert!(error.contains("expected 0 to 1"), "{error}");
         }
+    }
+}
+
+/// Queries of long intervals take more memory than the cache; whoever names a form gets it.
+#[test]
+fn queries_of_long_intervals_are_asked_online() {
+    let stored = |interval, queries| {
+        let options = RpcOptions {
+            interval,
+            queries,
+            ..RpcOptions::default()
+        };
+        let policy = PolicyKind::LookaheadMerge.build(options).unwrap();
+        let (spec, (_, recipe)) = (policy.spec(), policy.recipe().unwrap());
+        assert_eq!(spec.attention.is_some(), recipe.queries == Queries::Online);
+        assert_eq!(spec.scores.is_none(), recipe.queries == Queries::Online);
+        spec.counted_queries()
+    };
+    for interval in [64, 256, 260, 4096] {
+        let short = interval <= 256;
+        assert_eq!(stored(interval, Queries::Auto), if short { interval } else { 0 });
+        assert_eq!(stored(interval, Queries::Stored), interval);
+        assert_eq!(stored(interval, Queries::Online), 0);
     }
 }

@@ -12,6 +12,9 @@ use crate::vectors::dot;
 /// How much of an entry's last score counts in the next: of 0.3, 0.6 and 0.9 the best on the text that it was chosen on
 /// (docs/accuracy.md).
 const HISTORY: f32 = 0.6;
+/// Tokens of an interval up to which its queries are stored, unless options say: in a shorter one an entry is seen by
+/// few queries while they attend, in a longer one they take more memory than the cache.
+const LONGEST_STORED: usize = 256;
 /// The ridge, in mean variances of the queries.
 const RIDGE: f64 = 0.1;
 /// The most that a key's logits rise by.
@@ -34,7 +37,7 @@ const LARGEST_RISE: f64 = 3.0;
 pub struct Lookahead {
     schedule: Schedule,
     merges: bool,
-    queries: Queries,
+    online: bool,
     adaptive: bool,
     history: f32,
 }
@@ -50,7 +53,10 @@ impl Lookahead {
         Ok(Self {
             schedule,
             merges,
-            queries: options.queries,
+            online: match options.queries {
+                Queries::Auto => schedule.interval() > LONGEST_STORED,
+                queries => queries == Queries::Online,
+            },
             adaptive: options.aggregation == Aggregation::Adaptive,
             history,
         })
@@ -74,7 +80,7 @@ impl Lookahead {
     fn add_history(&self, scores: &mut [f32], history: &mut &[f32]) -> Result<(), PlanError> {
         // What is added up online began with the share of the last score. The newest entries were seen by their own
         // and later queries only: the mean is over these.
-        if self.queries == Queries::Online {
+        if self.online {
             let (interval, window) = (self.schedule.interval(), self.schedule.window());
             for (score, seen) in scores.iter_mut().rev().zip(window + 1..interval) {
                 *score *= interval as f32 / seen as f32;
@@ -108,14 +114,14 @@ impl Policy for Lookahead {
             adaptive: self.adaptive,
             keys: self.merges,
             merges: self.merges,
-            ..match self.queries {
-                Queries::Stored => Spec {
+            ..match self.online {
+                false => Spec {
                     scores: Some(ScoreRule::IntervalAhead),
                     queries: self.merges,
                     history: true,
                     ..Spec::default()
                 },
-                Queries::Online => Spec {
+                true => Spec {
                     attention: Some(self.attention()),
                     moments: self.merges,
                     ..Spec::default()
@@ -130,7 +136,6 @@ impl Policy for Lookahead {
 
     fn plan(&self, view: &LayerView<'_>, plan: &mut LayerPlan<'_>) -> Result<(), PlanError> {
         let keep = self.schedule.kept(view.done);
-        let online = self.queries == Queries::Online;
         let mut counts = vec![];
         if self.adaptive {
             let mut history = view.history;
@@ -151,13 +156,13 @@ impl Policy for Lookahead {
             let keep = counts.get(kv_head).copied().unwrap_or(keep);
             keep_best(plan, scores, keep)?;
             if self.merges {
-                let asked = if online { view.moments } else { view.queries };
+                let asked = if self.online { view.moments } else { view.queries };
                 let width = asked.len() / view.candidates.len();
                 let asked = &asked[kv_head * width..][..width];
                 let head = Head {
                     kv_head: kv_head as u32,
                     keys: keys.split_off(..count * view.head_dim).unwrap_or_default(),
-                    queries: match online {
+                    queries: match self.online {
                         true => Asked::Moments(asked),
                         false => Asked::Queries(asked),
                     },
@@ -165,7 +170,7 @@ impl Policy for Lookahead {
                 };
                 head.merge(plan, scores, &mut norms[..count], moments)?;
             }
-            if online {
+            if self.online {
                 scores.iter_mut().for_each(|score| *score *= self.history);
             }
             plan.push_history(scores)?;
@@ -176,7 +181,10 @@ impl Policy for Lookahead {
 
     fn recipe(&self) -> Option<(PolicyKind, RpcOptions)> {
         let options = RpcOptions {
-            queries: self.queries,
+            queries: match self.online {
+                true => Queries::Online,
+                false => Queries::Stored,
+            },
             history: Some(self.history),
             aggregation: Aggregation::adaptive_or_default(self.adaptive),
             ..RpcOptions::of(&self.schedule)

@@ -92,15 +92,6 @@ impl PolicyKind {
         Self::ALL.into_iter().find(|kind| kind.name() == name)
     }
 
-    /// The interval where the user names none: [`RpcOptions`]' own, or a shorter one for policies that may store the
-    /// queries of all of it.
-    pub fn default_interval(self) -> usize {
-        match self {
-            Self::Lookahead | Self::LookaheadMerge => 256,
-            _ => RpcOptions::default().interval,
-        }
-    }
-
     /// The [`Budget::Entries`] with which generated entries take at most `bytes`, as [`Budget::within`], for this
     /// policy: one that drops an entry at every token has no window and no interval beside what it keeps.
     ///

@@ -62,8 +62,10 @@ pub enum Softmax {
 /// Which queries [`Lookahead`](crate::policies::Lookahead) has of an interval.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Queries {
-    /// All of them, stored: each is asked about all entries when the interval ends.
+    /// [`Stored`](Self::Stored) if the interval has at most 256 tokens, [`Online`](Self::Online) beyond.
     #[default]
+    Auto,
+    /// All of them, stored: each is asked about all entries when the interval ends.
     Stored,
     /// None is stored: each is asked while its token attends, about the entries that it sees, and what it answers is
     /// added up. An entry misses the queries before it.
@@ -114,7 +116,7 @@ impl Default for RpcOptions {
             history: None,
             value_norms: false,
             redundancy: 0.0,
-            queries: Queries::Stored,
+            queries: Queries::Auto,
         }
     }
 }
