@@ -28,6 +28,7 @@ TEXTS = {
 RPC = "rpc:aggregation=layer"  # what the others are compared with
 ADAPTIVE = "lookahead-merge:aggregation=adaptive"
 ONLINE = "lookahead-merge:queries=online:aggregation=adaptive"
+STORED = "lookahead-merge:queries=stored:aggregation=adaptive"
 READ = ["novel_late", "tutorial", "rust_source"]
 POLICIES = {
     "rpc, sets per layer": RPC,
@@ -216,7 +217,7 @@ def intervals(options):
     settings = [(text, cache) for text in [*READ, "novel_8k"] for cache in ("fp16", "int8")]
     order = [
         Cell("smollm2", text, f"{policy}:ratio=4", 1024, 32, cache)
-        for policies in ([RPC, "lookahead-merge", ONLINE], ["snapkv", "random", "streaming", "lookahead", ADAPTIVE])
+        for policies in ([RPC, ONLINE], ["snapkv", "random", "streaming", STORED])
         for text, cache in settings
         for policy in policies
     ]
@@ -224,7 +225,7 @@ def intervals(options):
         cells.run(order, options)
     rows = []
     for text, cache in settings:
-        for policy in (RPC, "snapkv", "streaming", "random", "lookahead", "lookahead-merge", ADAPTIVE, ONLINE):
+        for policy in (RPC, "snapkv", "streaming", "random", STORED, ONLINE):
             found, rpc = (
                 Cell("smollm2", text, f"{name}:ratio=4", 1024, 32, cache).read(options.results)
                 for name in (policy, RPC)
