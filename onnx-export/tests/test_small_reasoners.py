@@ -185,6 +185,10 @@ def test_the_engine_hides_what_training_hides(tmp_path: Path, generator: random.
     weights = initialize(shape, generator.getrandbits(32))
     # So large a head that near-ties are rare.
     weights["lm_head.weight"] = 50 * weights["lm_head.weight"]
+    # And attention that decides tokens: what is hidden would, too.
+    for name in weights:
+        if name.endswith(("v_proj.weight", "o_proj.weight")):
+            weights[name] = 4 * weights[name]
     checkpoint.write_checkpoint(tmp_path / "huggingface", weights, shape)
     export_to(tmp_path / "huggingface", tmp_path / "model")
     worked = 0

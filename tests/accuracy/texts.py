@@ -110,8 +110,8 @@ def policies(options):
     stages = [
         some("smollm2", others, (4, 8)),
         some("qwen25coder", core, (4, 8)),
-        some("smollm2", others, (2,)),
         some("smollm2", rolling, RATIOS),
+        some("smollm2", others, (2,)),
         some("qwen25coder", others, (4, 8, 2)),
         some("qwen25coder", rolling, RATIOS),
     ]
