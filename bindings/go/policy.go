@@ -27,7 +27,7 @@ const (
 	PolicyRKV Policy = C.RRPC_POLICY_R_KV
 	// PolicyLookahead is the attention of the last Interval tokens' queries, rotated on to where the next
 	// ones will ask from. Not with models of the portable flavour. It remembers Interval * heads * head_dim
-	// floats per layer.
+	// floats per layer, or none (see Queries).
 	PolicyLookahead Policy = C.RRPC_POLICY_LOOKAHEAD
 	// PolicyLookaheadMerge is the same, and what is dropped is merged into what is kept.
 	PolicyLookaheadMerge Policy = C.RRPC_POLICY_LOOKAHEAD_MERGE

@@ -12,8 +12,8 @@ use crate::vectors::dot;
 /// How much of an entry's last score counts in the next: of 0.3, 0.6 and 0.9 the best on the text that it was chosen on
 /// (docs/accuracy.md).
 const HISTORY: f32 = 0.6;
-/// Tokens of an interval up to which its queries are stored, unless options say: in a shorter one an entry is seen by
-/// few queries while they attend, in a longer one they take more memory than the cache.
+/// Tokens of an interval up to which its queries are stored, unless options say: asked online, an entry
+/// of a short one is seen by few; stored, those of a long one take memory as a cache of several times as many entries.
 const LONGEST_STORED: usize = 256;
 /// The ridge, in mean variances of the queries.
 const RIDGE: f64 = 0.1;
