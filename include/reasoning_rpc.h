@@ -470,8 +470,9 @@ rrpc_error *rrpc_engine_stop_tokens(const rrpc_engine *engine,
 
 /**
  * The attention of the last `interval` tokens' queries, rotated on to where the next ones will ask from. Not
- * with models of the portable flavour. It remembers interval * heads * head_dim floats per layer, which the budget
- * counts in whole blocks, or, with RRPC_QUERIES_ONLINE as `queries` and for an `interval` above 256, none.
+ * with models of the portable flavour. It remembers interval * heads * head_dim numbers per layer (fp16, beside a cache
+ * of fp32 fp32), which the budget counts in whole blocks, or, with RRPC_QUERIES_ONLINE as `queries` and for an `interval`
+ * above 256, none.
  */
 #define RRPC_POLICY_LOOKAHEAD 7
 /** The same, and what is dropped is merged into what is kept. */
@@ -513,6 +514,12 @@ rrpc_error *rrpc_engine_stop_tokens(const rrpc_engine *engine,
  */
 #define RRPC_AGGREGATION_ADAPTIVE 2
 
+/**
+ * The policy's own: RRPC_AGGREGATION_LAYER of RRPC_POLICY_RPC, RRPC_AGGREGATION_KV_HEAD of RRPC_POLICY_SNAPKV and,
+ * in compressors, of those that look ahead, which in engines have RRPC_AGGREGATION_ADAPTIVE.
+ */
+#define RRPC_AGGREGATION_OWN 3
+
 /** Neighbouring scores are averaged. */
 #define RRPC_POOLING_AVERAGE 0
 /** The highest of neighbouring scores counts. */
@@ -526,7 +533,8 @@ rrpc_error *rrpc_engine_stop_tokens(const rrpc_engine *engine,
 #define RRPC_SOFTMAX_ALL 1
 
 /**
- * All queries of an interval are stored, interval * heads * head_dim floats per layer and of the budget, and each is
+ * All queries of an interval are stored, interval * heads * head_dim numbers of fp16 (beside a cache of fp32 fp32) per
+ * layer and of the budget, and each is
  * asked about all entries when the interval ends.
  */
 #define RRPC_QUERIES_STORED 0
@@ -553,8 +561,8 @@ typedef struct rrpc_sequence_options {
     size_t struct_size;
     /**
      * How the cache is compressed, one of RRPC_POLICY_ but RRPC_POLICY_CALLBACK. All but RRPC_POLICY_NONE and
-     * RRPC_POLICY_LIGHTTHINKER read the next three fields and the budgets at the end; `aggregation`, `pooling` and `kernel` are read
-     * for RRPC_POLICY_RPC only. Default RRPC_POLICY_RPC.
+     * RRPC_POLICY_LIGHTTHINKER read the next three fields and the budgets at the end; `pooling` and `kernel` are read for
+     * RRPC_POLICY_RPC only. Default RRPC_POLICY_LOOKAHEAD_MERGE; RRPC_POLICY_RPC for a model of the portable flavour.
      */
     uint32_t policy;
     /** Generated tokens between two compressions (P), a multiple of `ratio`. Default 4096. */
@@ -569,7 +577,7 @@ typedef struct rrpc_sequence_options {
      * set. Default 4.
      */
     uint32_t ratio;
-    /** One of RRPC_AGGREGATION_. Default RRPC_AGGREGATION_LAYER. */
+    /** One of RRPC_AGGREGATION_. Default RRPC_AGGREGATION_OWN. */
     uint32_t aggregation;
     /** One of RRPC_POOLING_. Default RRPC_POOLING_AVERAGE. */
     uint32_t pooling;
@@ -1616,7 +1624,8 @@ rrpc_error *rrpc_sequence_get_stats(const rrpc_sequence *sequence,
 
 /**
  * The most cache that an answer of `new_tokens` tokens to a text of `prompt_tokens` tokens takes with
- * these options: exact, block rounding included, and known before its first token. It is what
+ * these options, block rounding included, known before its first token: exact but for RRPC_AGGREGATION_ADAPTIVE, whose
+ * KV heads together may take up to a block each less. It is what
  * rrpc_generate asks of the budget. Of RRPC_POLICY_LOOKAHEAD and RRPC_POLICY_LOOKAHEAD_MERGE the queries that they
  * store are among the bytes.
  *
@@ -1967,7 +1976,7 @@ typedef struct rrpc_compressor_options {
      * queries of a whole interval, `inv_freq`, and the layers' histories) or RRPC_POLICY_CALLBACK;
      * RRPC_POLICY_NONE is never due and keeps everything. The others of the library work inside attention or need
      * more than keys, values and queries. The next six
-     * fields are those of rrpc_sequence_options, with the same defaults; only RRPC_POLICY_RPC reads
+     * fields are those of rrpc_sequence_options, with the same defaults but for `aggregation`; only RRPC_POLICY_RPC reads
      * `aggregation`, `pooling` and `kernel`. Default RRPC_POLICY_RPC.
      */
     uint32_t policy;

@@ -38,7 +38,7 @@ func Example() {
 	}
 	defer engine.Close()
 	sequence, err := engine.NewSequence(greedy, func(o *reasoningrpc.SequenceOptions) {
-		o.Interval, o.Window, o.Ratio = 32, 8, 4
+		o.Policy, o.Interval, o.Window, o.Ratio = reasoningrpc.PolicyRPC, 32, 8, 4
 	})
 	if err != nil {
 		log.Fatal(err)

@@ -27,7 +27,7 @@ const (
 	PolicyRKV Policy = C.RRPC_POLICY_R_KV
 	// PolicyLookahead is the attention of the last Interval tokens' queries, rotated on to where the next
 	// ones will ask from. Not with models of the portable flavour. It remembers Interval * heads * head_dim
-	// floats per layer, or none (see Queries).
+	// numbers of fp16 (beside a cache of fp32 fp32) per layer, or none (see Queries).
 	PolicyLookahead Policy = C.RRPC_POLICY_LOOKAHEAD
 	// PolicyLookaheadMerge is the same, and what is dropped is merged into what is kept.
 	PolicyLookaheadMerge Policy = C.RRPC_POLICY_LOOKAHEAD_MERGE
@@ -85,6 +85,9 @@ const (
 	AggregationKVHead Aggregation = C.RRPC_AGGREGATION_KV_HEAD
 	// AggregationAdaptive: the same, with longer sets where scores are higher. Not for compressors.
 	AggregationAdaptive Aggregation = C.RRPC_AGGREGATION_ADAPTIVE
+	// AggregationOwn is the policy's own: AggregationLayer of PolicyRPC, AggregationKVHead of PolicySnapKV and, in
+	// compressors, of those that look ahead, which in engines have AggregationAdaptive.
+	AggregationOwn Aggregation = C.RRPC_AGGREGATION_OWN
 )
 
 // Pooling is what becomes of neighbouring scores.
@@ -124,10 +127,10 @@ const (
 
 // SequenceOptions are the options of [Engine.NewSequence] and [Engine.PeakCacheBytes]. All policies
 // but PolicyNone and PolicyLightThinker read the next three fields and the budgets at the end; Pooling and
-// Kernel are PolicyRPC's, and so is Aggregation but for AggregationAdaptive. The defaults of the sampling are
+// Kernel are PolicyRPC's, PolicySnapKV and those that look ahead read Aggregation too. The defaults of the sampling are
 // those of the model's authors; if they give none, Temperature 0.6, TopP 0.95 and the rest off.
 type SequenceOptions struct {
-	// Policy. Default PolicyRPC.
+	// Policy. Default PolicyLookaheadMerge; PolicyRPC for a model of the portable flavour.
 	Policy Policy
 	// Interval is how many generated tokens are between two compressions (P), a multiple of Ratio.
 	// Default 4096.
@@ -138,7 +141,7 @@ type SequenceOptions struct {
 	// Ratio: one of so many entries stays (c), 1 or more. Not read if BudgetEntries or BudgetBytes is set.
 	// Default 4.
 	Ratio uint32
-	// Aggregation. Default AggregationLayer.
+	// Aggregation. Default AggregationOwn.
 	Aggregation Aggregation
 	// Pooling. Default PoolingAverage.
 	Pooling Pooling

@@ -193,7 +193,7 @@ func TestBudgets(t *testing.T) {
 	peak := func(change func(*SequenceOptions)) (entries, bytes uint64) {
 		t.Helper()
 		entries, bytes, err := engine.PeakCacheBytes(prompt, most, func(o *SequenceOptions) {
-			o.Interval, o.Window = 512, 32
+			o.Policy, o.Interval, o.Window = PolicyRPC, 512, 32
 			change(o)
 		})
 		must(t, err)

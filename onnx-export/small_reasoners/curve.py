@@ -18,16 +18,18 @@ POLICIES = (
     "streaming",
     "random",
     "r-kv",
-    "lookahead",
+    "lookahead:aggregation=kv_head",
+    "lookahead-merge:aggregation=kv_head",
     "lookahead-merge",
-    "lookahead:queries=online",
+    "lookahead:aggregation=kv_head:queries=online",
+    "lookahead-merge:aggregation=kv_head:queries=online",
     "lookahead-merge:queries=online",
     "h2o",
     "tova",
 )
 # The models: the two that are compressed, and the one that sums up.
 COMPRESSED, SUMMED_UP = ("plain", "dropout"), "lightthinker"
-COLOURS = ("#0072b2", "#56b4e9", "#009e73", "#7f7f7f", "#e69f00", "#cc79a7", "#8c564b", "#d55e00", "#ff9896", "#98df8a", "#17becf", "#000000")
+COLOURS = ("#0072b2", "#56b4e9", "#009e73", "#7f7f7f", "#e69f00", "#cc79a7", "#8c564b", "#d55e00", "#ff9896", "#98df8a", "#f0e442", "#17becf", "#aec7e8", "#000000", "#8b4513")
 
 
 def interval_for(length: int, compressions: int, window: int, ratio: int) -> int:

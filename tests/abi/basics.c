@@ -128,6 +128,7 @@ static void peaks_are_known_beforehand(void)
     rrpc_engine *engine = open_engine(MODEL);
     rrpc_sequence_options options;
     NEED(rrpc_sequence_options_init(engine, &options, sizeof options));
+    options.policy = RRPC_POLICY_RPC;
     options.interval = 1024;
     options.window = 32;
     options.ratio = 4;
@@ -150,7 +151,18 @@ static void peaks_are_known_beforehand(void)
     CHECK(entries == 1600 && bytes == options.budget_bytes);
     options.budget_bytes = 1056 / 16 * 16 * 792; /* a window and an interval, and nothing that is kept */
     FAILS(INVALID_ARGUMENT, "bytes: expected at least 849024", rrpc_peak_cache_bytes(engine, &options, 0, 9, &entries, NULL));
+    /* Where KV heads share what is kept, a block less one entry for each of them on top, of budgets in bytes too, but never
+     * more than there are tokens. */
+    options.policy = RRPC_POLICY_LOOKAHEAD_MERGE;
+    options.budget_bytes = 1600 / 16 * 16 * 792;
+    OK(rrpc_peak_cache_bytes(engine, &options, 0, 3501, &entries, &bytes));
+    CHECK(entries == 1600 && bytes == options.budget_bytes);
     options.budget_bytes = 0;
+    OK(rrpc_peak_cache_bytes(engine, &options, 100, 3501, &entries, &bytes));
+    CHECK(entries == 100 + 2 * 256 + 32 + 1024 + 15);
+    CHECK(bytes == (100 + 1568 + 15 + 15) / 16 * 16 * 792);
+    OK(rrpc_peak_cache_bytes(engine, &options, 100, 501, &entries, &bytes));
+    CHECK(entries == 600);
     options.policy = RRPC_POLICY_NONE;
     OK(rrpc_peak_cache_bytes(engine, &options, 100, 3501, &entries, NULL));
     CHECK(entries == 3600);

@@ -6,12 +6,12 @@ static void rpc_options_are_checked(void)
     rrpc_engine *engine = open_engine(MODEL);
     rrpc_sequence_options defaults, options;
     NEED(rrpc_sequence_options_init(engine, &defaults, sizeof defaults));
-    CHECK(defaults.policy == RRPC_POLICY_RPC && defaults.interval == 4096 && defaults.window == 32);
+    CHECK(defaults.policy == RRPC_POLICY_LOOKAHEAD_MERGE && defaults.interval == 4096 && defaults.window == 32);
     CHECK(defaults.softmax == RRPC_SOFTMAX_CANDIDATES && defaults.value_norms == 0 && defaults.history == -1
           && defaults.redundancy == 0);
     CHECK(defaults.delimiters == NULL && defaults.num_delimiters == 0 && defaults.gists == NULL
           && defaults.num_gists == 0 && defaults.resume == RRPC_NO_TOKEN);
-    CHECK(defaults.ratio == 4 && defaults.aggregation == RRPC_AGGREGATION_LAYER && defaults.kernel == 7);
+    CHECK(defaults.ratio == 4 && defaults.aggregation == RRPC_AGGREGATION_OWN && defaults.kernel == 7);
     CHECK(defaults.pooling == RRPC_POOLING_AVERAGE && defaults.record_kept == 0 && defaults.seed == 0);
     /* The model gives no sampling defaults. */
     CHECK(defaults.temperature > 0.59f && defaults.temperature < 0.61f);
@@ -21,6 +21,7 @@ static void rpc_options_are_checked(void)
 #define REFUSED(field, value, words)                                                          \
     do {                                                                                      \
         options = defaults;                                                                   \
+        options.policy = RRPC_POLICY_RPC;                                                     \
         options.field = (value);                                                              \
         FAILS(INVALID_ARGUMENT, words, rrpc_sequence_create(engine, &options, &sequence));    \
         CHECK(sequence == NULL);                                                              \
@@ -34,7 +35,7 @@ static void rpc_options_are_checked(void)
     REFUSED(window, 4096, "below the interval 4096), found 4096");
     REFUSED(window, 5000, "found 5000");
     REFUSED(ratio, 0, "ratio: expected at least 1, found 0");
-    REFUSED(aggregation, 3, "options.aggregation: expected one of 0, 1, 2, found 3");
+    REFUSED(aggregation, 4, "options.aggregation: expected one of 0, 1, 2, 3, found 4");
     REFUSED(pooling, 7, "options.pooling: expected one of 0, 1, 2, found 7");
     REFUSED(queries, 3, "options.queries: expected one of 0, 1, 2, found 3");
     REFUSED(softmax, 2, "options.softmax: expected one of 0, 1, found 2");
@@ -57,6 +58,24 @@ static void rpc_options_are_checked(void)
     options.policy = RRPC_POLICY_NONE;
     options.interval = 0;
     OK(rrpc_sequence_create(engine, &options, &sequence));
+    rrpc_sequence_free(sequence);
+    rrpc_engine_free(engine);
+}
+
+/* A model whose attention is not the library's has another default, which it can run. */
+static void the_default_policy_is_the_models(void)
+{
+    char path[4096];
+    snprintf(path, sizeof path, "%s", MODEL);
+    char *end = strstr(path, "-cached");
+    if (!CHECK(end != NULL)) return;
+    snprintf(end, sizeof path - (size_t)(end - path), "-portable");
+    rrpc_engine *engine = open_engine(path);
+    rrpc_sequence_options options;
+    rrpc_sequence *sequence;
+    NEED(rrpc_sequence_options_init(engine, &options, sizeof options));
+    CHECK(options.policy == RRPC_POLICY_RPC && options.aggregation == RRPC_AGGREGATION_OWN);
+    NEED(rrpc_sequence_create(engine, NULL, &sequence));
     rrpc_sequence_free(sequence);
     rrpc_engine_free(engine);
 }
@@ -284,6 +303,7 @@ static void compressions_are_logged(void)
 int main(void)
 {
     RUN(rpc_options_are_checked);
+    RUN(the_default_policy_is_the_models);
     RUN(tokens_are_checked);
     RUN(a_full_context_takes_no_more);
     RUN(an_empty_sequence_cannot_go_on);

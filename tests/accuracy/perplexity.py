@@ -16,12 +16,12 @@ import cells
 from cells import Cell
 
 TOLERANCE = 5e-4
-# The reference's rules: those that look ahead have had another history since.
+# The reference's rules: those that look ahead have had another history and budget since.
 POLICIES = {
     "rpc layer": "rpc:aggregation=layer",
     "rpc kv_head": "rpc:aggregation=kv_head",
-    "lookahead": "lookahead:history=0.3",
-    "lookahead-merge": "lookahead-merge:history=0.3",
+    "lookahead": "lookahead:aggregation=kv_head:history=0.3",
+    "lookahead-merge": "lookahead-merge:aggregation=kv_head:history=0.3",
 }
 
 

@@ -26,7 +26,7 @@ NONE = "none"
 POLICIES = [
     NONE,
     "rpc:ratio=4",
-    "lookahead-merge:ratio=4",
+    "lookahead-merge:aggregation=kv_head:ratio=4",
     "lookahead-merge:queries=online:aggregation=adaptive:ratio=4",
     "lookahead-merge:aggregation=adaptive:ratio=4",
     "random:ratio=4",
@@ -36,7 +36,7 @@ POLICIES = [
     "rpc:ratio=2",
     "random:ratio=2",
     "rpc:aggregation=kv_head:ratio=4",
-    "lookahead:ratio=4",
+    "lookahead:aggregation=kv_head:ratio=4",
     "streaming:ratio=4",
     "r-kv:ratio=4",
     "h2o:ratio=4",

@@ -27,6 +27,7 @@ TEXTS = {
 }
 RPC = "rpc:aggregation=layer"  # what the others are compared with
 ADAPTIVE = "lookahead-merge:aggregation=adaptive"
+ALIKE = "lookahead-merge:aggregation=kv_head"  # as many entries in each KV head
 ONLINE = "lookahead-merge:queries=online:aggregation=adaptive"
 STORED = "lookahead-merge:queries=stored:aggregation=adaptive"
 READ = ["novel_late", "tutorial", "rust_source"]
@@ -37,13 +38,13 @@ POLICIES = {
     "r-kv": "r-kv",
     "streaming": "streaming",
     "random": "random",
-    "lookahead": "lookahead",
-    "lookahead-merge": "lookahead-merge",
+    "lookahead": "lookahead:aggregation=kv_head",
+    "lookahead-merge": ALIKE,
     "lookahead-merge, adaptive": ADAPTIVE,
-    "lookahead, history 0.3": "lookahead:history=0.3",
-    "lookahead-merge, history 0.3": "lookahead-merge:history=0.3",
-    "lookahead, online": "lookahead:queries=online",
-    "lookahead-merge, online": "lookahead-merge:queries=online",
+    "lookahead, history 0.3": "lookahead:aggregation=kv_head:history=0.3",
+    "lookahead-merge, history 0.3": f"{ALIKE}:history=0.3",
+    "lookahead, online": "lookahead:aggregation=kv_head:queries=online",
+    "lookahead-merge, online": f"{ALIKE}:queries=online",
     "lookahead-merge, online, adaptive": ONLINE,
     "h2o": "h2o",
     "tova": "tova",
@@ -75,15 +76,15 @@ VARIANTS = [
 ]
 HISTORIES = [
     RPC,
-    "lookahead:history=0.3",
-    "lookahead",
-    "lookahead-merge:history=0.3",
-    "lookahead-merge:history=0.45",
-    "lookahead-merge",
-    "lookahead-merge:history=0.75",
-    "lookahead-merge:history=0.9",
+    "lookahead:aggregation=kv_head:history=0.3",
+    "lookahead:aggregation=kv_head",
+    f"{ALIKE}:history=0.3",
+    f"{ALIKE}:history=0.45",
+    ALIKE,
+    f"{ALIKE}:history=0.75",
+    f"{ALIKE}:history=0.9",
     ADAPTIVE,
-    "lookahead-merge:queries=online",
+    f"{ALIKE}:queries=online",
     ONLINE,
 ]
 REPORTED = 3  # of the variants, beside rpc itself
@@ -130,7 +131,7 @@ def policies(options):
             head = ["policy"] + [word for c in RATIOS for word in (f"c={c}: NLL - full", "KL")]
             rows = [[policy] + [word for c in RATIOS for word in columns(found[policy, c])] for policy in POLICIES]
             print(table(head, rows))
-    for rule in ("lookahead-merge", ADAPTIVE, ONLINE):
+    for rule in (ALIKE, ADAPTIVE, ONLINE):
         print(f"\n**{rule}'s loss as a share of rpc's** (sets per layer; 95% intervals, paired by block)\n")
         rows = []
         for model, name in MODELS.items():
@@ -169,7 +170,7 @@ def policies(options):
         for text in READ:
             pair = [
                 Cell(model, text, f"{policy}:ratio={c}").read(options.results)
-                for policy, c in (("lookahead-merge", 8), (RPC, 4))
+                for policy, c in ((ALIKE, 8), (RPC, 4))
             ]
             rows.append([name, TEXTS[text], *shares([pair] if all(pair) else [])[:2]])
             pairs.append(pair)

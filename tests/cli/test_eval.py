@@ -116,7 +116,7 @@ def test_a_run_that_was_broken_off_goes_on(text_model, problems, tmp_path):
     # What is new is added; what is there stays.
     report = evaluate(text_model, out, *arguments, "--policies", "none,rpc,random")
     assert file.read_bytes().startswith(whole[: whole[:-1].rfind(b"\n") + 1])
-    assert len(answers(out)) == 12 and [row["policy"] for row in report["rows"]] == ["none", "rpc", "random"]
+    assert len(answers(out)) == 16 and [row["policy"] for row in report["rows"]] == ["none", "rpc", "random"]
     file.write_bytes(b"nonsense\n" + file.read_bytes())
     fail(1, "eval", "--model", text_model, "--out", out, *OPTIONS, *arguments, expected=["line 1: expected an answer"])
 
@@ -126,9 +126,9 @@ def test_samples(text_model, problems, tmp_path):
         text_model, tmp_path / "out", "--problems", problems, "--samples", 3, "--temperature", 0.9, "--top-p", 0.95, "--seed", 4
     )
     found = answers(tmp_path / "out")
-    assert len(found) == 2 * 3 * len(PROBLEMS)
-    seeds = [{key[2:]: a["seed"] for key, a in found.items() if key[1] == policy} for policy in ["none", "rpc"]]
-    assert seeds[0] == seeds[1] and len(set(seeds[0].values())) == 3 * len(PROBLEMS)
+    assert len(found) == 3 * 3 * len(PROBLEMS)
+    seeds = [{key[2:]: a["seed"] for key, a in found.items() if key[1] == policy} for policy in ["none", "rpc", "lookahead-merge"]]
+    assert seeds[0] == seeds[1] == seeds[2] and len(set(seeds[0].values())) == 3 * len(PROBLEMS)
     texts = {a["text"] for key, a in found.items() if key[3] == "sum" and key[1] == "none"}
     assert len(texts) == 3
     assert all(row["samples"] == 3 and row["problems"] == 4 for row in report["rows"])
@@ -167,7 +167,8 @@ class Page(HTMLParser):
 
 def test_reports(text_model, problems, tmp_path):
     out = tmp_path / "out"
-    markdown = succeed("eval", "--model", text_model, "--out", out, "--problems", problems, *OPTIONS).stdout.decode()
+    policies = ["--policies", "none,rpc"]
+    markdown = succeed("eval", "--model", text_model, "--out", out, "--problems", problems, *policies, *OPTIONS).stdout.decode()
     assert markdown == (out / "report.md").read_text()
     assert "## text on mixed" in markdown and "Equal peak bytes: every policy that compresses has at most" in markdown
     assert re.search(r"\| rpc \| \d+\.\d% \| \d+\.\d% to \d+\.\d% \|", markdown)

@@ -29,7 +29,7 @@ def ids(values):
 
 def rpc_options(expected):
     return [
-        "--interval", expected["P"], "--window", expected["R"], "--ratio", expected["c"],
+        "--policy", "rpc", "--interval", expected["P"], "--window", expected["R"], "--ratio", expected["c"],
         "--aggregation", AGGREGATION[expected["aggregation"]],
         "--pooling", POOLING[expected["pooling"]], "--kernel", expected["kernel_size"],
     ]  # fmt: skip
@@ -176,7 +176,7 @@ def test_the_context_ends_an_answer(flavour):
 def test_the_peak_is_what_inspect_says(flavour, dtype, prompt, tokens, interval, window, ratio):
     model = find_model(f"golden/llama_p48_c8-{flavour}")
     shape = ["--interval", interval, "--window", window, "--ratio", ratio, "--cache-dtype", dtype]
-    found = inspect(model, "--prompt-tokens", prompt, "--max-tokens", tokens, *shape)
+    found = inspect(model, "--policy", "rpc", "--prompt-tokens", prompt, "--max-tokens", tokens, *shape)
     # 3 layers, 2 KV heads of 16; keys, values, with int8 a scale of 4 bytes for each, and a position of 4 bytes.
     vector = {"fp32": 4 * 16, "fp16": 2 * 16, "bf16": 2 * 16, "int8": 16 + 4}[dtype]
     assert found["cache"]["dtype"] == dtype
@@ -207,7 +207,7 @@ def test_the_peak_is_what_inspect_says(flavour, dtype, prompt, tokens, interval,
 def test_a_fixed_number_of_entries_bounds_the_cache(kept):
     model = find_model("golden/llama_p48_c8-cached")
     prompt, tokens, interval, window = 20, 1500, 64, 8
-    schedule = ["--interval", interval, "--window", window]
+    schedule = ["--policy", "rpc", "--interval", interval, "--window", window]
     found = inspect(model, "--prompt-tokens", prompt, "--max-tokens", tokens, *schedule, "--entries", kept)["answer"]
     peak, compressions = walk_peak(prompt, tokens, interval, window, kept=kept)
     assert (found["ratio"], found["entries"], found["compressions"]) == (None, kept, compressions)
@@ -239,7 +239,8 @@ def test_a_fixed_number_of_entries_bounds_the_cache(kept):
 )
 def test_what_is_remembered_beside_the_cache_is_told(policy, queries_, tokens, moments, floats):
     model = find_model("golden/llama_p48_c8-cached")
-    options = ["--policy", policy, "--queries", queries_, "--interval", 64, "--window", 8, "--prompt-tokens", 20, "--max-tokens", 1000]
+    schedule = ["--interval", 64, "--window", 8, "--aggregation", "kv_head"]
+    options = ["--policy", policy, "--queries", queries_, *schedule, "--prompt-tokens", 20, "--max-tokens", 1000]
     found = inspect(model, *options)["answer"]
     assert found["policy"] == policy
     # 3 layers of 4 query and 2 KV heads of 16 elements.
@@ -247,11 +248,11 @@ def test_what_is_remembered_beside_the_cache_is_told(policy, queries_, tokens, m
     if (policy, queries_) == ("lookahead", "stored"):
         # Of the peak, in blocks of 64 entries of 6 heads.
         block = 64 * (2 * 16 * 2 + 4)
-        stored = -(-queries // block) * block
+        stored = -(-queries // 2 // block) * block  # Of fp16, as the cache.
         assert (found["query_bytes"], found["stored_query_bytes"]) == (0, stored)
         entries = -(-found["peak_compressed"]["entries"] // 64)
         assert found["peak_compressed"]["bytes"] == entries * 6 * block + stored
-        answer = generate(model, "--prompt-ids", ids(range(20)), "--max-tokens", 1000, "--temperature", 0, *options[:8])
+        answer = generate(model, "--prompt-ids", ids(range(20)), "--max-tokens", 1000, "--temperature", 0, *options[:10])
         assert answer["stats"]["cache_peak_bytes"] == found["peak_compressed"]["bytes"]
     else:
         assert (found["query_bytes"], found["stored_query_bytes"]) == (queries, 0)
@@ -259,3 +260,21 @@ def test_what_is_remembered_beside_the_cache_is_told(policy, queries_, tokens, m
     assert found["compressions"] == 15
     never = inspect(model, *options[:2], "--interval", 4096)["answer"]
     assert all(never[key] == 0 for key in ["query_bytes", "stored_query_bytes", "history_bytes", "compressions"])
+
+
+@pytest.mark.parametrize(
+    "flavour, explicit",
+    [
+        ("cached", ["--policy", "lookahead-merge", "--aggregation", "adaptive", "--queries", "stored", "--history", 0.6]),
+        ("portable", ["--policy", "rpc", "--aggregation", "layer"]),
+    ],
+)
+def test_the_default_policy_is_one_that_the_model_can_run(flavour, explicit):
+    model = find_model(f"golden/llama_p48_c8-{flavour}")
+    schedule = ["--interval", 64, "--window", 8]
+    common = ["--prompt-ids", ids(range(20)), "--max-tokens", 400, "--temperature", 0, "--cache-dtype", "fp32", *schedule]
+    found, expected = generate(model, *common), generate(model, *common, *explicit)
+    assert found["tokens"] == expected["tokens"] and found["compressions"] == expected["compressions"] != []
+    other = ["--policy", "lookahead-merge" if flavour == "cached" else "rpc", "--aggregation", "kv_head"]
+    assert generate(model, *common, *other)["compressions"] != found["compressions"]
+    assert inspect(model, *schedule, "--max-tokens", 400)["answer"]["policy"] == explicit[1]

@@ -124,7 +124,7 @@ def test_several_policies_are_each_alone():
 def test_what_rpc_takes_beyond_the_paper():
     """Each option is another rule, which reads the text otherwise; pooling of one score is none."""
     model, text = find_model("golden/qwen2_p32-cached"), [i * i % 96 for i in range(240)]
-    common = ["--prompt-tokens", 40, "--interval", 32, "--window", 8, "--ratio", 4]
+    common = ["--policy", "rpc", "--prompt-tokens", 40, "--interval", 32, "--window", 8, "--ratio", 4]
     variants = [
         [], ["--pooling", "none"], ["--softmax", "all"], ["--history", 0.5], ["--value-norms", "yes"],
         ["--redundancy", 0.5],

@@ -155,7 +155,7 @@ static void options_have_the_defaults_of_c()
           opening.map_weights == 0);
     const rrpc::engine engine = open();
     const rrpc::sequence_options options(engine);
-    CHECK(options.struct_size == sizeof(rrpc_sequence_options) && options.policy == RRPC_POLICY_RPC);
+    CHECK(options.struct_size == sizeof(rrpc_sequence_options) && options.policy == RRPC_POLICY_LOOKAHEAD_MERGE);
     CHECK(options.interval == 4096 && options.window == 32 && options.ratio == 4 && options.kernel == 7);
     CHECK(options.temperature > 0.59F && options.temperature < 0.61F);
     const rrpc::generate_options generating;

@@ -132,7 +132,7 @@ pub struct rrpc_compressor_options {
     /// queries of a whole interval, `inv_freq`, and the layers' histories) or RRPC_POLICY_CALLBACK;
     /// RRPC_POLICY_NONE is never due and keeps everything. The others of the library work inside attention or need
     /// more than keys, values and queries. The next six
-    /// fields are those of rrpc_sequence_options, with the same defaults; only RRPC_POLICY_RPC reads
+    /// fields are those of rrpc_sequence_options, with the same defaults but for `aggregation`; only RRPC_POLICY_RPC reads
     /// `aggregation`, `pooling` and `kernel`. Default RRPC_POLICY_RPC.
     pub policy: u32,
     /// Generated tokens between two compressions (P), a multiple of `ratio`. Default 4096.

@@ -24,8 +24,9 @@ pub const RRPC_POLICY_RANDOM: u32 = 5;
 /// R-KV: attention against the redundancy of keys.
 pub const RRPC_POLICY_R_KV: u32 = 6;
 /// The attention of the last `interval` tokens' queries, rotated on to where the next ones will ask from. Not
-/// with models of the portable flavour. It remembers interval * heads * head_dim floats per layer, which the budget
-/// counts in whole blocks, or, with RRPC_QUERIES_ONLINE as `queries` and for an `interval` above 256, none.
+/// with models of the portable flavour. It remembers interval * heads * head_dim numbers per layer (fp16, beside a cache
+/// of fp32 fp32), which the budget counts in whole blocks, or, with RRPC_QUERIES_ONLINE as `queries` and for an `interval`
+/// above 256, none.
 pub const RRPC_POLICY_LOOKAHEAD: u32 = 7;
 /// The same, and what is dropped is merged into what is kept.
 pub const RRPC_POLICY_LOOKAHEAD_MERGE: u32 = 8;
@@ -74,6 +75,9 @@ pub const RRPC_AGGREGATION_KV_HEAD: u32 = 1;
 /// to all alike (Ada-KV, arXiv 2407.11550). Read by snapkv and the policies that look ahead too, which have one kept set
 /// for each KV head in any case. Not for compressors.
 pub const RRPC_AGGREGATION_ADAPTIVE: u32 = 2;
+/// The policy's own: RRPC_AGGREGATION_LAYER of RRPC_POLICY_RPC, RRPC_AGGREGATION_KV_HEAD of RRPC_POLICY_SNAPKV and,
+/// in compressors, of those that look ahead, which in engines have RRPC_AGGREGATION_ADAPTIVE.
+pub const RRPC_AGGREGATION_OWN: u32 = 3;
 
 /// Neighbouring scores are averaged.
 pub const RRPC_POOLING_AVERAGE: u32 = 0;
@@ -87,7 +91,8 @@ pub const RRPC_SOFTMAX_CANDIDATES: u32 = 0;
 /// A query's attention is shared out among all entries that it sees.
 pub const RRPC_SOFTMAX_ALL: u32 = 1;
 
-/// All queries of an interval are stored, interval * heads * head_dim floats per layer and of the budget, and each is
+/// All queries of an interval are stored, interval * heads * head_dim numbers of fp16 (beside a cache of fp32 fp32) per
+/// layer and of the budget, and each is
 /// asked about all entries when the interval ends.
 pub const RRPC_QUERIES_STORED: u32 = 0;
 /// No queries are stored: each is asked while its token attends, about the entries that it sees, which it
@@ -127,9 +132,10 @@ impl Recipe {
                 "options.aggregation",
                 self.aggregation,
                 &[
-                    (RRPC_AGGREGATION_LAYER, Aggregation::Layer),
-                    (RRPC_AGGREGATION_KV_HEAD, Aggregation::KvHead),
-                    (RRPC_AGGREGATION_ADAPTIVE, Aggregation::Adaptive),
+                    (RRPC_AGGREGATION_LAYER, Some(Aggregation::Layer)),
+                    (RRPC_AGGREGATION_KV_HEAD, Some(Aggregation::KvHead)),
+                    (RRPC_AGGREGATION_ADAPTIVE, Some(Aggregation::Adaptive)),
+                    (RRPC_AGGREGATION_OWN, None),
                 ],
             )?,
             pooling: choice("options.pooling", self.pooling, poolings)?,

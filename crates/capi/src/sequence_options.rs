@@ -26,8 +26,8 @@ pub struct rrpc_sequence_options {
     /// sizeof(rrpc_sequence_options), set by rrpc_sequence_options_init.
     pub struct_size: usize,
     /// How the cache is compressed, one of RRPC_POLICY_ but RRPC_POLICY_CALLBACK. All but RRPC_POLICY_NONE and
-    /// RRPC_POLICY_LIGHTTHINKER read the next three fields and the budgets at the end; `aggregation`, `pooling` and `kernel` are read
-    /// for RRPC_POLICY_RPC only. Default RRPC_POLICY_RPC.
+    /// RRPC_POLICY_LIGHTTHINKER read the next three fields and the budgets at the end; `pooling` and `kernel` are read for
+    /// RRPC_POLICY_RPC only. Default RRPC_POLICY_LOOKAHEAD_MERGE; RRPC_POLICY_RPC for a model of the portable flavour.
     pub policy: u32,
     /// Generated tokens between two compressions (P), a multiple of `ratio`. Default 4096.
     pub interval: u32,
@@ -37,7 +37,7 @@ pub struct rrpc_sequence_options {
     /// One of so many entries stays (c), 1 or more. Not read if `budget_entries` or `budget_bytes` is
     /// set. Default 4.
     pub ratio: u32,
-    /// One of RRPC_AGGREGATION_. Default RRPC_AGGREGATION_LAYER.
+    /// One of RRPC_AGGREGATION_. Default RRPC_AGGREGATION_OWN.
     pub aggregation: u32,
     /// One of RRPC_POOLING_. Default RRPC_POOLING_AVERAGE.
     pub pooling: u32,
@@ -136,16 +136,22 @@ sized!(rrpc_sequence_options {
     reserved3,
 });
 
+fn default_policy(engine: &Engine) -> u32 {
+    let kind = engine.model().manifest().flavour.default_policy();
+    let known = POLICIES.iter().find(|(_, known)| *known == kind);
+    known.map_or(RRPC_POLICY_RPC, |(number, _)| *number)
+}
+
 fn defaults(engine: &Engine) -> rrpc_sequence_options {
     let rpc = RpcOptions::default();
     let sampling = engine.default_sampling();
     rrpc_sequence_options {
         struct_size: size_of::<rrpc_sequence_options>(),
-        policy: RRPC_POLICY_RPC,
+        policy: default_policy(engine),
         interval: rpc.interval as u32,
         window: rpc.window as u32,
         ratio: DEFAULT_RATIO,
-        aggregation: RRPC_AGGREGATION_LAYER,
+        aggregation: RRPC_AGGREGATION_OWN,
         pooling: RRPC_POOLING_AVERAGE,
         kernel: rpc.kernel as u32,
         record_kept: 0,
@@ -254,7 +260,7 @@ fn rpc_options(
     if given.budget_bytes > 0 {
         let bytes = usize::try_from(given.budget_bytes).unwrap_or(usize::MAX);
         options.budget = kind
-            .budget_within(bytes, engine.cache_shape(), options.interval, options.window)
+            .budget_within(bytes, engine.cache_shape(), &options)
             .map_err(Error::from)?;
     }
     options.softmax = choice(

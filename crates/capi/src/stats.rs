@@ -88,7 +88,8 @@ pub unsafe extern "C" fn rrpc_sequence_get_stats(
 }
 
 /// The most cache that an answer of `new_tokens` tokens to a text of `prompt_tokens` tokens takes with
-/// these options: exact, block rounding included, and known before its first token. It is what
+/// these options, block rounding included, known before its first token: exact but for RRPC_AGGREGATION_ADAPTIVE, whose
+/// KV heads together may take up to a block each less. It is what
 /// rrpc_generate asks of the budget. Of RRPC_POLICY_LOOKAHEAD and RRPC_POLICY_LOOKAHEAD_MERGE the queries that they
 /// store are among the bytes.
 ///

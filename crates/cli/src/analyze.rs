@@ -186,7 +186,7 @@ fn keep(
     for source in sources {
         for Named { label, choice } in named {
             progress.show(&format!("{}: {label}", source.name));
-            let policy = choice.policy(engine.cache_shape())?;
+            let policy = choice.of(&engine)?;
             let trace = analysis::read(
                 &engine,
                 policy,

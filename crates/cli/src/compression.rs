@@ -2,19 +2,19 @@
 
 use std::sync::Arc;
 
-use reasoning_rpc_engine::CacheType;
 use reasoning_rpc_engine::core::{
     Aggregation, Budget, CacheShape, LightThinker, Policy, PolicyKind, Pooling, Queries, Rpc, RpcOptions,
     Softmax,
 };
 use reasoning_rpc_engine::model::Flavour;
+use reasoning_rpc_engine::{CacheType, Engine};
 
 use crate::args::{Given, Group, Opt, Usage, option, parse_ids, usage};
 
 const POLICY: Opt = option(
     "policy",
     "NAME",
-    "what is kept [rpc]: none (everything), rpc, snapkv, streaming,\nrandom, r-kv, lookahead, lookahead-merge, h2o or tova. All but none\nread the options down to --bytes; rpc alone those down to --kernel.\nh2o and tova drop an entry at every token: they keep --entries, or\nwith --ratio as many as rpc holds at its peak. lightthinker, for\nmodels trained for it, reads --delimiters, --gists and --resume",
+    "what is kept: none (everything), rpc, snapkv, streaming, random,\nr-kv, lookahead, lookahead-merge, h2o or tova [lookahead-merge; rpc\nfor a model of the portable flavour]. All but none\nread the options down to --bytes; rpc alone those down to --kernel.\nh2o and tova drop an entry at every token: they keep --entries, or\nwith --ratio as many as rpc holds at its peak. lightthinker, for\nmodels trained for it, reads --delimiters, --gists and --resume",
 );
 const INTERVAL: Opt = option("interval", "P", "a compression every P generated tokens [4096]");
 const WINDOW: Opt = option(
@@ -32,6 +32,11 @@ const BYTES: Opt = option(
     "bytes",
     "BYTES",
     "in place of --ratio: as many --entries as keep all generated ones,\nwindow and P new ones included, within BYTES",
+);
+const AGGREGATION: Opt = option(
+    "aggregation",
+    "HOW",
+    "layer or kv_head: one kept set per layer or per KV head; adaptive:\none per KV head, longer where scores are higher, which snapkv and\nthose that look ahead read too [layer of rpc, kv_head of snapkv,\nadaptive of those that look ahead]",
 );
 const QUERIES: Opt = option(
     "queries",
@@ -69,11 +74,7 @@ pub const GROUP: Group = Group {
         RATIO,
         ENTRIES,
         BYTES,
-        option(
-            "aggregation",
-            "HOW",
-            "layer or kv_head: one kept set per layer or per KV head; adaptive:\none per KV head, longer where scores are higher, which snapkv and\nthose that look ahead read too [layer]",
-        ),
+        AGGREGATION,
         option(
             "softmax",
             "HOW",
@@ -119,6 +120,7 @@ pub const SIZE_GROUP: Group = Group {
         RATIO,
         ENTRIES,
         BYTES,
+        AGGREGATION,
         QUERIES,
         CACHE_DTYPE,
     ],
@@ -126,11 +128,12 @@ pub const SIZE_GROUP: Group = Group {
 
 /// The policy that the options name, checked as far as it goes without the model.
 pub struct Choice {
-    kind: PolicyKind,
+    /// None: the default of the model's flavour.
+    kind: Option<PolicyKind>,
     options: RpcOptions,
     /// In place of the options' budget.
     bytes: Option<usize>,
-    /// In place of `kind`, which is none then.
+    /// In place of `kind`.
     thoughts: Option<LightThinker>,
 }
 
@@ -157,15 +160,13 @@ impl Choice {
         };
         let mut kinds = PolicyKind::ALL.map(|kind| (kind.name(), Some(kind))).to_vec();
         kinds.push(("lightthinker", None));
-        let kind = given.choice("policy", &kinds)?.unwrap_or(Some(PolicyKind::Rpc));
+        let kind = given.choice("policy", &kinds)?;
         let options = RpcOptions {
             interval: count("interval", defaults.interval)?,
             window: count("window", defaults.window)?,
             budget,
             kernel: count("kernel", defaults.kernel)?,
-            aggregation: given
-                .choice("aggregation", &Aggregation::ALL.map(|one| (one.name(), one)))?
-                .unwrap_or(defaults.aggregation),
+            aggregation: given.choice("aggregation", &Aggregation::ALL.map(|one| (one.name(), one)))?,
             pooling: given
                 .choice(
                     "pooling",
@@ -210,10 +211,10 @@ impl Choice {
         Rpc::new(checked).map_err(|error| Usage(error.0))?;
         Ok(Self {
             thoughts: match kind {
-                Some(_) => None,
-                None => Some(thoughts(given)?),
+                Some(None) => Some(thoughts(given)?),
+                _ => None,
             },
-            kind: kind.unwrap_or(PolicyKind::None),
+            kind: kind.flatten(),
             options,
             bytes,
         })
@@ -229,19 +230,23 @@ impl Choice {
         }
     }
 
+    fn kind(&self, flavour: Flavour) -> PolicyKind {
+        self.kind.unwrap_or_else(|| flavour.default_policy())
+    }
+
     /// The options, with the budget that they come to for a model's cache.
-    pub fn options(&self, shape: &CacheShape) -> anyhow::Result<RpcOptions> {
+    pub fn options(&self, flavour: Flavour, shape: &CacheShape) -> anyhow::Result<RpcOptions> {
         let mut options = self.options;
         if let Some(bytes) = self.bytes {
             options.budget = self
-                .kind
-                .budget_within(bytes, shape, options.interval, options.window)
+                .kind(flavour)
+                .budget_within(bytes, shape, &options)
                 .map_err(|error| Usage(format!("--{}", error.0)))?;
         }
         Ok(options)
     }
 
-    /// The policy and its options, in words.
+    /// The policy of a list, which has a name, and its options, in words.
     pub fn describe(&self) -> String {
         let RpcOptions { interval, window, .. } = self.options;
         let budget = match (self.bytes, self.options.budget) {
@@ -252,26 +257,27 @@ impl Choice {
         if let Some(thoughts) = &self.thoughts {
             return thoughts.describe();
         }
-        if self.kind == PolicyKind::None {
+        let kind = self.kind.unwrap_or(PolicyKind::None);
+        if kind == PolicyKind::None {
             return "the full cache".into();
         }
-        let mut text = format!(
-            "{}, interval {interval}, window {window}, {budget}",
-            self.kind.name()
-        );
-        let looks_ahead = matches!(self.kind, PolicyKind::Lookahead | PolicyKind::LookaheadMerge);
+        let mut text = format!("{}, interval {interval}, window {window}, {budget}", kind.name());
+        let looks_ahead = matches!(kind, PolicyKind::Lookahead | PolicyKind::LookaheadMerge);
+        if let Some(aggregation) = self
+            .options
+            .aggregation
+            .filter(|_| looks_ahead || [PolicyKind::Rpc, PolicyKind::SnapKv].contains(&kind))
+        {
+            text += &format!(", {} aggregation", aggregation.name());
+        }
         match self.options.queries {
             Queries::Stored if looks_ahead => text += ", stored queries",
             Queries::Online if looks_ahead => text += ", online queries",
             _ => {}
         }
-        if self.kind == PolicyKind::Rpc {
+        if kind == PolicyKind::Rpc {
             let (options, defaults) = (&self.options, RpcOptions::default());
             let others = [
-                (
-                    options.aggregation != defaults.aggregation,
-                    format!("{} aggregation", options.aggregation.name()),
-                ),
                 (
                     options.pooling != defaults.pooling,
                     format!("{:?} pooling", options.pooling),
@@ -302,13 +308,21 @@ impl Choice {
         text
     }
 
-    /// The policy.
-    pub fn policy(&self, shape: &CacheShape) -> anyhow::Result<Arc<dyn Policy>> {
+    /// The policy, for an engine's model.
+    pub fn of(&self, engine: &Engine) -> anyhow::Result<Arc<dyn Policy>> {
+        self.policy(engine.model().manifest().flavour, engine.cache_shape())
+    }
+
+    /// The policy, for a model's cache.
+    pub fn policy(&self, flavour: Flavour, shape: &CacheShape) -> anyhow::Result<Arc<dyn Policy>> {
         if let Some(thoughts) = &self.thoughts {
             return Ok(Arc::new(thoughts.clone()));
         }
-        let options = self.options(shape)?;
-        Ok(self.kind.build(options).map_err(|error| Usage(error.0))?)
+        let options = self.options(flavour, shape)?;
+        Ok(self
+            .kind(flavour)
+            .build(options)
+            .map_err(|error| Usage(error.0))?)
     }
 }
 

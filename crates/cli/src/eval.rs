@@ -186,7 +186,7 @@ fn run(given: &Given) -> anyhow::Result<ExitCode> {
         for Named { label, choice } in &named {
             let contender = Contender {
                 label: label.clone(),
-                policy: choice.policy(engine.cache_shape())?,
+                policy: choice.of(&engine)?,
                 description: choice.describe(),
             };
             let Some(found) = setup.run(&model, &contender, &answers, &screen)? else {

@@ -86,7 +86,7 @@ fn run(given: &Given) -> anyhow::Result<ExitCode> {
     progress.show("opening the model");
     let engine = Engine::open(&options)?;
     let mut sequence = engine.sequence(SequenceOptions {
-        policy: compression.policy(engine.cache_shape())?,
+        policy: compression.of(&engine)?,
         sampling: sampling(engine.default_sampling()),
         record_kept: output == Output::Json,
     })?;

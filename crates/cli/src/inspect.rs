@@ -38,8 +38,9 @@ pub const COMMAND: Command = Command {
         compression::SIZE_GROUP,
     ],
     notes: "\
-The peak is exact: the most that the cache holds at any moment until the answer has its last token,
-the moment before each compression and the rounding to whole blocks included. Entries are those of
+The peak is the most that the cache holds at any moment until the answer has its last token, the
+moment before each compression and the rounding to whole blocks included. It is exact but for
+adaptive aggregation, whose KV heads may take up to a block each less. Entries are those of
 each KV head of each layer. An answer that stops early needs no more. The peak, and the budget,
 count the queries of an interval that lookahead and lookahead-merge store, in whole blocks; what
 else a policy remembers beside the cache (a window's queries, scores of the past) is outside of
@@ -183,8 +184,8 @@ fn run(given: &Given) -> anyhow::Result<ExitCode> {
         answer: plan(
             manifest,
             &shape,
-            &*compression.policy(&shape)?,
-            &compression.options(&shape)?,
+            &*compression.policy(manifest.flavour, &shape)?,
+            &compression.options(manifest.flavour, &shape)?,
             prompt_tokens,
             max_tokens,
         )?,

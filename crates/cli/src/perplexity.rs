@@ -164,7 +164,7 @@ fn run(given: &Given) -> anyhow::Result<ExitCode> {
     let named = match listed {
         true => policies::parse(given)?,
         false => vec![Named {
-            label: given.text("policy")?.unwrap_or_else(|| "rpc".into()),
+            label: given.text("policy")?.unwrap_or_default(),
             choice: Choice::parse(given)?,
         }],
     };
@@ -184,7 +184,7 @@ fn run(given: &Given) -> anyhow::Result<ExitCode> {
     let reader = |policy| Reader::new(&engine, policy, &ids, prompt_tokens, seed);
     let mut readers = Vec::new();
     for Named { choice, .. } in &named {
-        readers.push(reader(choice.policy(engine.cache_shape())?)?);
+        readers.push(reader(choice.of(&engine)?)?);
     }
     let mut whole = match against {
         true => Some(reader(Arc::new(NoCompression))?),

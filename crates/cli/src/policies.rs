@@ -12,7 +12,7 @@ pub const FULL: &str = "none";
 pub const LIST: Opt = option(
     "policies",
     "LIST",
-    "names between commas, each with options of its own behind\ncolons: none,rpc,rpc:ratio=8,random:interval=64:window=16.\nIds of a list stand between spaces: \"lightthinker:gists=7 8\"\n[none,rpc]",
+    "names between commas, each with options of its own behind\ncolons: none,rpc,rpc:ratio=8,random:interval=64:window=16.\nIds of a list stand between spaces: \"lightthinker:gists=7 8\"\n[none,rpc,lookahead-merge]",
 );
 
 /// The list, for commands that always take one.
@@ -40,7 +40,9 @@ const BUDGETS: [&str; 3] = ["ratio", "entries", "bytes"];
 
 /// The list's policies; labels differ.
 pub fn parse(given: &Given) -> anyhow::Result<Vec<Named>> {
-    let list = given.text("policies")?.unwrap_or_else(|| "none,rpc".into());
+    let list = given
+        .text("policies")?
+        .unwrap_or_else(|| "none,rpc,lookahead-merge".into());
     let mut named: Vec<Named> = Vec::new();
     for item in list.split(',').map(str::trim) {
         if named.iter().any(|other| other.label == item) {

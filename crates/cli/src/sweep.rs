@@ -105,7 +105,7 @@ fn run(given: &Given) -> anyhow::Result<ExitCode> {
     let mut measured: Vec<Vec<sweep::Curve>> = named.iter().map(|_| Vec::new()).collect();
     for round in 1..=rounds {
         for (Named { label, choice }, curves) in named.iter().zip(&mut measured) {
-            let policy = choice.policy(engine.cache_shape())?;
+            let policy = choice.of(&engine)?;
             let longest = sweep.lengths.last().copied().unwrap_or(0);
             let mut watch = |written: usize| {
                 progress.show(&format!(

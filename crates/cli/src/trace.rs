@@ -136,7 +136,7 @@ fn run(given: &Given) -> anyhow::Result<ExitCode> {
     let mut progress = Progress::new();
     progress.show("opening the model");
     let engine = Engine::open(&options)?;
-    let policy = compression.policy(engine.cache_shape())?;
+    let policy = compression.of(&engine)?;
     let window = match policy.spec().trigger {
         Trigger::Never => 0,
         Trigger::Interval(schedule) => schedule.window(),

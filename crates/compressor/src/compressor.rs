@@ -71,12 +71,15 @@ impl Compressor {
             // Not looked at.
             rpc.kernel = 1;
         }
-        if rpc.aggregation == Aggregation::Adaptive {
+        if rpc.aggregation == Some(Aggregation::Adaptive) {
             return refuse(
                 "aggregation",
                 "layer or kv_head, with as many entries in each KV head",
-                rpc.aggregation.name(),
+                Aggregation::Adaptive.name(),
             );
+        }
+        if matches!(options.selection, Selection::Lookahead { .. }) {
+            rpc.aggregation = Some(Aggregation::KvHead);
         }
         let schedule = rpc.schedule()?;
         let (kind, seed) = match options.selection {

@@ -18,7 +18,7 @@ fn rpc(aggregation: Aggregation) -> RpcOptions {
         interval: 12,
         window: 3,
         budget: Budget::Ratio(3),
-        aggregation,
+        aggregation: Some(aggregation),
         ..RpcOptions::default()
     }
 }

@@ -39,10 +39,10 @@ fn check(file: &Tensors, fields: &Value, place: Place, random: &mut Random) {
         interval: number("P"),
         window,
         budget: Budget::Ratio(number("c")),
-        aggregation: match fields["aggregation"].as_str().unwrap() {
+        aggregation: Some(match fields["aggregation"].as_str().unwrap() {
             "all" => Aggregation::Layer,
             _ => Aggregation::KvHead,
-        },
+        }),
         pooling: match fields["pooling"].as_str().unwrap() {
             "avgpool" => Pooling::Average,
             _ => Pooling::Max,

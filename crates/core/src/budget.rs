@@ -47,9 +47,16 @@ impl CacheShape {
         self.layers * self.kv_heads * self.blocks_per_head(entries)
     }
 
-    /// Blocks that the queries of so many tokens count as, `num_heads` vectors of `f32` per layer each.
+    /// Bytes of a number of a query of those that are stored for a whole interval: `f32` beside a cache of `f32`, else
+    /// `f16`.
+    pub fn query_number_bytes(&self) -> usize {
+        self.element_bytes.clamp(2, 4)
+    }
+
+    /// Blocks that the queries of so many tokens count as, `num_heads` vectors of
+    /// [`query_number_bytes`](Self::query_number_bytes) a number per layer each.
     pub fn query_blocks(&self, tokens: usize, num_heads: usize) -> usize {
-        let bytes = self.layers * tokens * num_heads * self.head_dim * size_of::<f32>();
+        let bytes = self.layers * tokens * num_heads * self.head_dim * self.query_number_bytes();
         bytes.div_ceil(self.block_bytes().max(1))
     }
 

@@ -30,13 +30,13 @@ pub trait Policy: Any + Send + Sync {
 
     /// The entries of each KV head for which blocks of so many are promised to a sequence with so many given and
     /// generated tokens: the most that it holds; where heads share their budgets, a block more less one entry, so that it
-    /// is enough however they do.
+    /// is enough however they do, but never more than the tokens.
     fn promised_entries(&self, given: usize, generated: usize, block_entries: usize) -> usize {
         let more = match self.spec().adaptive {
             true => block_entries.saturating_sub(1),
             false => 0,
         };
-        given + self.peak_generated(generated) + more
+        given + (self.peak_generated(generated) + more).min(generated)
     }
 
     /// Chooses for one layer. `plan` arrives empty, with the memory that [`PlanParts`](crate::PlanParts) names.

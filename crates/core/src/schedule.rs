@@ -29,8 +29,9 @@ pub enum Budget {
 
 impl Budget {
     /// The [`Entries`](Self::Entries) of a sequence whose generated entries are to take at most
-    /// `bytes` at any moment, in whole blocks, the window and an interval of new ones included. The
-    /// given text's come on top.
+    /// `bytes` at any moment, in whole blocks, the window and an interval of new ones included; if KV heads share their
+    /// budgets (`adaptive`), a block less one entry of each head too, so that they fit however they do. The given text's
+    /// come on top.
     ///
     /// # Errors
     /// `bytes` has no room for one entry beside `window + interval`.
@@ -39,12 +40,17 @@ impl Budget {
         shape: &CacheShape,
         interval: usize,
         window: usize,
+        adaptive: bool,
     ) -> Result<Self, OptionError> {
-        let new = interval.saturating_add(window);
+        let (spare, shared) = match adaptive {
+            true => (shape.block_entries.saturating_sub(1), " and adaptive budgets"),
+            false => (0, ""),
+        };
+        let new = interval.saturating_add(window).saturating_add(spare);
         match shape.entries_within(bytes).checked_sub(new) {
             None | Some(0) => Err(OptionError(format!(
                 "bytes: expected at least {} (a window of {window} entries, {interval} new ones and one that is \
-                 kept, in whole blocks), found {bytes}",
+                 kept, in whole blocks{shared}), found {bytes}",
                 shape.bytes(new.saturating_add(1))
             ))),
             Some(entries) => Ok(Self::Entries(entries)),
@@ -203,7 +209,7 @@ mod tests {
             scale_bytes: 0,
             block_entries: 16,
         };
-        let within = |bytes| Budget::within(bytes, &shape, 32, 8);
+        let within = |bytes| Budget::within(bytes, &shape, 32, 8, false);
         // 3 blocks of 16 entries in each head: 48 = 40 + 8.
         assert_eq!(within(shape.bytes(48)), Ok(Budget::Entries(8)));
         assert_eq!(within(shape.bytes(49) - 1), Ok(Budget::Entries(8)));
@@ -213,6 +219,10 @@ mod tests {
             refused.contains(&format!("at least {}", shape.bytes(48))),
             "{refused}"
         );
+        // A block less one entry is left for what a head may get of others'.
+        let shared = |bytes| Budget::within(bytes, &shape, 32, 8, true);
+        assert_eq!(shared(shape.bytes(64)), Ok(Budget::Entries(64 - 15 - 40)));
+        assert!(shared(shape.bytes(64) - 1).unwrap_err().0.contains("adaptive"));
     }
 
     #[test]

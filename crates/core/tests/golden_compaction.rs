@@ -22,10 +22,10 @@ impl Case {
             interval: self.number("P"),
             window: self.number("R"),
             budget: Budget::Ratio(self.number("c")),
-            aggregation: match self.fields["aggregation"].as_str().unwrap() {
+            aggregation: Some(match self.fields["aggregation"].as_str().unwrap() {
                 "all" => Aggregation::Layer,
                 _ => Aggregation::KvHead,
-            },
+            }),
             pooling: match self.fields["pooling"].as_str().unwrap() {
                 "avgpool" => Pooling::Average,
                 _ => Pooling::Max,

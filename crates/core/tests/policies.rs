@@ -2,7 +2,8 @@
 //! of them keeps is compared with its formulas where there is a cache, in the engine.
 
 use reasoning_rpc_core::{
-    Budget, LayerPlan, LayerView, Merge, PlanError, PlanMemory, PolicyKind, Pooling, Queries, RpcOptions,
+    Aggregation, Budget, LayerPlan, LayerView, Merge, PlanError, PlanMemory, PolicyKind, Pooling, Queries,
+    RpcOptions,
 };
 use reasoning_rpc_test_support::seed;
 
@@ -94,7 +95,11 @@ fn ties_go_to_the_lower_index() {
     let keys: Vec<f32> = (0..40 * 8).map(|i| if i % 8 == 0 { 1.0 } else { 0.0 }).collect();
     let queries: Vec<f32> = (0..2 * 16).map(|i| i as f32).collect();
     for kind in [PolicyKind::Lookahead, PolicyKind::LookaheadMerge] {
-        let policy = kind.build(options(20, 4, 4)).unwrap();
+        let alike = RpcOptions {
+            aggregation: Some(Aggregation::KvHead),
+            ..options(20, 4, 4)
+        };
+        let policy = kind.build(alike).unwrap();
         let view = LayerView {
             head_dim: 8,
             candidates: &candidates,

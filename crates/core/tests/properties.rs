@@ -66,11 +66,7 @@ fn plans_are_valid() {
                 interval: schedule.interval(),
                 window: schedule.window(),
                 budget: schedule.budget(),
-                aggregation: if per_head {
-                    Aggregation::KvHead
-                } else {
-                    Aggregation::Layer
-                },
+                aggregation: per_head.then_some(Aggregation::KvHead),
                 pooling: if max { Pooling::Max } else { Pooling::Average },
                 kernel: 2 * half_kernel + 1,
                 ..RpcOptions::default()

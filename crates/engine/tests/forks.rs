@@ -15,7 +15,7 @@ fn begin(engine: &Engine, prompt: &[u32], sampling: SamplingOptions) -> Sequence
         interval: 32,
         window: 8,
         budget: Budget::Ratio(4),
-        aggregation: Aggregation::KvHead,
+        aggregation: Some(Aggregation::KvHead),
         ..RpcOptions::default()
     };
     let policy: Arc<dyn Policy> = Arc::new(Rpc::new(options).unwrap());

@@ -22,11 +22,11 @@ fn rpc_of(expected: &Value) -> Arc<dyn Policy> {
         interval: number("P"),
         window: number("R"),
         budget: Budget::Ratio(number("c")),
-        aggregation: match expected["aggregation"].as_str().unwrap() {
+        aggregation: Some(match expected["aggregation"].as_str().unwrap() {
             "all" => Aggregation::Layer,
             "group" => Aggregation::KvHead,
             other => panic!("{other}"),
-        },
+        }),
         pooling: match expected["pooling"].as_str().unwrap() {
             "avgpool" => Pooling::Average,
             "maxpool" => Pooling::Max,

@@ -37,11 +37,11 @@ impl Watched {
             interval: number("P"),
             window: number("R"),
             budget: Budget::Ratio(number("c")),
-            aggregation: if file["aggregation"] == "all" {
+            aggregation: Some(if file["aggregation"] == "all" {
                 Aggregation::Layer
             } else {
                 Aggregation::KvHead
-            },
+            }),
             ..RpcOptions::default()
         });
         let expected = file["results"]["rpc"]["compressions"]

@@ -74,7 +74,7 @@ fn first_compression(file: &Value, cache: CacheType) -> Seen {
         interval: 96,
         window: WINDOW,
         budget: Budget::Ratio(4),
-        aggregation: Aggregation::KvHead,
+        aggregation: Some(Aggregation::KvHead),
         kernel: KERNEL,
         ..RpcOptions::default()
     };

@@ -23,7 +23,7 @@ fn rpc(aggregation: Aggregation) -> Arc<dyn Policy> {
         interval: 24,
         window: 5,
         budget: Budget::Ratio(4),
-        aggregation,
+        aggregation: Some(aggregation),
         ..RpcOptions::default()
     };
     Arc::new(Rpc::new(options).unwrap())

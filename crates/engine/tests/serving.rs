@@ -14,7 +14,7 @@ fn rpc(interval: usize, window: usize, ratio: usize, aggregation: Aggregation) -
         interval,
         window,
         budget: Budget::Ratio(ratio),
-        aggregation,
+        aggregation: Some(aggregation),
         ..RpcOptions::default()
     };
     Arc::new(Rpc::new(options).unwrap())

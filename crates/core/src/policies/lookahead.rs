@@ -24,7 +24,7 @@ const LARGEST_RISE: f64 = 3.0;
 ///
 /// The score of an entry is the mean attention that the interval's queries, rotated on to the next interval,
 /// give it, and 0.6 times its score at the last compression (0 for new entries). Each KV head keeps its best, as many as
-/// the others or, with [`Aggregation::Adaptive`], as its scores say.
+/// its scores say or, with another aggregation than [`Aggregation::Adaptive`], as the others.
 ///
 /// With merging, each dropped entry then joins the kept one whose key has the largest cosine to its own.
 /// An entry i with score s that others join, W their scores and its own in all, gets the mean value of them
@@ -57,9 +57,14 @@ impl Lookahead {
                 Queries::Auto => schedule.interval() > LONGEST_STORED,
                 queries => queries == Queries::Online,
             },
-            adaptive: options.aggregation == Aggregation::Adaptive,
+            adaptive: Self::is_adaptive(options),
             history,
         })
+    }
+
+    /// Whether it would be with these options.
+    pub(super) fn is_adaptive(options: &RpcOptions) -> bool {
+        options.aggregation.unwrap_or(Aggregation::Adaptive) == Aggregation::Adaptive
     }
 
     /// What attention is added up online.
@@ -186,7 +191,7 @@ impl Policy for Lookahead {
                 false => Queries::Stored,
             },
             history: Some(self.history),
-            aggregation: Aggregation::adaptive_or_default(self.adaptive),
+            aggregation: Some(Aggregation::of_heads(self.adaptive)),
             ..RpcOptions::of(&self.schedule)
         };
         Some((self.kind(), options))

@@ -101,13 +101,15 @@ impl PolicyKind {
         self,
         bytes: usize,
         shape: &CacheShape,
-        interval: usize,
-        window: usize,
+        options: &RpcOptions,
     ) -> Result<Budget, OptionError> {
-        match self {
-            Self::H2o | Self::Tova => Budget::within(bytes, shape, 1, 0),
-            _ => Budget::within(bytes, shape, interval, window),
-        }
+        let adaptive = match self {
+            Self::H2o | Self::Tova => return Budget::within(bytes, shape, 1, 0, false),
+            Self::Rpc | Self::SnapKv => options.aggregation == Some(Aggregation::Adaptive),
+            Self::Lookahead | Self::LookaheadMerge => Lookahead::is_adaptive(options),
+            Self::None | Self::Streaming | Self::Random | Self::RKv => false,
+        };
+        Budget::within(bytes, shape, options.interval, options.window, adaptive)
     }
 
     /// The policy, with those of the options that it has: all follow the schedule (interval, window and

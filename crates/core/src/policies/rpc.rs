@@ -10,10 +10,9 @@ use crate::schedule::{Budget, OptionError, Schedule};
 use crate::selection::top_k;
 
 /// Over which heads scores are averaged, and so how many kept sets a layer has.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Aggregation {
     /// Mean over all heads: one kept set per layer. The published default ("all").
-    #[default]
     Layer,
     /// Mean over the query heads of each KV head: one kept set per KV head ("group").
     KvHead,
@@ -41,10 +40,10 @@ impl Aggregation {
     }
 
     /// Of a policy that has one kept set per KV head anyway.
-    pub(crate) fn adaptive_or_default(adaptive: bool) -> Self {
+    pub(crate) fn of_heads(adaptive: bool) -> Self {
         match adaptive {
             true => Self::Adaptive,
-            false => Self::default(),
+            false => Self::KvHead,
         }
     }
 }
@@ -81,9 +80,10 @@ pub struct RpcOptions {
     pub window: usize,
     /// How much is kept. The paper's c is [`Budget::Ratio`].
     pub budget: Budget,
-    /// One kept set per layer or per KV head; [`Aggregation::Adaptive`] is read by `snapkv` and those that look ahead
-    /// too, which have one per KV head otherwise.
-    pub aggregation: Aggregation,
+    /// Of [`Rpc`], `snapkv` and those that look ahead; the latter two have one kept set per KV head in any case, and read
+    /// [`Aggregation::Layer`] as [`Aggregation::KvHead`]. None: the policy's own, [`Aggregation::Layer`] of [`Rpc`],
+    /// [`Aggregation::KvHead`] of `snapkv`, [`Aggregation::Adaptive`] of those that look ahead.
+    pub aggregation: Option<Aggregation>,
     /// How neighbouring scores are pooled.
     pub pooling: Pooling,
     /// Width of the pooling, odd.
@@ -109,7 +109,7 @@ impl Default for RpcOptions {
             interval: 4096,
             window: 32,
             budget: Budget::Ratio(4),
-            aggregation: Aggregation::Layer,
+            aggregation: None,
             pooling: Pooling::Average,
             kernel: 7,
             softmax: Softmax::Candidates,
@@ -145,6 +145,7 @@ impl RpcOptions {
 #[derive(Debug, Clone, Copy)]
 pub struct Rpc {
     schedule: Schedule,
+    aggregation: Aggregation,
     options: RpcOptions,
 }
 
@@ -157,9 +158,14 @@ impl Rpc {
         check_kernel(options.kernel)?;
         check_share("history", options.history.unwrap_or(0.0))?;
         check_share("redundancy", options.redundancy)?;
+        let aggregation = options.aggregation.unwrap_or(Aggregation::Layer);
         Ok(Self {
             schedule: options.schedule()?,
-            options,
+            aggregation,
+            options: RpcOptions {
+                aggregation: Some(aggregation),
+                ..options
+            },
         })
     }
 
@@ -167,7 +173,7 @@ impl Rpc {
         self.options.history.unwrap_or(0.0)
     }
 
-    /// The options that it was made with.
+    /// The options that it was made with, its own aggregation filled in.
     pub fn options(&self) -> RpcOptions {
         self.options
     }
@@ -179,8 +185,8 @@ impl Rpc {
 
     /// With what goes beyond the paper.
     fn plan_weighted(&self, view: &LayerView<'_>, plan: &mut LayerPlan<'_>) -> Result<(), PlanError> {
+        let aggregation = self.aggregation;
         let RpcOptions {
-            aggregation,
             pooling,
             kernel,
             value_norms,
@@ -252,8 +258,8 @@ impl Policy for Rpc {
                 Softmax::Candidates => ScoreRule::WindowOverCandidates,
                 Softmax::All => ScoreRule::WindowOverAll,
             }),
-            per_kv_head: self.options.aggregation != Aggregation::Layer,
-            adaptive: self.options.aggregation == Aggregation::Adaptive,
+            per_kv_head: self.aggregation != Aggregation::Layer,
+            adaptive: self.aggregation == Aggregation::Adaptive,
             history: self.history() > 0.0,
             value_norms: self.options.value_norms,
             keys: self.options.redundancy > 0.0,
@@ -271,7 +277,7 @@ impl Policy for Rpc {
         if spec.history || spec.value_norms || spec.keys || spec.adaptive {
             return self.plan_weighted(view, plan);
         }
-        match self.options.aggregation {
+        match self.aggregation {
             Aggregation::Layer => {
                 let count = view.candidates.first().copied().unwrap_or(0);
                 let heads = view.head_scores()?;

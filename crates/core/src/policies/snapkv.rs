@@ -20,11 +20,11 @@ pub struct SnapKv {
 }
 
 impl SnapKv {
-    /// At the steps of a schedule; adaptive or, as any other aggregation, with as many entries for each KV head.
-    pub fn new(schedule: Schedule, aggregation: Aggregation) -> Self {
+    /// At the steps of a schedule; adaptive or, as any other aggregation and none, with as many entries for each KV head.
+    pub fn new(schedule: Schedule, aggregation: Option<Aggregation>) -> Self {
         Self {
             schedule,
-            adaptive: aggregation == Aggregation::Adaptive,
+            adaptive: aggregation == Some(Aggregation::Adaptive),
         }
     }
 }
@@ -74,7 +74,7 @@ impl Policy for SnapKv {
 
     fn recipe(&self) -> Option<(PolicyKind, RpcOptions)> {
         let options = RpcOptions {
-            aggregation: Aggregation::adaptive_or_default(self.adaptive),
+            aggregation: Some(Aggregation::of_heads(self.adaptive)),
             ..RpcOptions::of(&self.schedule)
         };
         Some((PolicyKind::SnapKv, options))

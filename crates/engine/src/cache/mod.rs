@@ -174,6 +174,8 @@ impl SequenceCache {
         query_width: usize,
         kept: Kept,
     ) -> Self {
+        // Those of a whole interval are many, and their scores as good in fp16; those of a window are few.
+        let half = kept.query_blocks > 0 && shape.query_number_bytes() < size_of::<f32>();
         Self {
             shape,
             element,
@@ -181,7 +183,7 @@ impl SequenceCache {
                 .map(|_| HeadCache::EMPTY)
                 .collect(),
             windows: (0..shape.layers)
-                .map(|_| QueryWindow::new(kept.window, query_width, kept.moments * shape.kv_heads))
+                .map(|_| QueryWindow::new(kept.window, query_width, half, kept.moments * shape.kv_heads))
                 .collect(),
             storage: if contiguous {
                 Storage::Contiguous {
@@ -383,7 +385,7 @@ impl SequenceCache {
     #[cfg(test)]
     pub(crate) fn remember(&mut self, tokens: usize, query_width: usize) {
         for window in &mut self.windows {
-            *window = QueryWindow::new(tokens, query_width, window.moments().len());
+            *window = QueryWindow::new(tokens, query_width, false, window.moments().len());
         }
     }
 

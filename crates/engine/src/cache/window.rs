@@ -1,10 +1,29 @@
 //! The queries that a policy looks back with.
 
+use std::borrow::Cow;
+
+use half::f16;
+use half::slice::HalfFloatSliceExt;
+use reasoning_rpc_cpu::Element;
+
+/// Rows of queries.
+#[derive(Clone)]
+enum Rows {
+    F32(Vec<f32>),
+    F16(Vec<f16>),
+}
+
+impl Default for Rows {
+    fn default() -> Self {
+        Self::F32(Vec::new())
+    }
+}
+
 /// The rotated queries of the newest generated tokens of one layer: a ring of `tokens` rows of
 /// `[num_heads][head_dim]`, where generated token g lies in row g mod `tokens`.
 #[derive(Default, Clone)]
 pub(crate) struct QueryWindow {
-    rows: Vec<f32>,
+    rows: Rows,
     tokens: usize,
     /// The frequencies that they are rotated with, `[head_dim / 2]`: as the last step had them.
     frequencies: Vec<f32>,
@@ -14,10 +33,14 @@ pub(crate) struct QueryWindow {
 }
 
 impl QueryWindow {
-    /// For so many tokens of `query_width` numbers each, and so many numbers of moments.
-    pub(super) fn new(tokens: usize, query_width: usize, moments: usize) -> Self {
+    /// For so many tokens of `query_width` numbers each, in fp16 if `half`, and so many numbers of moments.
+    pub(super) fn new(tokens: usize, query_width: usize, half: bool, moments: usize) -> Self {
+        let numbers = tokens * query_width;
         Self {
-            rows: vec![0.0; tokens * query_width],
+            rows: match half {
+                true => Rows::F16(vec![f16::ZERO; numbers]),
+                false => Rows::F32(vec![0.0; numbers]),
+            },
             tokens,
             frequencies: Vec::new(),
             moments: vec![0.0; moments],
@@ -34,14 +57,29 @@ impl QueryWindow {
         &mut self.moments
     }
 
-    /// The ring as it lies, row after row.
-    pub(crate) fn rows(&self) -> &[f32] {
-        &self.rows
+    /// The ring, row after row.
+    pub(crate) fn rows(&self) -> Cow<'_, [f32]> {
+        match &self.rows {
+            Rows::F32(rows) => Cow::Borrowed(rows),
+            Rows::F16(rows) => Cow::Owned(rows.to_f32_vec()),
+        }
     }
 
-    /// The ring, to fill.
-    pub(crate) fn rows_mut(&mut self) -> &mut [f32] {
-        &mut self.rows
+    /// Fills the ring with as many numbers as [`rows`](Self::rows) has.
+    pub(crate) fn fill(&mut self, numbers: &[f32]) {
+        self.write(0, numbers);
+    }
+
+    fn write(&mut self, at: usize, numbers: &[f32]) {
+        match &mut self.rows {
+            Rows::F32(rows) => rows[at..at + numbers.len()].copy_from_slice(numbers),
+            Rows::F16(rows) => {
+                let places = rows[at..at + numbers.len()].iter_mut();
+                places
+                    .zip(numbers)
+                    .for_each(|(place, &x)| *place = <f16 as Element>::from_f32(x));
+            }
+        }
     }
 
     /// Tokens whose queries are remembered.
@@ -64,8 +102,7 @@ impl QueryWindow {
     /// Records the queries of generated token `generated` (counted from 0).
     pub(crate) fn record(&mut self, generated: usize, queries: &[f32]) {
         if self.tokens > 0 {
-            let row = generated % self.tokens * queries.len();
-            self.rows[row..row + queries.len()].copy_from_slice(queries);
+            self.write(generated % self.tokens * queries.len(), queries);
         }
     }
 
@@ -78,10 +115,22 @@ impl QueryWindow {
         head_dim: usize,
         out: &mut Vec<f32>,
     ) {
-        let width = self.rows.len().checked_div(self.tokens).unwrap_or(0);
+        let numbers = match &self.rows {
+            Rows::F32(rows) => rows.len(),
+            Rows::F16(rows) => rows.len(),
+        };
+        let width = numbers.checked_div(self.tokens).unwrap_or(0);
         for generated in generated {
-            let row = &self.rows[generated % self.tokens * width..][..width];
-            out.extend_from_slice(&row[heads.start * head_dim..heads.end * head_dim]);
+            let row = generated % self.tokens * width;
+            let row = row + heads.start * head_dim..row + heads.end * head_dim;
+            match &self.rows {
+                Rows::F32(rows) => out.extend_from_slice(&rows[row]),
+                Rows::F16(rows) => {
+                    let begin = out.len();
+                    out.resize(begin + row.len(), 0.0);
+                    rows[row].convert_to_f32_slice(&mut out[begin..]);
+                }
+            }
         }
     }
 }

@@ -8,6 +8,8 @@ use std::path::{Component, Path};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
+use reasoning_rpc_core::PolicyKind;
+
 use super::GRAPH_FILE;
 use crate::error::{Error, Result};
 use crate::sampling::GenerationDefaults;
@@ -47,6 +49,17 @@ pub enum Flavour {
     Cached,
     /// Stock operators over one contiguous float32 cache per sequence.
     Portable,
+}
+
+impl Flavour {
+    /// The policy of users who name none: the one that loses least (docs/accuracy.md) or, where it cannot run, the
+    /// published one.
+    pub fn default_policy(self) -> PolicyKind {
+        match self {
+            Self::Cached => PolicyKind::LookaheadMerge,
+            Self::Portable => PolicyKind::Rpc,
+        }
+    }
 }
 
 /// Dimensions of the decoder.

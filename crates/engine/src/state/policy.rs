@@ -61,8 +61,8 @@ pub(super) fn policy_header(policy: &dyn Policy) -> Result<PolicyHeader> {
         window: options.window as u64,
         ratio,
         entries,
-        per_kv_head: options.aggregation == Aggregation::KvHead,
-        adaptive: options.aggregation == Aggregation::Adaptive,
+        per_kv_head: options.aggregation == Some(Aggregation::KvHead),
+        adaptive: options.aggregation == Some(Aggregation::Adaptive),
         max_pooling: options.pooling == Pooling::Max,
         no_pooling: options.pooling == Pooling::None,
         kernel: options.kernel as u64,
@@ -120,12 +120,12 @@ pub(super) fn read_policy(header: &PolicyHeader) -> Result<Arc<dyn Policy>> {
             (None, Some(entries)) => Budget::Entries(entries as usize),
             _ => return refuse("header", "a ratio or entries", "both or none"),
         },
-        aggregation: match (header.per_kv_head, header.adaptive) {
+        aggregation: Some(match (header.per_kv_head, header.adaptive) {
             (false, false) => Aggregation::Layer,
             (true, false) => Aggregation::KvHead,
             (false, true) => Aggregation::Adaptive,
             (true, true) => return refuse("header", "one aggregation", "two"),
-        },
+        }),
         pooling: match (header.max_pooling, header.no_pooling) {
             (false, false) => Pooling::Average,
             (true, false) => Pooling::Max,

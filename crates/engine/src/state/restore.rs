@@ -209,11 +209,10 @@ pub(crate) fn restore(shared: &Arc<EngineShared>, bytes: &[u8]) -> Result<Sequen
         sequence.logits_ready = true;
     }
     for layer in 0..shape.layers {
-        read_floats(
-            &mut sections,
-            "window queries",
-            cache.window_mut(layer).rows_mut(),
-        )?;
+        let window = cache.window_mut(layer);
+        let mut rows = window.rows().into_owned();
+        read_floats(&mut sections, "window queries", &mut rows)?;
+        window.fill(&rows);
     }
     for layer in 0..shape.layers {
         read_frequencies(&mut sections, cache.window_mut(layer), shape.head_dim)?;

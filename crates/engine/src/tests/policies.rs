@@ -462,11 +462,15 @@ fn half_steps(cache: CacheType, row: &[f64]) -> Vec<f64> {
 }
 
 fn check(kind: PolicyKind) {
-    check_with(kind, CacheType::F32, RpcOptions::default(), Random::new(seed()));
+    check_in(kind, CacheType::F32);
 }
 
 fn check_in(kind: PolicyKind, cache: CacheType) {
-    check_with(kind, cache, RpcOptions::default(), Random::new(seed()));
+    let alike = RpcOptions {
+        aggregation: Some(Aggregation::KvHead),
+        ..RpcOptions::default()
+    };
+    check_with(kind, cache, alike, Random::new(seed()));
 }
 
 /// Writes 170 tokens, with some given in between, and shows what lay in the cache before and after each compression,
@@ -536,7 +540,7 @@ fn check_with(kind: PolicyKind, cache: CacheType, options: RpcOptions, mut rando
                     false => reference(&options, kind, &layers[index], keep),
                 };
                 let mut keep = Some(schedule.kept(done));
-                if options.aggregation == Aggregation::Adaptive {
+                if options.aggregation == Some(Aggregation::Adaptive) {
                     let first = index / 2 * 2;
                     let scores = [first, first + 1].map(|head| after(head, 1).scores);
                     keep = shared_out(&scores, schedule.kept(done)).map(|counts| counts[index % 2]);
@@ -616,7 +620,7 @@ fn check_with(kind: PolicyKind, cache: CacheType, options: RpcOptions, mut rando
         },
     );
     assert!(compared >= 12, "{compared} heads were compared");
-    if options.aggregation == Aggregation::Adaptive {
+    if options.aggregation == Some(Aggregation::Adaptive) {
         assert!(unequal > 0, "some KV heads keep more than others");
     }
 }
@@ -636,7 +640,7 @@ fn rpc_reads_what_goes_beyond_the_paper() {
     let mut random = Random::new(seed());
     for all in 0..2 {
         let options = RpcOptions {
-            aggregation: Aggregation::KvHead,
+            aggregation: Some(Aggregation::KvHead),
             softmax: [Softmax::Candidates, Softmax::All][all],
             pooling: [Pooling::None, Pooling::Average, Pooling::Max][random.below(3)],
             history: [None, Some(0.0), Some(0.5)][random.below(3)],
@@ -657,7 +661,7 @@ fn rpc_reads_what_goes_beyond_the_paper() {
 #[test]
 fn kv_heads_share_the_budget_of_their_layer() {
     let adaptive = |queries| RpcOptions {
-        aggregation: Aggregation::Adaptive,
+        aggregation: Some(Aggregation::Adaptive),
         pooling: Pooling::Average,
         queries,
         ..RpcOptions::default()
@@ -705,7 +709,7 @@ fn what_kv_heads_share_fits_what_is_promised() {
                 interval: P,
                 window: R,
                 budget,
-                aggregation: Aggregation::Adaptive,
+                aggregation: Some(Aggregation::Adaptive),
                 ..RpcOptions::default()
             };
             let policy = kind.build(options).unwrap();
@@ -730,7 +734,7 @@ fn what_kv_heads_share_fits_what_is_promised() {
     let portable = reasoning_rpc_test_support::model("golden/qwen2_p32-portable");
     let engine = tiny(|options| options.model = portable);
     let options = RpcOptions {
-        aggregation: Aggregation::Adaptive,
+        aggregation: Some(Aggregation::Adaptive),
         ..RpcOptions::default()
     };
     let refused = engine.sequence(crate::SequenceOptions {
@@ -764,6 +768,7 @@ fn lookahead_asks_while_it_attends() {
     for kind in [PolicyKind::Lookahead, PolicyKind::LookaheadMerge] {
         for cache in [CacheType::F32, CacheType::F16, CacheType::Bf16, CacheType::I8] {
             let options = RpcOptions {
+                aggregation: Some(Aggregation::KvHead),
                 queries: Queries::Online,
                 ..RpcOptions::default()
             };
@@ -775,11 +780,13 @@ fn lookahead_asks_while_it_attends() {
 /// All of one budget, so that tokens can be compared.
 fn all_with(
     budget: Budget,
+    aggregation: Option<Aggregation>,
 ) -> impl Iterator<Item = (PolicyKind, std::sync::Arc<dyn reasoning_rpc_core::Policy>)> {
     let options = RpcOptions {
         interval: P,
         window: R,
         budget,
+        aggregation,
         ..RpcOptions::default()
     };
     let online = RpcOptions {
@@ -800,7 +807,7 @@ fn a_ratio_of_one_and_an_ample_budget_change_no_token_of_any_policy() {
     let mut full = start(&engine, none(), &text);
     let expected = write(&engine, &mut full, 110);
     for budget in [Budget::Ratio(1), Budget::Entries(110)] {
-        for (kind, policy) in all_with(budget) {
+        for (kind, policy) in all_with(budget, None) {
             let mut sequence = start(&engine, policy, &text);
             assert_eq!(
                 write(&engine, &mut sequence, 110),
@@ -823,7 +830,8 @@ fn all_policies_hold_equally_many_entries() {
         log.map(|record| (record.at_token, record.layer, record.len_before, record.len_after))
             .collect()
     };
-    for (kind, policy) in all_with(Budget::Entries(10)).filter(|(kind, _)| *kind != PolicyKind::None) {
+    let alike = Some(Aggregation::KvHead);
+    for (kind, policy) in all_with(Budget::Entries(10), alike).filter(|(kind, _)| *kind != PolicyKind::None) {
         let shape = engine.cache_shape();
         let queries = shape.query_blocks(policy.spec().counted_queries(), 4) * shape.block_bytes();
         let foretold = shape.bytes(text.len() + policy.peak_generated(119)) + queries;
@@ -847,12 +855,13 @@ fn what_a_policy_remembers_is_forked_rewound_and_saved() {
             interval: P,
             window: R,
             budget: Budget::Ratio(RATIO),
-            aggregation: Aggregation::Adaptive,
+            aggregation: Some(Aggregation::Adaptive),
             ..RpcOptions::default()
         };
         (kind, kind.build(options).unwrap())
     });
-    for (kind, policy) in all_with(Budget::Ratio(RATIO)).chain(adaptive) {
+    let alike = Some(Aggregation::KvHead);
+    for (kind, policy) in all_with(Budget::Ratio(RATIO), alike).chain(adaptive) {
         let text = prompt_up_to(&mut random, 40);
         let mut original = start(&engine, policy.clone(), &text);
         let before = 40 + random.below(60);
@@ -901,7 +910,7 @@ fn what_a_policy_remembers_is_forked_rewound_and_saved() {
 fn a_rotation_that_is_not_known_is_refused() {
     let portable = reasoning_rpc_test_support::model("golden/qwen2_p32-portable");
     let engine = tiny(|options| options.model = portable);
-    for (kind, policy) in all_with(Budget::Ratio(RATIO)) {
+    for (kind, policy) in all_with(Budget::Ratio(RATIO), None) {
         let options = crate::SequenceOptions {
             policy,
             sampling: crate::sampling::SamplingOptions::GREEDY,

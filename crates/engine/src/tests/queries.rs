@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use reasoning_rpc_core::{Policy, PolicyKind, RpcOptions};
+use reasoning_rpc_core::{Aggregation, Policy, PolicyKind, RpcOptions};
 
 use super::{run_pending, start, tiny, write};
 use crate::{Engine, Error, Sequence};
@@ -18,6 +18,7 @@ fn lookahead() -> Arc<dyn Policy> {
     let options = RpcOptions {
         interval: P,
         window: 6,
+        aggregation: Some(Aggregation::KvHead),
         ..RpcOptions::default()
     };
     PolicyKind::Lookahead.build(options).unwrap()

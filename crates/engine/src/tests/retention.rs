@@ -58,7 +58,7 @@ fn check(kind: PolicyKind, aggregation: Aggregation) {
         interval: P,
         window: R,
         budget,
-        aggregation,
+        aggregation: Some(aggregation),
         ..RpcOptions::default()
     };
     let mut sequence = start(

@@ -148,6 +148,7 @@ fn answers_wait_for_the_queries_of_others() {
         let options = RpcOptions {
             interval: 24,
             window: 6,
+            aggregation: Some(Aggregation::KvHead),
             ..RpcOptions::default()
         };
         PolicyKind::Lookahead.build(options).unwrap()
