@@ -288,8 +288,8 @@ def memory(options):
         cells.need(options.program, folder / "manifest.json")
         for interval in (256, 1024, 4096):
             for policy, c, queries in (
-                ("none", 4, "stored"),
-                ("rpc", 4, "stored"),
+                ("none", 4, None),
+                ("rpc", 4, None),
                 ("lookahead", 4, "stored"),
                 ("lookahead", 8, "stored"),
                 ("lookahead", 4, "online"),
@@ -298,7 +298,7 @@ def memory(options):
                 command = [
                     options.program, "inspect", "--model", folder, "--prompt-tokens", PROMPT_TOKENS, "--output", "json",
                     "--max-tokens", tokens, "--policy", policy, "--interval", interval, "--ratio", c,
-                    "--cache-dtype", "fp16", "--queries", queries,
+                    "--cache-dtype", "fp16", *(["--queries", queries] if queries else []),
                 ]  # fmt: skip
                 done = subprocess.run([str(word) for word in command], stdout=subprocess.PIPE, check=True)
                 answer = json.loads(done.stdout)["answer"]

@@ -230,8 +230,8 @@ def test_a_fixed_number_of_entries_bounds_the_cache(kept):
 @pytest.mark.parametrize(
     "policy, queries_, tokens, moments, floats",
     [
-        ("rpc", "stored", 8, 0, 0),
-        ("streaming", "stored", 0, 0, 0),
+        ("rpc", None, 8, 0, 0),
+        ("streaming", None, 0, 0, 0),
         ("lookahead", "stored", 64, 0, 1),
         ("lookahead", "online", 0, 0, 2),
         ("lookahead-merge", "online", 64, 16 * 17, 2),
@@ -239,8 +239,9 @@ def test_a_fixed_number_of_entries_bounds_the_cache(kept):
 )
 def test_what_is_remembered_beside_the_cache_is_told(policy, queries_, tokens, moments, floats):
     model = find_model("golden/llama_p48_c8-cached")
-    schedule = ["--interval", 64, "--window", 8, "--aggregation", "kv_head"]
-    options = ["--policy", policy, "--queries", queries_, *schedule, "--prompt-tokens", 20, "--max-tokens", 1000]
+    ahead = ["--queries", queries_, "--aggregation", "kv_head"] if queries_ else []
+    policy_ = ["--policy", policy, *ahead, "--interval", 64, "--window", 8]
+    options = [*policy_, "--prompt-tokens", 20, "--max-tokens", 1000]
     found = inspect(model, *options)["answer"]
     assert found["policy"] == policy
     # 3 layers of 4 query and 2 KV heads of 16 elements.
@@ -252,7 +253,7 @@ def test_what_is_remembered_beside_the_cache_is_told(policy, queries_, tokens, m
         assert (found["query_bytes"], found["stored_query_bytes"]) == (0, stored)
         entries = -(-found["peak_compressed"]["entries"] // 64)
         assert found["peak_compressed"]["bytes"] == entries * 6 * block + stored
-        answer = generate(model, "--prompt-ids", ids(range(20)), "--max-tokens", 1000, "--temperature", 0, *options[:10])
+        answer = generate(model, "--prompt-ids", ids(range(20)), "--max-tokens", 1000, "--temperature", 0, *policy_)
         assert answer["stats"]["cache_peak_bytes"] == found["peak_compressed"]["bytes"]
     else:
         assert (found["query_bytes"], found["stored_query_bytes"]) == (queries, 0)

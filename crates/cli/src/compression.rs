@@ -126,6 +126,63 @@ pub const SIZE_GROUP: Group = Group {
     ],
 };
 
+const LIGHT_THINKER: &str = "lightthinker";
+
+/// The policies that read an option which not all do: a value for another one would mean nothing. What says when is compressed
+/// and how much stays is left alone, so that `none` can stand in a policy's place.
+const READ_BY: [(&str, &[PolicyKind]); 8] = [
+    (
+        "aggregation",
+        &[
+            PolicyKind::Rpc,
+            PolicyKind::SnapKv,
+            PolicyKind::Lookahead,
+            PolicyKind::LookaheadMerge,
+        ],
+    ),
+    (
+        "history",
+        &[PolicyKind::Rpc, PolicyKind::Lookahead, PolicyKind::LookaheadMerge],
+    ),
+    ("queries", &[PolicyKind::Lookahead, PolicyKind::LookaheadMerge]),
+    ("softmax", &[PolicyKind::Rpc]),
+    ("value-norms", &[PolicyKind::Rpc]),
+    ("redundancy", &[PolicyKind::Rpc]),
+    ("pooling", &[PolicyKind::Rpc]),
+    ("kernel", &[PolicyKind::Rpc]),
+];
+
+/// The options of lightthinker alone.
+const THOUGHTS: [&str; 3] = ["delimiters", "gists", "resume"];
+
+/// Refuses options that the policy, which was given with them, does not read.
+pub fn check_read(given: &Given) -> anyhow::Result<()> {
+    let name = given.text("policy")?;
+    let of_thoughts = name.as_deref() == Some(LIGHT_THINKER);
+    let kind = match name.as_deref() {
+        None => Some(Flavour::Cached.default_policy()),
+        Some(name) => PolicyKind::from_name(name),
+    };
+    let found = name.as_deref().unwrap_or("no --policy");
+    let refuse = |option: &str, readers: &str| {
+        usage(format!(
+            "--{option}: expected with --policy {readers}, found {found}"
+        ))
+    };
+    if !of_thoughts && let Some(option) = THOUGHTS.into_iter().find(|option| given.has(option)) {
+        return refuse(option, LIGHT_THINKER);
+    }
+    for (option, kinds) in READ_BY.iter().filter(|(option, _)| given.has(option)) {
+        // Another name is refused where policies are.
+        let unread = of_thoughts || kind.is_some_and(|kind| !kinds.contains(&kind));
+        if unread {
+            let readers: Vec<&str> = kinds.iter().map(|kind| kind.name()).collect();
+            return refuse(option, &readers.join(" or "));
+        }
+    }
+    Ok(())
+}
+
 /// The policy that the options name, checked as far as it goes without the model.
 pub struct Choice {
     /// None: the default of the model's flavour.
@@ -138,6 +195,12 @@ pub struct Choice {
 }
 
 impl Choice {
+    /// Of a command that has one policy, whose options are all for it.
+    pub fn alone(given: &Given) -> anyhow::Result<Self> {
+        check_read(given)?;
+        Self::parse(given)
+    }
+
     /// The options' values.
     pub fn parse(given: &Given) -> anyhow::Result<Self> {
         let defaults = RpcOptions::default();
@@ -159,7 +222,7 @@ impl Choice {
             _ => defaults.budget,
         };
         let mut kinds = PolicyKind::ALL.map(|kind| (kind.name(), Some(kind))).to_vec();
-        kinds.push(("lightthinker", None));
+        kinds.push((LIGHT_THINKER, None));
         let kind = given.choice("policy", &kinds)?;
         let options = RpcOptions {
             interval: count("interval", defaults.interval)?,

@@ -70,7 +70,7 @@ fn run(given: &Given) -> anyhow::Result<ExitCode> {
     let choices = [("text", Output::Text), ("json", Output::Json)];
     let output = given.choice("output", &choices)?.unwrap_or(Output::Text);
     let options = model::options(given)?;
-    let compression = compression::Choice::parse(given)?;
+    let compression = compression::Choice::alone(given)?;
     let sampling = sampling::parse(given)?;
     let answer = GenerateOptions {
         max_tokens: given.count("max-tokens")?,

@@ -122,7 +122,7 @@ fn run(given: &Given) -> anyhow::Result<ExitCode> {
     let json = given.json()?;
     let folder = given.model()?;
     let (prompt_tokens, max_tokens) = (given.count("prompt-tokens")?, given.count("max-tokens")?);
-    let compression = compression::Choice::parse(given)?;
+    let compression = compression::Choice::alone(given)?;
     let cache_type = compression::cache_type(given)?;
 
     let block_entries = EngineOptions::new(&folder).block_entries;

@@ -165,7 +165,7 @@ fn run(given: &Given) -> anyhow::Result<ExitCode> {
         true => policies::parse(given)?,
         false => vec![Named {
             label: given.text("policy")?.unwrap_or_default(),
-            choice: Choice::parse(given)?,
+            choice: Choice::alone(given)?,
         }],
     };
     let prompt_tokens = prompt_tokens(given)?;

@@ -72,6 +72,7 @@ pub fn without_thoughts(named: Vec<Named>, why: &str) -> anyhow::Result<Vec<Name
 fn own_options(given: &Given, item: &str) -> anyhow::Result<Given> {
     let mut parts = item.split(':');
     let name = parts.next().unwrap_or_default();
+    let mut item_alone = Given::default().with("policy", name.into());
     let mut own = given.without(&["policy"]).with("policy", name.into());
     let mut budget = false;
     for part in parts {
@@ -92,10 +93,12 @@ fn own_options(given: &Given, item: &str) -> anyhow::Result<Given> {
             }
             budget = true;
         }
+        item_alone = item_alone.with(option.name, OsString::from(value));
         own = own
             .without(&[option.name])
             .with(option.name, OsString::from(value));
     }
+    compression::check_read(&item_alone).map_err(|error| Usage(format!("--policies: {item}: {error}")))?;
     Ok(own)
 }
 

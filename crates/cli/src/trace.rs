@@ -120,7 +120,7 @@ fn run(given: &Given) -> anyhow::Result<ExitCode> {
         return usage("expected --html FILE or --output json, found neither");
     }
     let options = model::options(given)?;
-    let compression = compression::Choice::parse(given)?.without_thoughts(
+    let compression = compression::Choice::alone(given)?.without_thoughts(
         "thoughts go whole, in all layers and KV heads, so that there is no choice to show",
     )?;
     let sampling = sampling::parse(given)?;
