@@ -455,6 +455,13 @@ rrpc_error *rrpc_engine_stop_tokens(const rrpc_engine *engine,
 #define RRPC_POLICY_RPC 1
 
 /**
+ * A callback of the options (`select`) is asked what to keep when RRPC_POLICY_RPC would choose, with the same window and
+ * budget: an rrpc_sequence_select_callback of a sequence, an rrpc_select_callback of a compressor. Sequences of models of
+ * the portable flavour cannot have it, and those that do cannot be saved.
+ */
+#define RRPC_POLICY_CALLBACK 2
+
+/**
  * SnapKV at the steps of RPC: the attention of the newest `window` over all entries that they see, averaged
  * over 7 neighbours. This and the five up to
  * RRPC_POLICY_LOOKAHEAD_MERGE keep one set for each KV head and read `interval`, `window` and
@@ -555,12 +562,66 @@ rrpc_error *rrpc_engine_stop_tokens(const rrpc_engine *engine,
  */
 typedef struct rrpc_sequence rrpc_sequence;
 
+/**
+ * What a callback that selects is shown of one layer of a sequence, and where it answers. Lists of candidates are those
+ * of every KV head, one head after the other, each from the oldest to the newest.
+ */
+typedef struct rrpc_sequence_select_request {
+    /** The size of what the library passes; fields at and behind it are not there. */
+    size_t struct_size;
+    /**
+     * How many candidates each KV head has, `kv_heads` of them: generated entries before the window that were kept so
+     * far.
+     */
+    const uint32_t *candidates;
+    /**
+     * The candidates' scores: the attention that the window's queries give them, as RRPC_POLICY_RPC has it for each KV
+     * head (`softmax` says what it is shared out among), not pooled.
+     */
+    const float *scores;
+    /**
+     * The candidates' positions in the text, from 0 with the prompt counted: indices into rrpc_sequence_tokens.
+     */
+    const uint32_t *positions;
+    /**
+     * Out: room for as many indices as there are candidates: those that the first KV head keeps, counted from 0 among its
+     * candidates, ascending; behind them the second's, and so on.
+     */
+    uint32_t *kept;
+    /** Out: how many each KV head keeps, `kv_heads` of them. 0 before the call. */
+    uint32_t *kept_counts;
+    /**
+     * The most that the KV heads of the layer may keep together: `kv_heads` times what RRPC_POLICY_RPC would keep.
+     * Layers and KV heads may keep less, and KV heads more than others.
+     */
+    uint64_t most;
+    /** The layer. */
+    uint32_t layer;
+    /** KV heads. */
+    uint32_t kv_heads;
+    /** Compressions of the sequence before this one. */
+    uint32_t compressions;
+    /** 0. */
+    uint32_t reserved;
+} rrpc_sequence_select_request;
+
+/**
+ * Selects what one layer of a sequence keeps, when a compression is due. Returns 0 to go on; anything else, and an answer
+ * that cannot be, ends the call that generates with CALLBACK, and the sequence cannot be used any more.
+ *
+ * The request and its arrays are the library's and valid during the call. It is called in threads of the
+ * library's or the caller's, of different sequences (forks among them) in several at once. It may not use the sequence.
+ * It must return: no exception and no longjmp may leave it.
+ */
+typedef int32_t (*rrpc_sequence_select_callback)(rrpc_sequence_select_request *request,
+                                                 void *user_data);
+
 /** Options of rrpc_sequence_create, to be filled by rrpc_sequence_options_init. */
 typedef struct rrpc_sequence_options {
     /** sizeof(rrpc_sequence_options), set by rrpc_sequence_options_init. */
     size_t struct_size;
     /**
-     * How the cache is compressed, one of RRPC_POLICY_ but RRPC_POLICY_CALLBACK. All but RRPC_POLICY_NONE and
+     * How the cache is compressed, one of RRPC_POLICY_. All but RRPC_POLICY_NONE and
      * RRPC_POLICY_LIGHTTHINKER read the next three fields and the budgets at the end; `pooling` and `kernel` are read for
      * RRPC_POLICY_RPC only. Default RRPC_POLICY_LOOKAHEAD_MERGE; RRPC_POLICY_RPC for a model of the portable flavour.
      */
@@ -663,6 +724,13 @@ typedef struct rrpc_sequence_options {
     uint32_t resume;
     /** 0. */
     uint32_t reserved3;
+    /** RRPC_POLICY_CALLBACK: what selects. Default NULL. */
+    rrpc_sequence_select_callback select;
+    /**
+     * Passed to `select`; must live as long as the sequence, its forks and, if a scheduler has them, their answers. Default
+     * NULL.
+     */
+    void *user_data;
 } rrpc_sequence_options;
 
 /** A text inside a struct or an array. This struct never grows. */
@@ -909,7 +977,7 @@ rrpc_error *rrpc_generate_options_init(rrpc_generate_options *options,
  * meanwhile, a step of one at a time.
  * Errors: NULL_POINTER, INVALID_HANDLE, BUSY, POISONED; INVALID_ARGUMENT for an option or an empty
  * sequence; TEXT for stop strings without a tokenizer; BUDGET if the cache of the answer does not fit
- * the budget; RUNTIME, INTERNAL. Tokens that were generated before an error stay in the sequence;
+ * the budget; RUNTIME, INTERNAL, CALLBACK of `select`. Tokens that were generated before an error stay in the sequence;
  * `result` is not filled then, and no END event comes.
  * Since: 0.1
  */
@@ -1227,7 +1295,7 @@ void rrpc_answer_free(rrpc_answer *answer);
  * Errors: NULL_POINTER, INVALID_HANDLE, BUSY, POISONED; INVALID_ARGUMENT if there is no sequence, one
  * occurs twice, one is of another engine, one has nothing pending, or there are more than 65536;
  * BUDGET if the pool has too few free blocks (rrpc_sequence_reserve promises them). Nothing has
- * advanced then. RUNTIME, INTERNAL.
+ * advanced then. RUNTIME, INTERNAL; CALLBACK of a sequence's `select`.
  * Since: 0.1
  */
 RRPC_NODISCARD rrpc_error *rrpc_step(rrpc_sequence *const *sequences, size_t count);
@@ -1524,7 +1592,7 @@ rrpc_error *rrpc_sequence_compression_kept(const rrpc_sequence *sequence,
  *
  * Ownership: the buffer is the caller's.
  * Threads: any; one call at a time on a sequence.
- * Errors: NULL_POINTER, INVALID_HANDLE, BUSY, POISONED, BUFFER_TOO_SMALL.
+ * Errors: NULL_POINTER, INVALID_HANDLE, BUSY, POISONED, BUFFER_TOO_SMALL; INVALID_ARGUMENT for RRPC_POLICY_CALLBACK.
  * Since: 0.1
  */
 RRPC_NODISCARD
@@ -1858,9 +1926,6 @@ rrpc_error *rrpc_detokenize(const rrpc_engine *engine,
  * only. An engine's cache rounds each key and each value to 1/127 of its largest magnitude.
  */
 #define RRPC_DTYPE_I8 4
-
-/** A compressor asks the callback of its options what to keep, when RRPC_POLICY_RPC would choose. */
-#define RRPC_POLICY_CALLBACK 2
 
 /** The scale of attention: 1 / sqrt(head_dim). */
 #define RRPC_SCALE_DEFAULT -1.0

@@ -130,7 +130,7 @@ const (
 // Kernel are PolicyRPC's, PolicySnapKV and those that look ahead read Aggregation too. The defaults of the sampling are
 // those of the model's authors; if they give none, Temperature 0.6, TopP 0.95 and the rest off.
 type SequenceOptions struct {
-	// Policy. Default PolicyLookaheadMerge; PolicyRPC for a model of the portable flavour.
+	// Policy, but PolicyCallback, which sequences have from C alone. Default PolicyLookaheadMerge; PolicyRPC for a model of the portable flavour.
 	Policy Policy
 	// Interval is how many generated tokens are between two compressions (P), a multiple of Ratio.
 	// Default 4096.

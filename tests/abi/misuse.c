@@ -201,6 +201,20 @@ static int32_t on_event(const rrpc_event *event, void *user_data)
     }
 }
 
+/* Right answers and wrong ones. */
+static int32_t select_anything(rrpc_sequence_select_request *request, void *user_data)
+{
+    uint32_t *kept = request->kept;
+    if (request->struct_size < sizeof *request || user_data != NULL) ++failures_in_test;
+    for (uint32_t head = 0; head < request->kv_heads; ++head) {
+        uint32_t count = below(1 + (uint32_t)request->most / request->kv_heads);
+        count = count < request->candidates[head] ? count : request->candidates[head];
+        for (uint32_t i = 0; i < count; ++i) *kept++ = one_in(400) ? (uint32_t)number() : i;
+        request->kept_counts[head] = one_in(40) ? (uint32_t)number() : count;
+    }
+    return one_in(20) ? (int32_t)number() : 0;
+}
+
 static void create_sequence(void)
 {
     rrpc_sequence_options options;
@@ -208,7 +222,8 @@ static void create_sequence(void)
     options.interval = one_in(4) ? (uint32_t)number() : 16;
     options.window = one_in(4) ? (uint32_t)number() : 4;
     options.ratio = one_in(4) ? (uint32_t)number() : 4;
-    options.policy = below(one_in(4) ? 12 : 2);
+    options.policy = below(one_in(4) ? 12 : 3);
+    options.select = one_in(8) ? NULL : select_anything;
     options.aggregation = below(one_in(8) ? 9 : 2);
     options.kernel = one_in(8) ? (uint32_t)number() : 7;
     options.record_kept = below(one_in(8) ? 9 : 2);

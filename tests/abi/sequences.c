@@ -27,7 +27,7 @@ static void rpc_options_are_checked(void)
         CHECK(sequence == NULL);                                                              \
     } while (0)
     REFUSED(policy, 99, "options.policy: expected one of 0, 1, ");
-    REFUSED(policy, 2, "found 2");
+    REFUSED(policy, 12, "found 12");
     REFUSED(interval, 0, "interval");
     REFUSED(interval, 4095, "multiple of the ratio 4, found 4095");
     REFUSED(interval, 32, "below the interval 32), found 32");

@@ -27,9 +27,6 @@ pub const RRPC_DTYPE_BF16: u32 = 3;
 /// only. An engine's cache rounds each key and each value to 1/127 of its largest magnitude.
 pub const RRPC_DTYPE_I8: u32 = 4;
 
-/// A compressor asks the callback of its options what to keep, when RRPC_POLICY_RPC would choose.
-pub const RRPC_POLICY_CALLBACK: u32 = 2;
-
 /// The scale of attention: 1 / sqrt(head_dim).
 pub const RRPC_SCALE_DEFAULT: f32 = -1.0;
 

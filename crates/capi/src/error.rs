@@ -198,6 +198,7 @@ impl From<Error> for Failure {
             Error::State(_) => RRPC_ERROR_STATE,
             Error::File(_) => RRPC_ERROR_FILE,
             Error::Busy(_) => RRPC_ERROR_BUSY,
+            Error::Callback(_) => RRPC_ERROR_CALLBACK,
             Error::Poisoned => RRPC_ERROR_POISONED,
             // Internal, and kinds that this library does not know yet.
             _ => RRPC_ERROR_INTERNAL,
@@ -239,6 +240,7 @@ mod tests {
             (Error::State(text()), RRPC_ERROR_STATE),
             (Error::File(text()), RRPC_ERROR_FILE),
             (Error::Busy(text()), RRPC_ERROR_BUSY),
+            (Error::Callback(text()), RRPC_ERROR_CALLBACK),
             (Error::Poisoned, RRPC_ERROR_POISONED),
             (Error::Internal(text()), RRPC_ERROR_INTERNAL),
         ];

@@ -292,7 +292,7 @@ pub unsafe extern "C" fn rrpc_generate_options_init(
 /// meanwhile, a step of one at a time.
 /// Errors: NULL_POINTER, INVALID_HANDLE, BUSY, POISONED; INVALID_ARGUMENT for an option or an empty
 /// sequence; TEXT for stop strings without a tokenizer; BUDGET if the cache of the answer does not fit
-/// the budget; RUNTIME, INTERNAL. Tokens that were generated before an error stay in the sequence;
+/// the budget; RUNTIME, INTERNAL, CALLBACK of `select`. Tokens that were generated before an error stay in the sequence;
 /// `result` is not filled then, and no END event comes.
 /// Since: 0.1
 #[unsafe(no_mangle)]

@@ -29,6 +29,7 @@ mod metrics;
 mod plan;
 mod policy;
 mod scheduler;
+mod select;
 mod sequence;
 mod sequence_options;
 mod sized;

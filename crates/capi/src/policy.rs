@@ -11,6 +11,10 @@ pub const RRPC_POLICY_NONE: u32 = 0;
 /// `window` score the generated ones before them, and the best stay: one in `ratio` of all intervals
 /// so far. Text given by the caller is never dropped.
 pub const RRPC_POLICY_RPC: u32 = 1;
+/// A callback of the options (`select`) is asked what to keep when RRPC_POLICY_RPC would choose, with the same window and
+/// budget: an rrpc_sequence_select_callback of a sequence, an rrpc_select_callback of a compressor. Sequences of models of
+/// the portable flavour cannot have it, and those that do cannot be saved.
+pub const RRPC_POLICY_CALLBACK: u32 = 2;
 
 /// SnapKV at the steps of RPC: the attention of the newest `window` over all entries that they see, averaged
 /// over 7 neighbours. This and the five up to
@@ -50,7 +54,7 @@ pub const RRPC_POLICY_LIGHTTHINKER: u32 = 11;
 /// In the place of `resume`: none.
 pub const RRPC_NO_TOKEN: u32 = u32::MAX;
 
-/// Policies of the library and their constants; RRPC_POLICY_CALLBACK is 2.
+/// Policies of the library and their constants.
 pub(crate) const POLICIES: [(u32, PolicyKind); 10] = [
     (RRPC_POLICY_NONE, PolicyKind::None),
     (RRPC_POLICY_RPC, PolicyKind::Rpc),

@@ -1,5 +1,6 @@
 //! What a sequence is made of: a policy, and how tokens are drawn.
 
+use std::ffi::c_void;
 use std::ptr;
 use std::sync::Arc;
 
@@ -14,6 +15,7 @@ use crate::engine::{engine_of, rrpc_engine};
 use crate::error::{Failure, rrpc_error};
 use crate::guard::guard;
 use crate::policy::*;
+use crate::select::{Select, rrpc_sequence_select_callback};
 
 /// Of [`rrpc_sequence_options::history`].
 const OWN_HISTORY: f32 = -1.0;
@@ -25,7 +27,7 @@ use crate::sized::{self, sized};
 pub struct rrpc_sequence_options {
     /// sizeof(rrpc_sequence_options), set by rrpc_sequence_options_init.
     pub struct_size: usize,
-    /// How the cache is compressed, one of RRPC_POLICY_ but RRPC_POLICY_CALLBACK. All but RRPC_POLICY_NONE and
+    /// How the cache is compressed, one of RRPC_POLICY_. All but RRPC_POLICY_NONE and
     /// RRPC_POLICY_LIGHTTHINKER read the next three fields and the budgets at the end; `pooling` and `kernel` are read for
     /// RRPC_POLICY_RPC only. Default RRPC_POLICY_LOOKAHEAD_MERGE; RRPC_POLICY_RPC for a model of the portable flavour.
     pub policy: u32,
@@ -101,6 +103,11 @@ pub struct rrpc_sequence_options {
     pub resume: u32,
     /// 0.
     pub reserved3: u32,
+    /// RRPC_POLICY_CALLBACK: what selects. Default NULL.
+    pub select: rrpc_sequence_select_callback,
+    /// Passed to `select`; must live as long as the sequence, its forks and, if a scheduler has them, their answers. Default
+    /// NULL.
+    pub user_data: *mut c_void,
 }
 
 sized!(rrpc_sequence_options {
@@ -134,6 +141,8 @@ sized!(rrpc_sequence_options {
     num_gists,
     resume,
     reserved3,
+    select,
+    user_data,
 });
 
 fn default_policy(engine: &Engine) -> u32 {
@@ -176,6 +185,8 @@ fn defaults(engine: &Engine) -> rrpc_sequence_options {
         num_gists: 0,
         resume: RRPC_NO_TOKEN,
         reserved3: 0,
+        select: None,
+        user_data: ptr::null_mut(),
     }
 }
 
@@ -196,8 +207,9 @@ pub(crate) unsafe fn convert(
     args::zero("options.reserved2", given.reserved2)?;
     args::zero("options.reserved3", given.reserved3)?;
     let mut policies = POLICIES.map(|(number, kind)| (number, Some(kind))).to_vec();
-    policies.push((RRPC_POLICY_LIGHTTHINKER, None));
+    policies.extend([RRPC_POLICY_LIGHTTHINKER, RRPC_POLICY_CALLBACK].map(|number| (number, None)));
     let policy: Arc<dyn Policy> = match choice("options.policy", given.policy, &policies)? {
+        None if given.policy == RRPC_POLICY_CALLBACK => Arc::new(select(engine, &given)?),
         // SAFETY: the caller's promise.
         None => Arc::new(unsafe { light_thinker(&given) }?),
         Some(PolicyKind::None) => Arc::new(NoCompression),
@@ -216,6 +228,21 @@ pub(crate) unsafe fn convert(
             seed: given.seed,
         },
         record_kept: flag("options.record_kept", given.record_kept)?,
+    })
+}
+
+fn select(engine: &Engine, given: &rrpc_sequence_options) -> Result<Select, Failure> {
+    // What does not fit one KV head may be another's.
+    let adaptive = rrpc_sequence_options {
+        aggregation: RRPC_AGGREGATION_ADAPTIVE,
+        ..*given
+    };
+    let options = rpc_options(engine, PolicyKind::Rpc, &adaptive)?;
+    Ok(Select {
+        schedule: options.schedule().map_err(Error::from)?,
+        softmax: options.softmax,
+        select: given.select.ok_or_else(|| Failure::null("options.select"))?,
+        user_data: given.user_data,
     })
 }
 

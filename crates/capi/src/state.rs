@@ -22,7 +22,7 @@ use crate::sequence::{SEQUENCES, Shared, rrpc_sequence, with};
 ///
 /// Ownership: the buffer is the caller's.
 /// Threads: any; one call at a time on a sequence.
-/// Errors: NULL_POINTER, INVALID_HANDLE, BUSY, POISONED, BUFFER_TOO_SMALL.
+/// Errors: NULL_POINTER, INVALID_HANDLE, BUSY, POISONED, BUFFER_TOO_SMALL; INVALID_ARGUMENT for RRPC_POLICY_CALLBACK.
 /// Since: 0.1
 #[unsafe(no_mangle)]
 #[must_use]

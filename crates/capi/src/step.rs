@@ -22,7 +22,7 @@ use crate::sequence::{rrpc_sequence, shared, with};
 /// Errors: NULL_POINTER, INVALID_HANDLE, BUSY, POISONED; INVALID_ARGUMENT if there is no sequence, one
 /// occurs twice, one is of another engine, one has nothing pending, or there are more than 65536;
 /// BUDGET if the pool has too few free blocks (rrpc_sequence_reserve promises them). Nothing has
-/// advanced then. RUNTIME, INTERNAL.
+/// advanced then. RUNTIME, INTERNAL; CALLBACK of a sequence's `select`.
 /// Since: 0.1
 #[unsafe(no_mangle)]
 #[must_use]

@@ -17,7 +17,7 @@ const SECTIONS: &[(&str, &str, &str)] = &[
         "Sequences",
         "A sequence is a text: given parts, generated parts, and their cache. It can be continued for as\n\
          long as the context has room: append, generate, append the next turn, generate.",
-        "policy sequence_options sequence",
+        "policy select sequence_options sequence",
     ),
     ("A whole answer", "", "generate"),
     (

@@ -450,6 +450,8 @@ pub enum PlanError {
         /// What there is.
         found: (usize, usize, usize),
     },
+    /// The caller's selection failed, or chose what cannot be.
+    Select(String),
     /// Layer aggregation needs equally many candidates in every KV head.
     UnequalHeads {
         /// Candidates of the first KV head.
@@ -497,6 +499,7 @@ impl fmt::Display for PlanError {
                 found,
             } => write!(f, "plan: {what}: expected {expected}, found {found}"),
             Self::Scores(text) => write!(f, "scores: {text}"),
+            Self::Select(text) => write!(f, "select: {text}"),
             Self::UnequalHeads { expected, found } => write!(
                 f,
                 "layer aggregation: expected {expected} candidates in every KV head, found {found}"

@@ -72,6 +72,8 @@ pub struct Spec {
     /// Whether KV heads of a layer may keep different numbers of entries: [`Policy::peak_generated`] is of their mean
     /// then.
     pub adaptive: bool,
+    /// Whether it is shown the candidates' positions; one that is asked at every token is in any case.
+    pub positions: bool,
     /// Whether it is shown the candidates' keys.
     pub keys: bool,
     /// Whether it is shown the sums of the magnitudes of the candidates' values.
@@ -191,7 +193,7 @@ pub struct LayerView<'a> {
     pub candidates: &'a [usize],
     /// What [`Spec::scores`] or [`Spec::attention`] asked for.
     pub scores: &'a [f32],
-    /// Their positions in the text ([`Spec::attention`]).
+    /// Their positions in the text ([`Spec::positions`], [`Trigger::EveryToken`]).
     pub positions: &'a [u32],
     /// What the last plan set for each candidate ([`Spec::history`]).
     pub history: &'a [f32],

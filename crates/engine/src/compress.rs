@@ -65,6 +65,7 @@ pub(crate) struct Workspace {
     candidates: Vec<Vec<Range<usize>>>,
     counts: Vec<usize>,
     scores: Vec<f32>,
+    positions: Vec<u32>,
     history: Vec<f32>,
     keys: Vec<f32>,
     value_norms: Vec<f32>,
@@ -122,7 +123,7 @@ fn compress_typed<E: Stored>(
             head_dim: shape.head_dim,
             candidates: &workspace.counts,
             scores: &workspace.scores,
-            positions: &[],
+            positions: &workspace.positions,
             history: &workspace.history,
             keys: &workspace.keys,
             value_norms: &workspace.value_norms,
@@ -409,6 +410,7 @@ fn show_entries<E: Stored>(
     workspace: &mut Workspace,
 ) -> Result<()> {
     let spec = moment.policy.spec();
+    workspace.positions.clear();
     let (history, keys, norms) = (
         &mut workspace.history,
         &mut workspace.keys,
@@ -420,6 +422,10 @@ fn show_entries<E: Stored>(
     let mut row = [0.0f32; cpu::MAX_HEAD_DIM];
     let row = &mut row[..cache.shape().head_dim];
     for (kv_head, candidates) in workspace.candidates.iter().enumerate() {
+        if spec.positions {
+            let positions = all_of(candidates).map(|entry| cache.position(layer, kv_head, entry));
+            workspace.positions.extend(positions);
+        }
         if spec.history {
             let own = cache.head(layer, kv_head).history();
             candidates

@@ -43,7 +43,9 @@ pub enum Error {
     File(String),
     /// There is no room for more at this time.
     Busy(String),
-    /// The sequence was left unusable by an earlier internal error.
+    /// What a caller's callback reported or chose.
+    Callback(String),
+    /// The sequence was left unusable by an earlier error.
     Poisoned,
     /// A bug of ours: a panic was caught.
     Internal(String),
@@ -81,9 +83,8 @@ impl fmt::Display for Error {
             Self::State(text) => write!(f, "saved sequence: {text}"),
             Self::File(text) => write!(f, "file: {text}"),
             Self::Busy(text) => write!(f, "busy: {text}"),
-            Self::Poisoned => {
-                f.write_str("the sequence was left unusable by an earlier internal error; free it")
-            }
+            Self::Callback(text) => write!(f, "callback: {text}"),
+            Self::Poisoned => f.write_str("the sequence was left unusable by an earlier error; free it"),
             Self::Internal(text) => write!(f, "internal error: {text}"),
         }
     }
@@ -99,7 +100,10 @@ impl From<OptionError> for Error {
 
 impl From<PlanError> for Error {
     fn from(error: PlanError) -> Self {
-        Self::Internal(error.to_string())
+        match error {
+            PlanError::Select(_) => Self::Callback(error.to_string()),
+            _ => Self::Internal(error.to_string()),
+        }
     }
 }
 

@@ -108,11 +108,11 @@ impl Sequence {
             )));
         }
         if spec.adaptive && shared.model.manifest().flavour == Flavour::Portable {
-            return Err(Error::InvalidArgument(
-                "aggregation adaptive: expected a model of the cached flavour, whose KV heads may differ in length, found \
-                 the portable one"
-                    .into(),
-            ));
+            return Err(Error::InvalidArgument(format!(
+                "policy {:?} with budgets that KV heads share: expected a model of the cached flavour, whose KV heads may \
+                 differ in length, found the portable one",
+                options.policy.name()
+            )));
         }
         thought::check(&*options.policy, shared.model.manifest().dimensions.vocab_size)?;
         let cache = shared.new_cache(shared.kept(&*options.policy));
