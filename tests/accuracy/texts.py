@@ -163,7 +163,7 @@ def policies(options):
                 pooled = [interval(*sums) for sums in thirds(pairs)] if whole else [NOT_RUN] * 3
                 rows.append([name, policy, str(c), *own, *pooled])
     print(table(head, rows))
-    print("**lookahead-merge at c = 8 beside rpc at c = 4**: with the queries it remembers, as many bytes here\n")
+    print("**lookahead-merge at c = 8 beside rpc at c = 4**: with the queries it remembers, 0.8 times the bytes here\n")
     rows = []
     for model, name in MODELS.items():
         pairs = []
