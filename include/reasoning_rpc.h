@@ -477,8 +477,8 @@ rrpc_error *rrpc_engine_stop_tokens(const rrpc_engine *engine,
 
 /**
  * The attention of the last `interval` tokens' queries, rotated on to where the next ones will ask from. Not
- * with models of the portable flavour. It remembers interval * heads * head_dim numbers per layer (fp16, beside a cache
- * of fp32 fp32), which the budget counts in whole blocks, or, with RRPC_QUERIES_ONLINE as `queries` and for an `interval`
+ * with models of the portable flavour. It remembers interval * heads * head_dim numbers per layer (fp16, or fp32 beside a
+ * cache of fp32), which the budget counts in whole blocks, or, with RRPC_QUERIES_ONLINE as `queries` and for an `interval`
  * above 256, none.
  */
 #define RRPC_POLICY_LOOKAHEAD 7
@@ -540,9 +540,8 @@ rrpc_error *rrpc_engine_stop_tokens(const rrpc_engine *engine,
 #define RRPC_SOFTMAX_ALL 1
 
 /**
- * All queries of an interval are stored, interval * heads * head_dim numbers of fp16 (beside a cache of fp32 fp32) per
- * layer and of the budget, and each is
- * asked about all entries when the interval ends.
+ * All queries of an interval are stored, interval * heads * head_dim numbers per layer (fp16, or fp32 beside a cache of
+ * fp32), which are of the budget, and each is asked about all entries when the interval ends.
  */
 #define RRPC_QUERIES_STORED 0
 

@@ -27,7 +27,7 @@ const (
 	PolicyRKV Policy = C.RRPC_POLICY_R_KV
 	// PolicyLookahead is the attention of the last Interval tokens' queries, rotated on to where the next
 	// ones will ask from. Not with models of the portable flavour. It remembers Interval * heads * head_dim
-	// numbers of fp16 (beside a cache of fp32 fp32) per layer, or none (see Queries).
+	// numbers per layer (fp16, or fp32 beside a cache of fp32), or none (see Queries).
 	PolicyLookahead Policy = C.RRPC_POLICY_LOOKAHEAD
 	// PolicyLookaheadMerge is the same, and what is dropped is merged into what is kept.
 	PolicyLookaheadMerge Policy = C.RRPC_POLICY_LOOKAHEAD_MERGE
@@ -127,10 +127,11 @@ const (
 
 // SequenceOptions are the options of [Engine.NewSequence] and [Engine.PeakCacheBytes]. All policies
 // but PolicyNone and PolicyLightThinker read the next three fields and the budgets at the end; Pooling and
-// Kernel are PolicyRPC's, PolicySnapKV and those that look ahead read Aggregation too. The defaults of the sampling are
-// those of the model's authors; if they give none, Temperature 0.6, TopP 0.95 and the rest off.
+// Kernel are PolicyRPC's; PolicySnapKV and those that look ahead read Aggregation too. The defaults of the
+// sampling are those of the model's authors; if they give none, Temperature 0.6, TopP 0.95 and the rest off.
 type SequenceOptions struct {
-	// Policy, but PolicyCallback, which sequences have from C alone. Default PolicyLookaheadMerge; PolicyRPC for a model of the portable flavour.
+	// Policy, but PolicyCallback, which sequences have from C alone. Default PolicyLookaheadMerge; PolicyRPC for
+	// a model of the portable flavour.
 	Policy Policy
 	// Interval is how many generated tokens are between two compressions (P), a multiple of Ratio.
 	// Default 4096.

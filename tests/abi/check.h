@@ -104,6 +104,17 @@ static inline rrpc_engine *open_engine(const char *model)
     return engine;
 }
 
+/* MODEL as stock operators. */
+static inline rrpc_engine *open_portable(void)
+{
+    char path[4096];
+    snprintf(path, sizeof path, "%s", MODEL);
+    char *end = strstr(path, "-cached");
+    if (!CHECK(end != NULL)) exit(1);
+    snprintf(end, sizeof path - (size_t)(end - path), "-portable");
+    return open_engine(path);
+}
+
 /* Greedy, without compression. */
 static inline rrpc_sequence_options plain_options(rrpc_engine *engine)
 {
@@ -115,14 +126,20 @@ static inline rrpc_sequence_options plain_options(rrpc_engine *engine)
     return options;
 }
 
+/* With the prompt. */
+static inline rrpc_sequence *prompted_with(rrpc_engine *engine, const rrpc_sequence_options *options)
+{
+    rrpc_sequence *sequence = NULL;
+    NEED(rrpc_sequence_create(engine, options, &sequence));
+    NEED(rrpc_sequence_append_tokens(sequence, PROMPT, PROMPT_LENGTH));
+    return sequence;
+}
+
 /* Greedy, without compression, with the prompt. */
 static inline rrpc_sequence *prompted(rrpc_engine *engine)
 {
     rrpc_sequence_options options = plain_options(engine);
-    rrpc_sequence *sequence = NULL;
-    NEED(rrpc_sequence_create(engine, &options, &sequence));
-    NEED(rrpc_sequence_append_tokens(sequence, PROMPT, PROMPT_LENGTH));
-    return sequence;
+    return prompted_with(engine, &options);
 }
 
 static inline rrpc_generate_options at_most(uint64_t max_tokens)

@@ -214,12 +214,7 @@ static void shared_blocks_have_one_number_until_they_are_written(void)
    their float32 sums: 64 products of a size below 16 each round by less than 2^-20, together 6e-5. */
 static void the_view_shows_what_the_stock_operators_compute(void)
 {
-    char path[4096];
-    snprintf(path, sizeof path, "%s", MODEL);
-    char *end = strstr(path, "-cached");
-    if (!CHECK(end != NULL)) return;
-    snprintf(end, sizeof path - (size_t)(end - path), "-portable");
-    rrpc_engine *engines[2] = {open_engine(MODEL), open_engine(path)};
+    rrpc_engine *engines[2] = {open_engine(MODEL), open_portable()};
     rrpc_sequence *sequences[2], *fork = NULL;
     for (int i = 0; i < 2; ++i) {
         sequences[i] = prompted(engines[i]);

@@ -69,14 +69,6 @@ static rrpc_sequence_options options_for(rrpc_engine *engine, chooser *chooser)
     return options;
 }
 
-static rrpc_sequence *start(rrpc_engine *engine, const rrpc_sequence_options *options)
-{
-    rrpc_sequence *sequence = NULL;
-    NEED(rrpc_sequence_create(engine, options, &sequence));
-    NEED(rrpc_sequence_append_tokens(sequence, PROMPT, PROMPT_LENGTH));
-    return sequence;
-}
-
 static size_t text_of(const rrpc_sequence *sequence, uint32_t *tokens)
 {
     size_t count = 0;
@@ -101,11 +93,11 @@ static void what_a_policy_would_keep(void)
         chooser chooser = alike();
         rrpc_sequence_options options = options_for(engine, &chooser);
         options.softmax = softmax;
-        rrpc_sequence *mine = start(engine, &options);
+        rrpc_sequence *mine = prompted_with(engine, &options);
         options.policy = RRPC_POLICY_RPC;
         options.aggregation = RRPC_AGGREGATION_KV_HEAD;
         options.pooling = RRPC_POOLING_NONE;
-        rrpc_sequence *theirs = start(engine, &options), *whole = prompted(engine);
+        rrpc_sequence *theirs = prompted_with(engine, &options), *whole = prompted(engine);
         NEED(rrpc_generate(mine, &generate, NULL, NULL, NULL));
         NEED(rrpc_generate(theirs, &generate, NULL, NULL, NULL));
         NEED(rrpc_generate(whole, &generate, NULL, NULL, NULL));
@@ -126,7 +118,7 @@ static void budgets_of_layers_and_kv_heads(void)
     rrpc_engine *engine = open_engine(MODEL);
     chooser chooser = {.eighths = {{14, 2}, {6, 6}, {0, 3}}};
     rrpc_sequence_options options = options_for(engine, &chooser);
-    rrpc_sequence *sequence = start(engine, &options), *fork = NULL;
+    rrpc_sequence *sequence = prompted_with(engine, &options), *fork = NULL;
     rrpc_generate_options generate = at_most(TOKENS);
     NEED(rrpc_generate(sequence, &generate, NULL, NULL, NULL));
     CHECK(chooser.calls == 6 * LAYERS && chooser.wrong == 0);
@@ -190,15 +182,15 @@ static void what_cannot_be_is_refused(void)
         {7, NULL, "expected 0, found 7 from the callback"},
         {0, too_many, "kept_counts: expected at most 16 in all, found 17"},
         {0, far_too_many, "found 8589934590"},
-        {0, beyond, "kept of KV head 0: expected indices below 32, found 32"},
-        {0, disorder, "kept of KV head 0: expected ascending indices"},
+        {0, beyond, "plan of KV head 0: expected indices below 32 (its candidates), found 32"},
+        {0, disorder, "plan of KV head 0: expected strictly ascending indices"},
     };
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; ++i) {
         chooser chooser = alike();
         chooser.answer = cases[i].answer;
         chooser.spoil = cases[i].spoil;
         rrpc_sequence_options options = options_for(engine, &chooser);
-        rrpc_sequence *sequence = start(engine, &options);
+        rrpc_sequence *sequence = prompted_with(engine, &options);
         FAILS(CALLBACK, cases[i].words, rrpc_generate(sequence, &generate, NULL, NULL, NULL));
         FAILS(POISONED, "earlier error", rrpc_generate(sequence, &generate, NULL, NULL, NULL));
         rrpc_sequence_free(sequence);

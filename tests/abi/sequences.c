@@ -65,12 +65,7 @@ static void rpc_options_are_checked(void)
 /* A model whose attention is not the library's has another default, which it can run. */
 static void the_default_policy_is_the_models(void)
 {
-    char path[4096];
-    snprintf(path, sizeof path, "%s", MODEL);
-    char *end = strstr(path, "-cached");
-    if (!CHECK(end != NULL)) return;
-    snprintf(end, sizeof path - (size_t)(end - path), "-portable");
-    rrpc_engine *engine = open_engine(path);
+    rrpc_engine *engine = open_portable();
     rrpc_sequence_options options;
     rrpc_sequence *sequence;
     NEED(rrpc_sequence_options_init(engine, &options, sizeof options));

@@ -28,8 +28,8 @@ pub const RRPC_POLICY_RANDOM: u32 = 5;
 /// R-KV: attention against the redundancy of keys.
 pub const RRPC_POLICY_R_KV: u32 = 6;
 /// The attention of the last `interval` tokens' queries, rotated on to where the next ones will ask from. Not
-/// with models of the portable flavour. It remembers interval * heads * head_dim numbers per layer (fp16, beside a cache
-/// of fp32 fp32), which the budget counts in whole blocks, or, with RRPC_QUERIES_ONLINE as `queries` and for an `interval`
+/// with models of the portable flavour. It remembers interval * heads * head_dim numbers per layer (fp16, or fp32 beside a
+/// cache of fp32), which the budget counts in whole blocks, or, with RRPC_QUERIES_ONLINE as `queries` and for an `interval`
 /// above 256, none.
 pub const RRPC_POLICY_LOOKAHEAD: u32 = 7;
 /// The same, and what is dropped is merged into what is kept.
@@ -95,9 +95,8 @@ pub const RRPC_SOFTMAX_CANDIDATES: u32 = 0;
 /// A query's attention is shared out among all entries that it sees.
 pub const RRPC_SOFTMAX_ALL: u32 = 1;
 
-/// All queries of an interval are stored, interval * heads * head_dim numbers of fp16 (beside a cache of fp32 fp32) per
-/// layer and of the budget, and each is
-/// asked about all entries when the interval ends.
+/// All queries of an interval are stored, interval * heads * head_dim numbers per layer (fp16, or fp32 beside a cache of
+/// fp32), which are of the budget, and each is asked about all entries when the interval ends.
 pub const RRPC_QUERIES_STORED: u32 = 0;
 /// No queries are stored: each is asked while its token attends, about the entries that it sees, which it
 /// reads anyway. An entry misses the queries before it, which costs some accuracy, and steps take longer; two floats are

@@ -123,21 +123,11 @@ impl Policy for Select {
             ));
         }
         let mut rest = kept.as_slice();
-        for (kv_head, (&count, &candidates)) in counts.iter().zip(&candidates).enumerate() {
-            let own = rest.split_off(..count as usize).unwrap_or_default();
-            if let Some(index) = own.iter().find(|&&index| index >= candidates) {
-                return refuse(format!(
-                    "kept of KV head {kv_head}: expected indices below {candidates}, found {index}"
-                ));
-            }
-            if let Some(pair) = own.windows(2).find(|pair| pair[0] >= pair[1]) {
-                return refuse(format!(
-                    "kept of KV head {kv_head}: expected ascending indices, found {} before {}",
-                    pair[0], pair[1]
-                ));
-            }
-            plan.push_set(own)?;
+        for &count in &counts {
+            plan.push_set(rest.split_off(..count as usize).unwrap_or_default())?;
         }
-        Ok(())
+        // What is wrong with it is the caller's.
+        plan.validate(view.candidates)
+            .or_else(|error| refuse(error.to_string()))
     }
 }

@@ -25,6 +25,8 @@ impl Default for Rows {
 pub(crate) struct QueryWindow {
     rows: Rows,
     tokens: usize,
+    /// Numbers of a row.
+    width: usize,
     /// The frequencies that they are rotated with, `[head_dim / 2]`: as the last step had them.
     frequencies: Vec<f32>,
     /// For each KV head the moments of the queries since the last compression, as
@@ -42,6 +44,7 @@ impl QueryWindow {
                 false => Rows::F32(vec![0.0; numbers]),
             },
             tokens,
+            width: query_width,
             frequencies: Vec::new(),
             moments: vec![0.0; moments],
         }
@@ -102,7 +105,7 @@ impl QueryWindow {
     /// Records the queries of generated token `generated` (counted from 0).
     pub(crate) fn record(&mut self, generated: usize, queries: &[f32]) {
         if self.tokens > 0 {
-            self.write(generated % self.tokens * queries.len(), queries);
+            self.write(generated % self.tokens * self.width, queries);
         }
     }
 
@@ -115,13 +118,8 @@ impl QueryWindow {
         head_dim: usize,
         out: &mut Vec<f32>,
     ) {
-        let numbers = match &self.rows {
-            Rows::F32(rows) => rows.len(),
-            Rows::F16(rows) => rows.len(),
-        };
-        let width = numbers.checked_div(self.tokens).unwrap_or(0);
         for generated in generated {
-            let row = generated % self.tokens * width;
+            let row = generated % self.tokens * self.width;
             let row = row + heads.start * head_dim..row + heads.end * head_dim;
             match &self.rows {
                 Rows::F32(rows) => out.extend_from_slice(&rows[row]),
@@ -132,5 +130,40 @@ impl QueryWindow {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use reasoning_rpc_test_support::{Random, seed};
+
+    /// What is gathered is what was recorded, in fp16 but for half a step of it; tests of policies read queries from here.
+    #[test]
+    fn gives_back_what_was_recorded() {
+        let mut random = Random::new(seed());
+        for half in [false, true] {
+            let mut window = QueryWindow::new(3, 4 * 8, half, 0);
+            let mut number = || (random.below(20_001) as f32 - 10_000.0) / 777.0;
+            let rows: Vec<Vec<f32>> = (0..5).map(|_| (0..4 * 8).map(|_| number()).collect()).collect();
+            for (generated, row) in rows.iter().enumerate() {
+                window.record(generated, row);
+            }
+            let mut found = Vec::new();
+            window.gather(2..5, 1..3, 8, &mut found);
+            let expected = rows[2..].iter().flat_map(|row| &row[8..24]);
+            assert_eq!(found.len(), 3 * 16);
+            for (found, expected) in found.iter().zip(expected) {
+                let step = if half { expected.abs() / 2048.0 } else { 0.0 };
+                assert!((found - expected).abs() <= step, "{found} for {expected}");
+            }
+            let mut copy = QueryWindow::new(3, 4 * 8, half, 0);
+            copy.fill(&window.rows());
+            assert_eq!(copy.rows(), window.rows());
+        }
+        // Beyond its range fp16 has its largest number, not infinity.
+        let mut window = QueryWindow::new(1, 8, true, 0);
+        window.record(0, &[1e6; 8]);
+        assert_eq!(window.rows()[0], 65504.0);
     }
 }
