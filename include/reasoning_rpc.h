@@ -615,6 +615,12 @@ typedef struct rrpc_sequence_select_request {
 typedef int32_t (*rrpc_sequence_select_callback)(rrpc_sequence_select_request *request,
                                                  void *user_data);
 
+/**
+ * Told that nothing uses `user_data` any more. It may come from any thread, in the call that lets the last use go, and may
+ * not make calls of this library. It must return: no exception and no longjmp may leave it.
+ */
+typedef void (*rrpc_release_callback)(void *user_data);
+
 /** Options of rrpc_sequence_create, to be filled by rrpc_sequence_options_init. */
 typedef struct rrpc_sequence_options {
     /** sizeof(rrpc_sequence_options), set by rrpc_sequence_options_init. */
@@ -726,10 +732,15 @@ typedef struct rrpc_sequence_options {
     /** RRPC_POLICY_CALLBACK: what selects. Default NULL. */
     rrpc_sequence_select_callback select;
     /**
-     * Passed to `select`; must live as long as the sequence, its forks and, if a scheduler has them, their answers. Default
-     * NULL.
+     * Passed to `select`; must live as long as the sequence, its forks and, if a scheduler has them, their answers:
+     * `release` says when. Default NULL.
      */
     void *user_data;
+    /**
+     * Called once for a sequence that was created, with `user_data`, when the sequence, its forks and their answers have
+     * gone and the last call on them has ended. NULL: nothing is. Default NULL.
+     */
+    rrpc_release_callback release;
 } rrpc_sequence_options;
 
 /** A text inside a struct or an array. This struct never grows. */
@@ -766,7 +777,8 @@ rrpc_error *rrpc_sequence_options_init(const rrpc_engine *engine,
  * Makes an empty sequence. `options` may be NULL for the defaults.
  *
  * Ownership: the sequence goes to `*sequence` (NULL after an error); the caller frees it with
- * rrpc_sequence_free. It keeps the engine's model alive. `options` is read during the call only.
+ * rrpc_sequence_free. It keeps the engine's model alive. `options` is read during the call only, but for the
+ * `user_data` of a callback, which stays in use (`release`) unless there is an error.
  * Threads: any.
  * Errors: NULL_POINTER, INVALID_HANDLE; INVALID_ARGUMENT for an option, such as an `interval` that is
  * no multiple of `ratio` or a `window` that is not below `interval`.

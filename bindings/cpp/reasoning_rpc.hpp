@@ -40,7 +40,7 @@
  *
  * Threads. As in C: an engine may be used by any number of threads at the same time, a sequence by one
  * call at a time; a second one throws RRPC_ERROR_BUSY. Answers of many sequences are written together by a
- * scheduler: reasoning_rpc/scheduler.hpp. Moving, assigning and destroying an object is for
+ * scheduler: reasoning_rpc/scheduler.hpp. A callable that chooses what a cache keeps: reasoning_rpc/select.hpp. Moving, assigning and destroying an object is for
  * one thread, while no other uses the object.
  */
 

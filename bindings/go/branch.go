@@ -15,7 +15,7 @@ import (
 // Errors: [ErrBusy], [ErrPoisoned]; [ErrBudget] if the blocks that both may have to write do not fit the
 // budget.
 func (s *Sequence) Fork() (*Sequence, error) {
-	return ownSequence(func(handle *C.go_sequence) error {
+	return ownSequence(s.selector, func(handle *C.go_sequence) error {
 		return s.use(func() *C.rrpc_error { return C.go_sequence_fork(s.handle, handle) })
 	})
 }

@@ -10,8 +10,8 @@ import (
 	"sync"
 )
 
-// PolicyCallback asks a function of the program's what to keep, when [PolicyRPC] would choose. For a
-// [Compressor] only.
+// PolicyCallback asks a function of the program's what to keep, when [PolicyRPC] would choose: Select of
+// [SequenceOptions] or of [CompressorOptions].
 const PolicyCallback Policy = C.RRPC_POLICY_CALLBACK
 
 // ScaleDefault is 1 / sqrt(HeadDim).

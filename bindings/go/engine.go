@@ -278,7 +278,7 @@ func (e *Engine) PeakCacheBytes(promptTokens, newTokens uint64, options ...func(
 	defer runtime.KeepAlive(e)
 	var pinner runtime.Pinner
 	defer pinner.Unpin()
-	o, err := e.sequenceOptions(options, &pinner)
+	o, _, err := e.sequenceOptions(options, &pinner)
 	if err != nil {
 		return 0, 0, err
 	}

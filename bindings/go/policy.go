@@ -130,8 +130,7 @@ const (
 // Kernel are PolicyRPC's; PolicySnapKV and those that look ahead read Aggregation too. The defaults of the
 // sampling are those of the model's authors; if they give none, Temperature 0.6, TopP 0.95 and the rest off.
 type SequenceOptions struct {
-	// Policy, but PolicyCallback, which sequences have from C alone. Default PolicyLookaheadMerge; PolicyRPC for
-	// a model of the portable flavour.
+	// Policy. Default PolicyLookaheadMerge; PolicyRPC for a model of the portable flavour.
 	Policy Policy
 	// Interval is how many generated tokens are between two compressions (P), a multiple of Ratio.
 	// Default 4096.
@@ -192,13 +191,19 @@ type SequenceOptions struct {
 	// Resume is a token id behind the gists, which sees them and not the thought, and stays; no delimiter. Default
 	// NoToken.
 	Resume uint32
+	// Select, of PolicyCallback, chooses what one layer keeps, when a compression is due: it fills in Kept. It is
+	// called in goroutines of calls that generate and in threads of the library, of different sequences (forks
+	// among them) in several at once. It may not use the sequence. An error that it returns, a panic in it and an
+	// answer that cannot be end the call that generates, which returns [ErrCallback] and wraps the newest of these
+	// errors; the sequence cannot be used any more. Default nil.
+	Select func(*SequenceSelectRequest) error
 }
 
 // sequenceOptions are the defaults with the caller's changes; pinner holds what they point to.
-func (e *Engine) sequenceOptions(options []func(*SequenceOptions), pinner *runtime.Pinner) (C.rrpc_sequence_options, error) {
+func (e *Engine) sequenceOptions(options []func(*SequenceOptions), pinner *runtime.Pinner) (C.rrpc_sequence_options, *SequenceOptions, error) {
 	var o C.rrpc_sequence_options
 	if err := check(C.go_sequence_options_init(e.handle, &o, C.sizeof_rrpc_sequence_options)); err != nil {
-		return o, err
+		return o, nil, err
 	}
 	chosen := SequenceOptions{
 		Policy:            Policy(o.policy),
@@ -226,6 +231,12 @@ func (e *Engine) sequenceOptions(options []func(*SequenceOptions), pinner *runti
 	}
 	for _, change := range options {
 		change(&chosen)
+	}
+	if chosen.Policy == PolicyCallback {
+		if chosen.Select == nil {
+			return o, nil, invalid("PolicyCallback needs a Select function")
+		}
+		C.go_sequence_options_callback(&o)
 	}
 	o.policy = C.uint32_t(chosen.Policy)
 	o.interval = C.uint32_t(chosen.Interval)
@@ -257,5 +268,5 @@ func (e *Engine) sequenceOptions(options []func(*SequenceOptions), pinner *runti
 		pinner.Pin(o.gists)
 	}
 	o.resume = C.uint32_t(chosen.Resume)
-	return o, nil
+	return o, &chosen, nil
 }

@@ -45,7 +45,7 @@ func (e *Engine) Restore(data []byte) (*Sequence, error) {
 	if len(data) == 0 {
 		bytes = unsafe.Pointer(new(byte))
 	}
-	return ownSequence(func(handle *C.go_sequence) error {
+	return ownSequence(nil, func(handle *C.go_sequence) error {
 		return check(C.go_sequence_restore(e.handle, bytes, C.size_t(len(data)), handle))
 	})
 }
@@ -62,7 +62,7 @@ func (e *Engine) RestoreFile(path string) (*Sequence, error) {
 	var memory copies
 	defer func() { memory.free() }()
 	name := memory.text(path).data
-	return ownSequence(func(handle *C.go_sequence) error {
+	return ownSequence(nil, func(handle *C.go_sequence) error {
 		return check(C.go_sequence_restore_file(e.handle, name, handle))
 	})
 }

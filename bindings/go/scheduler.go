@@ -106,7 +106,7 @@ func (s *Scheduler) Submit(ctx context.Context, sequence *Sequence, options ...f
 	if err != nil {
 		return nil, err
 	}
-	r := &reading{ctx: ctx}
+	r := &reading{ctx: ctx, selector: sequence.selector}
 	err = sequence.use(func() *C.rrpc_error {
 		return C.go_scheduler_submit(s.handle, sequence.handle, &o, &r.handle)
 	})
@@ -193,6 +193,8 @@ func (a *Answer) Close() error {
 type reading struct {
 	ctx    context.Context
 	handle C.go_answer
+	// The sequence's.
+	selector *selector
 	// Readable while there is an event to read.
 	file *os.File
 	wait syscall.RawConn
@@ -266,7 +268,7 @@ func (r *reading) read() (event Event, err error) {
 	}
 	if err != nil {
 		r.ended = true
-		return Event{}, err
+		return Event{}, r.selector.explain(err)
 	}
 	event = eventOf(&found)
 	r.ended = event.Kind == EventEnd

@@ -5,6 +5,7 @@ import "C"
 
 import (
 	"runtime"
+	"runtime/cgo"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -18,6 +19,8 @@ import (
 type Sequence struct {
 	handle  C.go_sequence
 	cleanup runtime.Cleanup
+	// Of PolicyCallback, else nil; shared with forks.
+	selector *selector
 	// Held for writing while what the library lends (logits, an event's text, a view of the cache) is
 	// copied, and for reading by every other call: it may take the lent away. Taken for reading, it is
 	// only ever tried.
@@ -32,18 +35,29 @@ func (e *Engine) NewSequence(options ...func(*SequenceOptions)) (*Sequence, erro
 	defer runtime.KeepAlive(e)
 	var pinner runtime.Pinner
 	defer pinner.Unpin()
-	o, err := e.sequenceOptions(options, &pinner)
+	o, chosen, err := e.sequenceOptions(options, &pinner)
 	if err != nil {
 		return nil, err
 	}
-	return ownSequence(func(handle *C.go_sequence) error {
-		return check(C.go_sequence_create(e.handle, &o, handle))
+	if o.policy != C.RRPC_POLICY_CALLBACK {
+		return ownSequence(nil, func(handle *C.go_sequence) error {
+			return check(C.go_sequence_create(e.handle, &o, 0, handle))
+		})
+	}
+	made := &selector{choose: chosen.Select}
+	callback := cgo.NewHandle(made)
+	s, err := ownSequence(made, func(handle *C.go_sequence) error {
+		return check(C.go_sequence_create(e.handle, &o, C.uintptr_t(callback), handle))
 	})
+	if err != nil {
+		callback.Delete()
+	}
+	return s, err
 }
 
 // ownSequence is the sequence that call makes.
-func ownSequence(call func(handle *C.go_sequence) error) (*Sequence, error) {
-	s := &Sequence{}
+func ownSequence(selector *selector, call func(handle *C.go_sequence) error) (*Sequence, error) {
+	s := &Sequence{selector: selector}
 	if err := call(&s.handle); err != nil {
 		return nil, err
 	}
@@ -77,7 +91,7 @@ func (s *Sequence) use(call func() *C.rrpc_error) error {
 	}
 	defer s.lent.RUnlock()
 	defer runtime.KeepAlive(s)
-	return check(call())
+	return s.selector.explain(check(call()))
 }
 
 // borrow makes a call, and copy copies what it lends before another call can take it away.
@@ -101,7 +115,7 @@ func (s *Sequence) borrowLocked(call func() error, copy func()) error {
 	if err == nil {
 		copy()
 	}
-	return err
+	return s.selector.explain(err)
 }
 
 func (s *Sequence) busy() error {
@@ -189,7 +203,13 @@ func Step(sequences ...*Sequence) error {
 		handles[i] = s.handle
 	}
 	defer runtime.KeepAlive(sequences)
-	return check(C.go_step(unsafe.SliceData(handles), C.size_t(len(sequences))))
+	err := check(C.go_step(unsafe.SliceData(handles), C.size_t(len(sequences))))
+	for _, s := range sequences {
+		if s.selector != nil && s.selector.failed.Load() != nil {
+			return s.selector.explain(err)
+		}
+	}
+	return err
 }
 
 // Pending is how many tokens no step has run yet. While there are any, the sequence has no logits.

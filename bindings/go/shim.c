@@ -58,10 +58,29 @@ rrpc_error *go_sequence_options_init(go_engine engine, rrpc_sequence_options *op
     return rrpc_sequence_options_init(ENGINE, options, size);
 }
 
-rrpc_error *go_sequence_create(go_engine engine, const rrpc_sequence_options *options, go_sequence *sequence)
+static int32_t sequence_select(rrpc_sequence_select_request *request, void *user_data)
 {
+    return reasoning_rpc_go_sequence_select((uintptr_t)user_data, request);
+}
+
+static void sequence_release(void *user_data)
+{
+    reasoning_rpc_go_sequence_release((uintptr_t)user_data);
+}
+
+void go_sequence_options_callback(rrpc_sequence_options *options)
+{
+    options->select = sequence_select;
+    options->release = sequence_release;
+}
+
+rrpc_error *go_sequence_create(go_engine engine, const rrpc_sequence_options *options, uintptr_t selector,
+                               go_sequence *sequence)
+{
+    rrpc_sequence_options with = *options;
+    with.user_data = (void *)selector;
     rrpc_sequence *created = NULL;
-    rrpc_error *error = rrpc_sequence_create(ENGINE, options, &created);
+    rrpc_error *error = rrpc_sequence_create(ENGINE, &with, &created);
     *sequence = (go_sequence)created;
     return error;
 }

@@ -27,7 +27,10 @@ rrpc_error *go_peak_cache_bytes(go_engine engine, const rrpc_sequence_options *o
                                 uint64_t new_tokens, uint64_t *entries, uint64_t *bytes);
 
 rrpc_error *go_sequence_options_init(go_engine engine, rrpc_sequence_options *options, size_t size);
-rrpc_error *go_sequence_create(go_engine engine, const rrpc_sequence_options *options, go_sequence *sequence);
+/* Sets the callbacks of RRPC_POLICY_CALLBACK: `selector` below is what they are passed. */
+void go_sequence_options_callback(rrpc_sequence_options *options);
+rrpc_error *go_sequence_create(go_engine engine, const rrpc_sequence_options *options, uintptr_t selector,
+                               go_sequence *sequence);
 void go_sequence_free(go_sequence sequence);
 rrpc_error *go_sequence_append_text(go_sequence sequence, const char *text, size_t len);
 rrpc_error *go_sequence_append_chat(go_sequence sequence, const rrpc_message *messages, size_t count);

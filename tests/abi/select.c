@@ -205,10 +205,79 @@ static void what_cannot_be_is_refused(void)
     rrpc_engine_free(engine);
 }
 
+static void on_release(void *user_data)
+{
+    ++*(int *)user_data;
+}
+
+static int32_t free_it(const rrpc_event *event, void *user_data)
+{
+    if (event->kind == RRPC_EVENT_TOKEN) rrpc_sequence_free(user_data);
+    return 0;
+}
+
+static int32_t keep_none(rrpc_sequence_select_request *request, void *user_data)
+{
+    (void)request;
+    (void)user_data;
+    return 0;
+}
+
+/* Once, when the last that may call has gone; never for a sequence that was not made. */
+static void the_data_is_released(void)
+{
+    rrpc_engine *engine = open_engine(MODEL);
+    rrpc_generate_options generate = at_most(INTERVAL + WINDOW + 4);
+    int released = 0;
+    chooser chooser = alike();
+    rrpc_sequence_options options = options_for(engine, &chooser);
+    options.user_data = &released;
+    options.release = on_release;
+    options.select = keep_none;
+    rrpc_sequence *sequence = prompted_with(engine, &options), *fork = NULL;
+    NEED(rrpc_sequence_fork(sequence, &fork));
+    rrpc_sequence_free(sequence);
+    CHECK(released == 0);
+    NEED(rrpc_generate(fork, &generate, NULL, NULL, NULL));
+    rrpc_sequence_free(fork);
+    CHECK(released == 1);
+
+    /* Freed while it generates, by its own callback: the rest of the answer may still select. */
+    sequence = prompted_with(engine, &options);
+    NEED(rrpc_generate(sequence, &generate, free_it, sequence, NULL));
+    CHECK(released == 2);
+
+    /* An answer of a scheduler has the sequence. */
+    rrpc_scheduler *scheduler = NULL;
+    rrpc_answer *answer = NULL;
+    NEED(rrpc_scheduler_create(engine, NULL, &scheduler));
+    sequence = prompted_with(engine, &options);
+    NEED(rrpc_scheduler_submit(scheduler, sequence, &generate, &answer));
+    rrpc_sequence_free(sequence);
+    rrpc_event event = {.struct_size = sizeof event};
+    do NEED(rrpc_answer_next(answer, RRPC_WAIT_FOREVER, &event));
+    while (event.kind != RRPC_EVENT_END);
+    rrpc_answer_free(answer);
+    rrpc_scheduler_free(scheduler);
+    CHECK(released == 3);
+
+    sequence = NULL;
+    options.window = INTERVAL;
+    FAILS(INVALID_ARGUMENT, "window", rrpc_sequence_create(engine, &options, &sequence));
+    options.window = WINDOW;
+    uint64_t peak = 0;
+    OK(rrpc_peak_cache_bytes(engine, &options, PROMPT_LENGTH, TOKENS, NULL, &peak));
+    options.policy = RRPC_POLICY_RPC;
+    rrpc_sequence_free(prompted_with(engine, &options));
+    CHECK(released == 3);
+    rrpc_engine_free(engine);
+}
+
 int main(void)
 {
     RUN(what_a_policy_would_keep);
     RUN(budgets_of_layers_and_kv_heads);
     RUN(what_cannot_be_is_refused);
+    RUN(the_data_is_released);
     return check_end("select");
 }

@@ -1,6 +1,7 @@
 //! A callback that chooses what sequences keep, as a policy.
 
 use std::ffi::c_void;
+use std::sync::{Arc, OnceLock};
 
 use reasoning_rpc_engine::core::{
     LayerPlan, LayerView, PlanError, Policy, Schedule, ScoreRule, Softmax, Spec, Trigger,
@@ -49,6 +50,10 @@ pub type rrpc_sequence_select_callback = Option<
     unsafe extern "C-unwind" fn(request: *mut rrpc_sequence_select_request, user_data: *mut c_void) -> i32,
 >;
 
+/// Told that nothing uses `user_data` any more. It may come from any thread, in the call that lets the last use go, and may
+/// not make calls of this library. It must return: no exception and no longjmp may leave it.
+pub type rrpc_release_callback = Option<unsafe extern "C-unwind" fn(user_data: *mut c_void)>;
+
 /// The callback as a policy.
 pub(crate) struct Select {
     pub schedule: Schedule,
@@ -57,14 +62,31 @@ pub(crate) struct Select {
         request: *mut rrpc_sequence_select_request,
         user_data: *mut c_void,
     ) -> i32,
-    pub user_data: *mut c_void,
+    pub data: Arc<UserData>,
 }
 
-// SAFETY: the function and its data are the host's, whose promise it is that both may be used in several threads at once:
-// the documentation of rrpc_sequence_select_callback says so.
-unsafe impl Send for Select {}
+/// What a callback is passed.
+pub(crate) struct UserData {
+    pub pointer: *mut c_void,
+    pub release: rrpc_release_callback,
+    /// Set once it is the library's to release.
+    pub taken: OnceLock<()>,
+}
+
+impl Drop for UserData {
+    fn drop(&mut self) {
+        if let (Some(release), Some(())) = (self.release, self.taken.get()) {
+            // SAFETY: the host's function, on its own data; both may be used in any thread.
+            unsafe { release(self.pointer) }
+        }
+    }
+}
+
+// SAFETY: the functions and their data are the host's, whose promise it is that both may be used in several threads at once:
+// the documentation of rrpc_sequence_select_callback and rrpc_release_callback says so.
+unsafe impl Send for UserData {}
 // SAFETY: as above.
-unsafe impl Sync for Select {}
+unsafe impl Sync for UserData {}
 
 impl Policy for Select {
     fn name(&self) -> &str {
@@ -111,7 +133,7 @@ impl Policy for Select {
         };
         // SAFETY: the host's function, on a struct and arrays that live during the call and are as long as the struct's
         // documentation says; every pattern of bits is a valid number.
-        let found = unsafe { (self.select)(&raw mut request, self.user_data) };
+        let found = unsafe { (self.select)(&raw mut request, self.data.pointer) };
         if found != 0 {
             return refuse(format!("expected 0, found {found} from the callback"));
         }

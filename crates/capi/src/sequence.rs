@@ -216,7 +216,8 @@ pub(crate) fn adopt(sequence: Sequence, engine: Engine) -> Result<*mut rrpc_sequ
 /// The pointers are NULL or valid, `options` for its struct_size.
 ///
 /// Ownership: the sequence goes to `*sequence` (NULL after an error); the caller frees it with
-/// rrpc_sequence_free. It keeps the engine's model alive. `options` is read during the call only.
+/// rrpc_sequence_free. It keeps the engine's model alive. `options` is read during the call only, but for the
+/// `user_data` of a callback, which stays in use (`release`) unless there is an error.
 /// Threads: any.
 /// Errors: NULL_POINTER, INVALID_HANDLE; INVALID_ARGUMENT for an option, such as an `interval` that is
 /// no multiple of `ratio` or a `window` that is not below `interval`.
@@ -233,8 +234,11 @@ pub unsafe extern "C" fn rrpc_sequence_create(
         unsafe { args::set("sequence", sequence, ptr::null_mut()) }?;
         let engine = Engine::clone(&*engine_of(engine)?);
         // SAFETY: the caller's promise.
-        let options = unsafe { convert(&engine, options) }?;
+        let (options, data) = unsafe { convert(&engine, options) }?;
         let handle = adopt(engine.sequence(options)?, engine)?;
+        if let Some(data) = data {
+            let _ = data.taken.set(());
+        }
         // SAFETY: the caller's promise.
         unsafe { args::set("sequence", sequence, handle) }
     })
@@ -407,7 +411,7 @@ mod tests {
         let engine = Engine::open(&EngineOptions::new(model("golden/qwen2_p32-cached"))).unwrap();
         let new = || {
             // SAFETY: NULL options are the defaults.
-            let options = unsafe { convert(&engine, ptr::null()) }.unwrap();
+            let (options, _) = unsafe { convert(&engine, ptr::null()) }.unwrap();
             let sequence = engine.sequence(options).unwrap();
             let handle = SEQUENCES.insert(Shared::new(engine.clone(), sequence)).unwrap();
             ptr::without_provenance_mut(handle)

@@ -2,7 +2,7 @@
 
 use std::ffi::c_void;
 use std::ptr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use reasoning_rpc_engine::core::{
     LightThinker, NoCompression, Policy, PolicyKind, Pooling, Queries, RpcOptions, Softmax,
@@ -15,11 +15,11 @@ use crate::engine::{engine_of, rrpc_engine};
 use crate::error::{Failure, rrpc_error};
 use crate::guard::guard;
 use crate::policy::*;
-use crate::select::{Select, rrpc_sequence_select_callback};
+use crate::select::{Select, UserData, rrpc_release_callback, rrpc_sequence_select_callback};
+use crate::sized::{self, sized};
 
 /// Of [`rrpc_sequence_options::history`].
 const OWN_HISTORY: f32 = -1.0;
-use crate::sized::{self, sized};
 
 /// Options of rrpc_sequence_create, to be filled by rrpc_sequence_options_init.
 #[repr(C)]
@@ -105,9 +105,12 @@ pub struct rrpc_sequence_options {
     pub reserved3: u32,
     /// RRPC_POLICY_CALLBACK: what selects. Default NULL.
     pub select: rrpc_sequence_select_callback,
-    /// Passed to `select`; must live as long as the sequence, its forks and, if a scheduler has them, their answers. Default
-    /// NULL.
+    /// Passed to `select`; must live as long as the sequence, its forks and, if a scheduler has them, their answers:
+    /// `release` says when. Default NULL.
     pub user_data: *mut c_void,
+    /// Called once for a sequence that was created, with `user_data`, when the sequence, its forks and their answers have
+    /// gone and the last call on them has ended. NULL: nothing is. Default NULL.
+    pub release: rrpc_release_callback,
 }
 
 sized!(rrpc_sequence_options {
@@ -143,6 +146,7 @@ sized!(rrpc_sequence_options {
     reserved3,
     select,
     user_data,
+    release,
 });
 
 fn default_policy(engine: &Engine) -> u32 {
@@ -187,17 +191,18 @@ fn defaults(engine: &Engine) -> rrpc_sequence_options {
         reserved3: 0,
         select: None,
         user_data: ptr::null_mut(),
+        release: None,
     }
 }
 
-/// The caller's options, or the defaults for NULL.
+/// The caller's options, or the defaults for NULL, and what their callback is passed: whoever makes a sequence of them takes it.
 ///
 /// # Safety
 /// `options` is NULL or valid for its struct_size, and so are the lists that it names.
 pub(crate) unsafe fn convert(
     engine: &Engine,
     options: *const rrpc_sequence_options,
-) -> Result<SequenceOptions, Failure> {
+) -> Result<(SequenceOptions, Option<Arc<UserData>>), Failure> {
     let mut given = defaults(engine);
     if !options.is_null() {
         // SAFETY: the caller's promise.
@@ -208,8 +213,13 @@ pub(crate) unsafe fn convert(
     args::zero("options.reserved3", given.reserved3)?;
     let mut policies = POLICIES.map(|(number, kind)| (number, Some(kind))).to_vec();
     policies.extend([RRPC_POLICY_LIGHTTHINKER, RRPC_POLICY_CALLBACK].map(|number| (number, None)));
+    let mut data = None;
     let policy: Arc<dyn Policy> = match choice("options.policy", given.policy, &policies)? {
-        None if given.policy == RRPC_POLICY_CALLBACK => Arc::new(select(engine, &given)?),
+        None if given.policy == RRPC_POLICY_CALLBACK => {
+            let select = select(engine, &given)?;
+            data = Some(select.data.clone());
+            Arc::new(select)
+        }
         // SAFETY: the caller's promise.
         None => Arc::new(unsafe { light_thinker(&given) }?),
         Some(PolicyKind::None) => Arc::new(NoCompression),
@@ -217,7 +227,7 @@ pub(crate) unsafe fn convert(
             .build(rpc_options(engine, kind, &given)?)
             .map_err(Error::from)?,
     };
-    Ok(SequenceOptions {
+    let options = SequenceOptions {
         policy,
         sampling: SamplingOptions {
             temperature: given.temperature,
@@ -228,7 +238,8 @@ pub(crate) unsafe fn convert(
             seed: given.seed,
         },
         record_kept: flag("options.record_kept", given.record_kept)?,
-    })
+    };
+    Ok((options, data))
 }
 
 fn select(engine: &Engine, given: &rrpc_sequence_options) -> Result<Select, Failure> {
@@ -242,7 +253,11 @@ fn select(engine: &Engine, given: &rrpc_sequence_options) -> Result<Select, Fail
         schedule: options.schedule().map_err(Error::from)?,
         softmax: options.softmax,
         select: given.select.ok_or_else(|| Failure::null("options.select"))?,
-        user_data: given.user_data,
+        data: Arc::new(UserData {
+            pointer: given.user_data,
+            release: given.release,
+            taken: OnceLock::new(),
+        }),
     })
 }
 

@@ -117,7 +117,7 @@ pub unsafe extern "C" fn rrpc_peak_cache_bytes(
     guard(|| {
         let engine = engine_of(engine)?;
         // SAFETY: the caller's promise.
-        let policy = unsafe { convert(&engine, options) }?.policy;
+        let policy = unsafe { convert(&engine, options) }?.0.policy;
         let context = engine.model().manifest().dimensions.max_positions;
         let needed = prompt_tokens.saturating_add(new_tokens) as usize;
         if needed > context {
