@@ -482,7 +482,11 @@ rrpc_error *rrpc_engine_stop_tokens(const rrpc_engine *engine,
  * above 256, none.
  */
 #define RRPC_POLICY_LOOKAHEAD 7
-/** The same, and what is dropped is merged into what is kept. */
+
+/**
+ * The same, and what is dropped is merged into what is kept and the most similar (RRPC_SIMILARITY_LOGITS, unless `similarity`
+ * of a sequence says otherwise).
+ */
 #define RRPC_POLICY_LOOKAHEAD_MERGE 8
 
 /**
@@ -554,6 +558,14 @@ rrpc_error *rrpc_engine_stop_tokens(const rrpc_engine *engine,
 #define RRPC_QUERIES_ONLINE 1
 /** RRPC_QUERIES_STORED if the interval has at most 256 tokens, RRPC_QUERIES_ONLINE beyond. */
 #define RRPC_QUERIES_AUTO 2
+
+/**
+ * A dropped key is the most similar to the kept one of its KV head whose logits differ from its own by the least variance
+ * over the interval's queries.
+ */
+#define RRPC_SIMILARITY_LOGITS 0
+/** A dropped key is the most similar to the kept one of its KV head with the largest cosine. */
+#define RRPC_SIMILARITY_COSINE 1
 
 /**
  * A text under generation: tokens, cache, compression policy and sampler. Used by one call at a time.
@@ -741,6 +753,10 @@ typedef struct rrpc_sequence_options {
      * gone and the last call on them has ended. NULL: nothing is. Default NULL.
      */
     rrpc_release_callback release;
+    /** RRPC_POLICY_LOOKAHEAD_MERGE: one of RRPC_SIMILARITY_. Default RRPC_SIMILARITY_LOGITS. */
+    uint32_t similarity;
+    /** 0. */
+    uint32_t reserved4;
 } rrpc_sequence_options;
 
 /** A text inside a struct or an array. This struct never grows. */

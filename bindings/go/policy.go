@@ -29,7 +29,8 @@ const (
 	// ones will ask from. Not with models of the portable flavour. It remembers Interval * heads * head_dim
 	// numbers per layer (fp16, or fp32 beside a cache of fp32), or none (see Queries).
 	PolicyLookahead Policy = C.RRPC_POLICY_LOOKAHEAD
-	// PolicyLookaheadMerge is the same, and what is dropped is merged into what is kept.
+	// PolicyLookaheadMerge is the same, and what is dropped is merged into what is kept and the most similar (see
+	// Similarity; compressors have SimilarityLogits).
 	PolicyLookaheadMerge Policy = C.RRPC_POLICY_LOOKAHEAD_MERGE
 	// PolicyH2O drops at every token, once the budget is reached, the entry of each KV head that has had the
 	// least attention of all queries since it was written; the more recent half of the budget always stays.
@@ -115,6 +116,17 @@ const (
 	QueriesAuto Queries = C.RRPC_QUERIES_AUTO
 )
 
+// Similarity is which kept key a dropped one is the most similar to, where entries are merged.
+type Similarity uint32
+
+const (
+	// SimilarityLogits: the one of its KV head whose logits differ from its own by the least variance over the
+	// interval's queries.
+	SimilarityLogits Similarity = C.RRPC_SIMILARITY_LOGITS
+	// SimilarityCosine: the one of its KV head with the largest cosine.
+	SimilarityCosine Similarity = C.RRPC_SIMILARITY_COSINE
+)
+
 // Softmax is what a query's attention is shared out among.
 type Softmax uint32
 
@@ -176,6 +188,8 @@ type SequenceOptions struct {
 	Softmax Softmax
 	// Queries is how PolicyLookahead and PolicyLookaheadMerge have an interval's queries. Default QueriesAuto.
 	Queries Queries
+	// Similarity is what PolicyLookaheadMerge merges by. Default SimilarityLogits.
+	Similarity Similarity
 	// ValueNorms multiplies an entry's score by the sum of the magnitudes of its value. Default false.
 	ValueNorms bool
 	// History: so much of an entry's score at the compression before is added to the new one, 0 to 1.
@@ -224,6 +238,7 @@ func (e *Engine) sequenceOptions(options []func(*SequenceOptions), pinner *runti
 		BudgetBytes:       uint64(o.budget_bytes),
 		Softmax:           Softmax(o.softmax),
 		Queries:           Queries(o.queries),
+		Similarity:        Similarity(o.similarity),
 		ValueNorms:        o.value_norms != 0,
 		History:           float32(o.history),
 		Redundancy:        float32(o.redundancy),
@@ -256,6 +271,7 @@ func (e *Engine) sequenceOptions(options []func(*SequenceOptions), pinner *runti
 	o.budget_bytes = C.uint64_t(chosen.BudgetBytes)
 	o.softmax = C.uint32_t(chosen.Softmax)
 	o.queries = C.uint32_t(chosen.Queries)
+	o.similarity = C.uint32_t(chosen.Similarity)
 	o.value_norms = flag(chosen.ValueNorms)
 	o.history = C.float(chosen.History)
 	o.redundancy = C.float(chosen.Redundancy)

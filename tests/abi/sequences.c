@@ -8,7 +8,8 @@ static void rpc_options_are_checked(void)
     NEED(rrpc_sequence_options_init(engine, &defaults, sizeof defaults));
     CHECK(defaults.policy == RRPC_POLICY_LOOKAHEAD_MERGE && defaults.interval == 4096 && defaults.window == 32);
     CHECK(defaults.softmax == RRPC_SOFTMAX_CANDIDATES && defaults.value_norms == 0 && defaults.history == -1
-          && defaults.redundancy == 0);
+          && defaults.redundancy == 0 && defaults.similarity == RRPC_SIMILARITY_LOGITS);
+    CHECK(defaults.select == NULL && defaults.user_data == NULL && defaults.release == NULL);
     CHECK(defaults.delimiters == NULL && defaults.num_delimiters == 0 && defaults.gists == NULL
           && defaults.num_gists == 0 && defaults.resume == RRPC_NO_TOKEN);
     CHECK(defaults.ratio == 4 && defaults.aggregation == RRPC_AGGREGATION_OWN && defaults.kernel == 7);
@@ -38,6 +39,8 @@ static void rpc_options_are_checked(void)
     REFUSED(aggregation, 4, "options.aggregation: expected one of 0, 1, 2, 3, found 4");
     REFUSED(pooling, 7, "options.pooling: expected one of 0, 1, 2, found 7");
     REFUSED(queries, 3, "options.queries: expected one of 0, 1, 2, found 3");
+    REFUSED(similarity, 2, "options.similarity: expected one of 0, 1, found 2");
+    REFUSED(reserved4, 1, "options.reserved4");
     REFUSED(softmax, 2, "options.softmax: expected one of 0, 1, found 2");
     REFUSED(value_norms, 2, "options.value_norms: expected 0 or 1, found 2");
     REFUSED(history, 1.5f, "history: expected 0 to 1, found 1.5");

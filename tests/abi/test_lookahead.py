@@ -95,12 +95,15 @@ def compressed(keys, values, history, queries, kept, merges: bool):
     k, v = keys[candidates].copy(), values[candidates].copy()
     mass = scores.copy()
     if merges:
-        unit = k / np.linalg.norm(k, axis=1, keepdims=True)
         scaled = queries / np.sqrt(DIM)
         mu, moments = scaled.mean(axis=0), scaled.T @ scaled / len(scaled)
         u = np.linalg.solve(moments + 0.1 * np.trace(moments) / DIM * np.eye(DIM), mu)
         dropped = np.setdiff1d(np.arange(len(scores)), kept)
-        into = kept[np.argmax(unit[dropped] @ unit[kept].T, axis=1)]
+        # Into the kept one whose logits differ by the least variance.
+        covariance = np.cov(scaled.T, bias=True)
+        covariance += 0.1 * np.trace(covariance) / DIM * np.eye(DIM)
+        apart = k[dropped, None] - k[None, kept]
+        into = kept[np.argmin(np.einsum("jkd,de,jke->jk", apart, covariance, apart), axis=1)]
         np.add.at(mass, into, scores[dropped])
         sums = scores[:, None] * v
         np.add.at(sums, into, scores[dropped, None] * v[dropped])

@@ -21,7 +21,7 @@ POLICIES = {
     "rpc layer": "rpc:aggregation=layer",
     "rpc kv_head": "rpc:aggregation=kv_head",
     "lookahead": "lookahead:aggregation=kv_head:history=0.3",
-    "lookahead-merge": "lookahead-merge:aggregation=kv_head:history=0.3",
+    "lookahead-merge": "lookahead-merge:aggregation=kv_head:history=0.3:similarity=cosine",
 }
 
 

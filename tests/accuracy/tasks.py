@@ -26,9 +26,11 @@ NONE = "none"
 POLICIES = [
     NONE,
     "rpc:ratio=4",
-    "lookahead-merge:aggregation=kv_head:ratio=4",
-    "lookahead-merge:queries=online:aggregation=adaptive:ratio=4",
     "lookahead-merge:aggregation=adaptive:ratio=4",
+    "lookahead-merge:queries=online:aggregation=adaptive:ratio=4",
+    "lookahead-merge:aggregation=adaptive:similarity=cosine:ratio=4",
+    "lookahead-merge:queries=online:aggregation=adaptive:similarity=cosine:ratio=4",
+    "lookahead-merge:aggregation=kv_head:similarity=cosine:ratio=4",
     "random:ratio=4",
     "snapkv:ratio=4",
     "rpc:ratio=8",

@@ -78,6 +78,8 @@ def test_commands(arguments, expected):
         (["--kernel", "3"], ["--kernel: expected with --policy rpc", "found no --policy"]),
         (["--policy", "random", "--softmax", "all"], ["--softmax: expected with --policy rpc", "found random"]),
         (["--policy", "rpc", "--queries", "stored"], ["--queries: expected with --policy lookahead or lookahead-merge", "found rpc"]),
+        (["--policy", "lookahead", "--similarity", "cosine"], ["--similarity: expected with --policy lookahead-merge", "found lookahead"]),
+        (["--policy", "lookahead-merge", "--similarity", "l2"], ["--similarity: expected logits or cosine", '"l2"']),
         (["--policy", "none", "--aggregation", "layer"], ["--aggregation: expected with --policy rpc or snapkv or", "found none"]),
         (["--gists", "3"], ["--gists: expected with --policy lightthinker", "found no --policy"]),
     ],

@@ -266,7 +266,7 @@ def test_what_is_remembered_beside_the_cache_is_told(policy, queries_, tokens, m
 @pytest.mark.parametrize(
     "flavour, explicit",
     [
-        ("cached", ["--policy", "lookahead-merge", "--aggregation", "adaptive", "--queries", "stored", "--history", 0.6]),
+        ("cached", ["--policy", "lookahead-merge", "--aggregation", "adaptive", "--queries", "stored", "--history", 0.6, "--similarity", "logits"]),
         ("portable", ["--policy", "rpc", "--aggregation", "layer"]),
     ],
 )

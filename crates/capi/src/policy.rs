@@ -32,7 +32,8 @@ pub const RRPC_POLICY_R_KV: u32 = 6;
 /// cache of fp32), which the budget counts in whole blocks, or, with RRPC_QUERIES_ONLINE as `queries` and for an `interval`
 /// above 256, none.
 pub const RRPC_POLICY_LOOKAHEAD: u32 = 7;
-/// The same, and what is dropped is merged into what is kept.
+/// The same, and what is dropped is merged into what is kept and the most similar (RRPC_SIMILARITY_LOGITS, unless `similarity`
+/// of a sequence says otherwise).
 pub const RRPC_POLICY_LOOKAHEAD_MERGE: u32 = 8;
 
 /// H2O: at every token, once the budget is reached, each KV head drops the entry that has had the least attention
@@ -105,6 +106,12 @@ pub const RRPC_QUERIES_STORED: u32 = 0;
 pub const RRPC_QUERIES_ONLINE: u32 = 1;
 /// RRPC_QUERIES_STORED if the interval has at most 256 tokens, RRPC_QUERIES_ONLINE beyond.
 pub const RRPC_QUERIES_AUTO: u32 = 2;
+
+/// A dropped key is the most similar to the kept one of its KV head whose logits differ from its own by the least variance
+/// over the interval's queries.
+pub const RRPC_SIMILARITY_LOGITS: u32 = 0;
+/// A dropped key is the most similar to the kept one of its KV head with the largest cosine.
+pub const RRPC_SIMILARITY_COSINE: u32 = 1;
 
 /// The fields by which options of sequences and of compressors say what stays, the same in both.
 pub(crate) struct Recipe {

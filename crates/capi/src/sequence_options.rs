@@ -5,7 +5,7 @@ use std::ptr;
 use std::sync::{Arc, OnceLock};
 
 use reasoning_rpc_engine::core::{
-    LightThinker, NoCompression, Policy, PolicyKind, Pooling, Queries, RpcOptions, Softmax,
+    LightThinker, NoCompression, Policy, PolicyKind, Pooling, Queries, RpcOptions, Similarity, Softmax,
 };
 use reasoning_rpc_engine::sampling::SamplingOptions;
 use reasoning_rpc_engine::{Engine, Error, SequenceOptions};
@@ -111,6 +111,10 @@ pub struct rrpc_sequence_options {
     /// Called once for a sequence that was created, with `user_data`, when the sequence, its forks and their answers have
     /// gone and the last call on them has ended. NULL: nothing is. Default NULL.
     pub release: rrpc_release_callback,
+    /// RRPC_POLICY_LOOKAHEAD_MERGE: one of RRPC_SIMILARITY_. Default RRPC_SIMILARITY_LOGITS.
+    pub similarity: u32,
+    /// 0.
+    pub reserved4: u32,
 }
 
 sized!(rrpc_sequence_options {
@@ -147,6 +151,8 @@ sized!(rrpc_sequence_options {
     select,
     user_data,
     release,
+    similarity,
+    reserved4,
 });
 
 fn default_policy(engine: &Engine) -> u32 {
@@ -192,6 +198,8 @@ fn defaults(engine: &Engine) -> rrpc_sequence_options {
         select: None,
         user_data: ptr::null_mut(),
         release: None,
+        similarity: RRPC_SIMILARITY_LOGITS,
+        reserved4: 0,
     }
 }
 
@@ -211,6 +219,7 @@ pub(crate) unsafe fn convert(
     args::zero("options.reserved", given.reserved)?;
     args::zero("options.reserved2", given.reserved2)?;
     args::zero("options.reserved3", given.reserved3)?;
+    args::zero("options.reserved4", given.reserved4)?;
     let mut policies = POLICIES.map(|(number, kind)| (number, Some(kind))).to_vec();
     policies.extend([RRPC_POLICY_LIGHTTHINKER, RRPC_POLICY_CALLBACK].map(|number| (number, None)));
     let mut data = None;
@@ -320,6 +329,14 @@ fn rpc_options(
             (RRPC_QUERIES_STORED, Queries::Stored),
             (RRPC_QUERIES_ONLINE, Queries::Online),
             (RRPC_QUERIES_AUTO, Queries::Auto),
+        ],
+    )?;
+    options.similarity = choice(
+        "options.similarity",
+        given.similarity,
+        &[
+            (RRPC_SIMILARITY_LOGITS, Similarity::Logits),
+            (RRPC_SIMILARITY_COSINE, Similarity::Cosine),
         ],
     )?;
     options.history = (given.history != OWN_HISTORY).then_some(given.history);

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use reasoning_rpc_engine::core::{
     Aggregation, Budget, CacheShape, LightThinker, Policy, PolicyKind, Pooling, Queries, Rpc, RpcOptions,
-    Softmax,
+    Similarity, Softmax,
 };
 use reasoning_rpc_engine::model::Flavour;
 use reasoning_rpc_engine::{CacheType, Engine};
@@ -98,6 +98,11 @@ pub const GROUP: Group = Group {
         option("pooling", "HOW", "avg, max or none of neighbouring scores [avg]"),
         option("kernel", "N", "width of the pooling, odd [7]"),
         QUERIES,
+        option(
+            "similarity",
+            "HOW",
+            "of lookahead-merge, which kept key a dropped one is merged into:\nlogits, the one that the interval's queries see the least\ndifference to, or cosine [logits]",
+        ),
         DELIMITERS,
         GISTS,
         RESUME,
@@ -130,7 +135,7 @@ const LIGHT_THINKER: &str = "lightthinker";
 
 /// The policies that read an option which not all do: a value for another one would mean nothing. What says when is compressed
 /// and how much stays is left alone, so that `none` can stand in a policy's place.
-const READ_BY: [(&str, &[PolicyKind]); 8] = [
+const READ_BY: [(&str, &[PolicyKind]); 9] = [
     (
         "aggregation",
         &[
@@ -145,6 +150,7 @@ const READ_BY: [(&str, &[PolicyKind]); 8] = [
         &[PolicyKind::Rpc, PolicyKind::Lookahead, PolicyKind::LookaheadMerge],
     ),
     ("queries", &[PolicyKind::Lookahead, PolicyKind::LookaheadMerge]),
+    ("similarity", &[PolicyKind::LookaheadMerge]),
     ("softmax", &[PolicyKind::Rpc]),
     ("value-norms", &[PolicyKind::Rpc]),
     ("redundancy", &[PolicyKind::Rpc]),
@@ -261,6 +267,9 @@ impl Choice {
                     ],
                 )?
                 .unwrap_or(defaults.queries),
+            similarity: given
+                .choice("similarity", &Similarity::ALL.map(|one| (one.name(), one)))?
+                .unwrap_or(defaults.similarity),
         };
         let bytes = given.bytes("bytes")?;
         let checked = match bytes {
@@ -337,6 +346,9 @@ impl Choice {
             Queries::Stored if looks_ahead => text += ", stored queries",
             Queries::Online if looks_ahead => text += ", online queries",
             _ => {}
+        }
+        if kind == PolicyKind::LookaheadMerge && self.options.similarity != Similarity::default() {
+            text += &format!(", similarity by {}", self.options.similarity.name());
         }
         if kind == PolicyKind::Rpc {
             let (options, defaults) = (&self.options, RpcOptions::default());

@@ -114,12 +114,9 @@ impl Compressor {
         let shifts = scratch.filled(merged, 0.0f32)?;
         let direction = scratch.filled(if merged > 0 { self.head_dim } else { 0 }, 0.0f32)?;
         let merges = scratch.filled(merged, Merge::default())?;
-        let floats = scratch.filled(LayerPlan::scratch_floats(most), 0.0f32)?;
-        let moments = match merged {
-            0 => 0,
-            _ => LayerPlan::moment_floats(self.head_dim),
-        };
-        let moments = scratch.filled(moments, 0.0f64)?;
+        let merged_dim = if merged > 0 { self.head_dim } else { 0 };
+        let floats = scratch.filled(LayerPlan::scratch_floats(most, merged_dim), 0.0f32)?;
+        let moments = scratch.filled(LayerPlan::moment_floats(merged_dim), 0.0f64)?;
         let bytes = score_scratch_bytes(self.query_count(), length, self.head_dim);
         let mut own = ScratchOn::over(scratch.take(bytes)?);
         for sequence in batch.sequences().filter(|sequence| sequence.candidates > 0) {

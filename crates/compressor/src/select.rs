@@ -74,7 +74,7 @@ impl Compressor {
         let mut draft = Draft::new(self, batch, &mut memory)?;
         let candidates = scratch.filled(self.kv_heads, 0usize)?;
         let ends = scratch.filled(self.kv_heads, 0usize)?;
-        let floats = scratch.filled(LayerPlan::scratch_floats(most.unwrap_or(0)), 0.0)?;
+        let floats = scratch.filled(LayerPlan::scratch_floats(most.unwrap_or(0), 0), 0.0)?;
         let mut rest = scores;
         for sequence in batch.sequences().filter(|sequence| sequence.candidates > 0) {
             let (own, tail) = rest.split_at(self.kv_heads * sequence.candidates);

@@ -106,7 +106,10 @@ impl Needs {
             .add::<usize>(compressor.kv_heads)
             .add::<usize>(compressor.kv_heads)
             .add::<f32>(queries.saturating_mul(compressor.head_dim))
-            .add::<f32>(LayerPlan::scratch_floats(counts.candidates))
+            .add::<f32>(LayerPlan::scratch_floats(
+                counts.candidates,
+                merges * compressor.head_dim,
+            ))
             .add::<u32>(counts.length)
             .add::<f32>(merged.saturating_mul(2 * compressor.head_dim))
             .add::<u8>(score_scratch_bytes(queries, scored, compressor.head_dim))

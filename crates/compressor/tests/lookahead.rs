@@ -128,32 +128,34 @@ fn compressed(head: &Head, queries: &[Vec<f64>], prompt: usize, kept: &[u32], me
     let mut joined = vec![vec![]; scores.len()];
     let key = |candidate: usize| &head.keys[prompt + candidate];
     if merges {
-        let cosine =
-            |a: usize, b: usize| dot(key(a), key(b)) / (dot(key(a), key(a)) * dot(key(b), key(b))).sqrt();
-        for dropped in (0..scores.len()).filter(|i| !kept.contains(&(*i as u32))) {
-            let into = kept.iter().map(|&i| i as usize).reduce(|best, i| {
-                if cosine(dropped, i) > cosine(dropped, best) {
-                    i
-                } else {
-                    best
-                }
-            });
-            joined[into.unwrap()].push(dropped);
-        }
         let count = queries.len() as f64;
         let scale = 1.0 / (HEAD_DIM as f64).sqrt();
         let mean = |of: &dyn Fn(&[f64]) -> f64| queries.iter().map(|q| of(q)).sum::<f64>() / count;
         let mu: Vec<f64> = (0..HEAD_DIM).map(|i| mean(&|q| q[i] * scale)).collect();
-        let mut c: Vec<Vec<f64>> = (0..HEAD_DIM)
-            .map(|i| {
-                (0..HEAD_DIM)
-                    .map(|j| mean(&|q| q[i] * q[j] * scale * scale))
-                    .collect()
-            })
-            .collect();
-        let trace: f64 = (0..HEAD_DIM).map(|i| c[i][i]).sum();
-        (0..HEAD_DIM).for_each(|i| c[i][i] += 0.1 * trace / HEAD_DIM as f64);
-        let u = solved(c, mu.clone());
+        let moments = |about: &[f64]| -> Vec<Vec<f64>> {
+            let of = |i: usize, j: usize| mean(&|q| (q[i] * scale - about[i]) * (q[j] * scale - about[j]));
+            let mut c: Vec<Vec<f64>> = (0..HEAD_DIM)
+                .map(|i| (0..HEAD_DIM).map(|j| of(i, j)).collect())
+                .collect();
+            let trace: f64 = (0..HEAD_DIM).map(|i| c[i][i]).sum();
+            (0..HEAD_DIM).for_each(|i| c[i][i] += 0.1 * trace / HEAD_DIM as f64);
+            c
+        };
+        let u = solved(moments(&[0.0; HEAD_DIM]), mu.clone());
+        let covariance = moments(&mu);
+        let apart = |a: usize, b: usize| {
+            let x: Vec<f64> = key(a).iter().zip(key(b)).map(|(a, b)| a - b).collect();
+            covariance
+                .iter()
+                .zip(&x)
+                .map(|(row, y)| dot(row, &x) * y)
+                .sum::<f64>()
+        };
+        for dropped in (0..scores.len()).filter(|i| !kept.contains(&(*i as u32))) {
+            let kept = kept.iter().map(|&i| i as usize);
+            let into = kept.min_by(|&a, &b| apart(dropped, a).total_cmp(&apart(dropped, b)));
+            joined[into.unwrap()].push(dropped);
+        }
         for &i in kept {
             let (i, members) = (i as usize, &joined[i as usize]);
             if members.is_empty() {

@@ -22,7 +22,9 @@ mod vectors;
 
 pub use budget::CacheShape;
 pub use plan::{LayerPlan, Merge, PlanError, PlanMemory, PlanParts};
-pub use policies::{Aggregation, LightThinker, NoCompression, PolicyKind, Queries, Rpc, RpcOptions, Softmax};
+pub use policies::{
+    Aggregation, LightThinker, NoCompression, PolicyKind, Queries, Rpc, RpcOptions, Similarity, Softmax,
+};
 pub use policy::{Attention, LayerView, Policy, ScoreRule, Spec, Trigger};
 pub use pooling::Pooling;
 pub use rolling::Rolling;

@@ -146,11 +146,15 @@ impl<'m> LayerPlan<'m> {
     pub(crate) fn take_scratch(
         &mut self,
         candidates: usize,
-        head_dim: usize,
+        merged_dim: usize,
     ) -> Result<(&'m mut [f32], &'m mut [f64]), PlanError> {
         for (what, expected, found) in [
-            ("scratch", Self::scratch_floats(candidates), self.scratch.len()),
-            ("moments", Self::moment_floats(head_dim), self.moments.len()),
+            (
+                "scratch",
+                Self::scratch_floats(candidates, merged_dim),
+                self.scratch.len(),
+            ),
+            ("moments", Self::moment_floats(merged_dim), self.moments.len()),
         ] {
             if found < expected {
                 return Err(PlanError::Changes {
@@ -200,14 +204,15 @@ impl<'m> LayerPlan<'m> {
         (self.directions.get(), self.shifts.get())
     }
 
-    /// Floats of scratch that policies may use, if no KV head has more `candidates`.
-    pub fn scratch_floats(candidates: usize) -> usize {
-        candidates.saturating_mul(2)
+    /// Floats of scratch that policies may use, if no KV head has more `candidates`; `merged_dim` is the head_dim of those
+    /// that merge, or 0.
+    pub fn scratch_floats(candidates: usize, merged_dim: usize) -> usize {
+        candidates.saturating_mul(2).saturating_add(merged_dim)
     }
 
     /// Floats of scratch in which a policy that merges works out where to shift keys.
     pub fn moment_floats(head_dim: usize) -> usize {
-        head_dim.saturating_mul(head_dim.saturating_add(2))
+        head_dim.saturating_mul(head_dim.saturating_add(4))
     }
 
     fn used(&self) -> usize {
@@ -377,8 +382,10 @@ impl PlanMemory {
         let grow = usize::max;
         self.kept.resize(grow(self.kept.len(), total), 0);
         self.ends.resize(grow(self.ends.len(), candidates.len()), 0);
-        self.scratch
-            .resize(grow(self.scratch.len(), LayerPlan::scratch_floats(most)), 0.0);
+        self.scratch.resize(
+            grow(self.scratch.len(), LayerPlan::scratch_floats(most, head_dim)),
+            0.0,
+        );
         self.history.resize(grow(self.history.len(), total), 0.0);
         self.merges
             .resize(grow(self.merges.len(), total), Merge::default());

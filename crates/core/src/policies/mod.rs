@@ -3,6 +3,7 @@
 mod h2o;
 mod lightthinker;
 mod lookahead;
+mod merge;
 mod none;
 mod r_kv;
 mod random;
@@ -19,7 +20,7 @@ pub use lookahead::Lookahead;
 pub use none::NoCompression;
 pub use r_kv::RKv;
 pub use random::Random;
-pub use rpc::{Aggregation, Queries, Rpc, RpcOptions, Softmax};
+pub use rpc::{Aggregation, Queries, Rpc, RpcOptions, Similarity, Softmax};
 pub use snapkv::SnapKv;
 pub use streaming::Streaming;
 pub use tova::Tova;

@@ -71,6 +71,31 @@ pub enum Queries {
     Online,
 }
 
+/// Which kept key a dropped one is the most similar to, of a KV head, where entries are merged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Similarity {
+    /// The one whose logits differ from the dropped one's by the least variance over the interval's queries:
+    /// `x^T (S + 0.1 tr(S) / head_dim I) x` of the difference x of the keys, S the covariance of the queries over
+    /// sqrt(head_dim). A difference that is the same for all queries does not count: scores tell of it.
+    #[default]
+    Logits,
+    /// The one with the largest cosine.
+    Cosine,
+}
+
+impl Similarity {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::Logits, Self::Cosine];
+
+    /// The name that users select it by.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Logits => "logits",
+            Self::Cosine => "cosine",
+        }
+    }
+}
+
 /// Options of [`Rpc`]; the default is the paper's setting for accuracy.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct RpcOptions {
@@ -101,6 +126,8 @@ pub struct RpcOptions {
     pub redundancy: f32,
     /// Of the policies that look ahead.
     pub queries: Queries,
+    /// Of `lookahead-merge`.
+    pub similarity: Similarity,
 }
 
 impl Default for RpcOptions {
@@ -117,6 +144,7 @@ impl Default for RpcOptions {
             value_norms: false,
             redundancy: 0.0,
             queries: Queries::Auto,
+            similarity: Similarity::Logits,
         }
     }
 }
@@ -281,7 +309,7 @@ impl Policy for Rpc {
             Aggregation::Layer => {
                 let count = view.candidates.first().copied().unwrap_or(0);
                 let heads = view.head_scores()?;
-                let (best, scratch) = plan.room(count, LayerPlan::scratch_floats(count))?;
+                let (best, scratch) = plan.room(count, LayerPlan::scratch_floats(count, 0))?;
                 let (mean, pooled) = scratch.split_at_mut(count);
                 mean.fill(0.0);
                 for head in heads {

@@ -45,7 +45,7 @@ use crate::sampling::SamplingOptions;
 use crate::sequence::Sequence;
 
 const MAGIC: [u8; 8] = *b"RRPCSEQ\0";
-const VERSION: u32 = 5;
+const VERSION: u32 = 6;
 const HASH_BYTES: usize = 32;
 const LONGEST_HEADER: usize = 1 << 14;
 

@@ -4,7 +4,7 @@ use std::any::Any;
 use std::sync::Arc;
 
 use reasoning_rpc_core::{
-    Aggregation, Budget, LightThinker, Policy, PolicyKind, Pooling, Queries, RpcOptions, Softmax,
+    Aggregation, Budget, LightThinker, Policy, PolicyKind, Pooling, Queries, RpcOptions, Similarity, Softmax,
 };
 use serde::{Deserialize, Serialize};
 
@@ -31,6 +31,7 @@ pub(super) struct PolicyHeader {
     value_norms: bool,
     redundancy: u32,
     queries_online: bool,
+    similar_by_cosine: bool,
 }
 
 /// lightthinker: how many ids of each kind there are, and the one behind the gists.
@@ -71,6 +72,7 @@ pub(super) fn policy_header(policy: &dyn Policy) -> Result<PolicyHeader> {
         value_norms: options.value_norms,
         redundancy: options.redundancy.to_bits(),
         queries_online: options.queries == Queries::Online,
+        similar_by_cosine: options.similarity == Similarity::Cosine,
     })
 }
 
@@ -144,6 +146,10 @@ pub(super) fn read_policy(header: &PolicyHeader) -> Result<Arc<dyn Policy>> {
         queries: match header.queries_online {
             true => Queries::Online,
             false => Queries::Stored,
+        },
+        similarity: match header.similar_by_cosine {
+            true => Similarity::Cosine,
+            false => Similarity::Logits,
         },
     };
     kind.build(options).map_err(damaged)

@@ -5,6 +5,7 @@
 mod caches;
 mod evictions;
 mod forks;
+mod formulas;
 mod operator;
 mod policies;
 mod queries;

@@ -4,7 +4,8 @@
 use reasoning_rpc_core::{Aggregation, Budget, PolicyKind, RpcOptions};
 use reasoning_rpc_test_support::{Random, seed};
 
-use super::policies::{Before, P, R, dot, each_compression, reference, window_attention};
+use super::formulas::{Before, P, R, dot, reference, window_attention};
+use super::policies::each_compression;
 use super::{prompt_up_to, rpc, run_pending, start, tiny, write};
 use crate::CompressionRecord;
 
