@@ -207,12 +207,13 @@ impl<'m> LayerPlan<'m> {
     /// Floats of scratch that policies may use, if no KV head has more `candidates`; `merged_dim` is the head_dim of those
     /// that merge, or 0.
     pub fn scratch_floats(candidates: usize, merged_dim: usize) -> usize {
-        candidates.saturating_mul(2).saturating_add(merged_dim)
+        let keys = merged_dim.saturating_mul(merged_dim.saturating_add(3));
+        candidates.saturating_mul(2).saturating_add(keys)
     }
 
     /// Floats of scratch in which a policy that merges works out where to shift keys.
     pub fn moment_floats(head_dim: usize) -> usize {
-        head_dim.saturating_mul(head_dim.saturating_add(4))
+        head_dim.saturating_mul(head_dim.saturating_add(2))
     }
 
     fn used(&self) -> usize {

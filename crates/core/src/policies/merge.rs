@@ -48,11 +48,11 @@ impl Head<'_> {
                 self.keys.len(),
             )));
         }
-        let (own, product) = scratch.split_at_mut(count);
+        let (own, scratch) = scratch.split_at_mut(count);
         let mut moments = Moments::over(moments, head_dim);
         moments.fill(self.queries);
         let first = plan.merge_count();
-        self.join(plan, own, product, &mut moments)?;
+        self.join(plan, own, scratch, &mut moments)?;
         let (direction, rise) = moments.direction();
         // What is known of each key is not needed any more.
         let shifts = own;
@@ -86,20 +86,23 @@ impl Head<'_> {
     }
 
     /// Adds a merge, without a weight, of each candidate that the plan's last set dropped into the kept one that is the
-    /// most similar, the lower of equals. `own` has room for a number of each key, `product` for one key.
+    /// most similar, the lower of equals. `own` has room for a number of each key.
     fn join(
         &self,
         plan: &mut LayerPlan<'_>,
         own: &mut [f32],
-        product: &mut [f32],
+        scratch: &mut [f32],
         moments: &mut Moments<'_>,
     ) -> Result<(), PlanError> {
         let keys = || self.keys.chunks_exact(self.head_dim);
+        let mut metric = Metric::over(scratch, self.head_dim);
         match self.similarity {
             Similarity::Logits => {
-                moments.set_centre(self.keys);
+                moments.covariance(metric.matrix);
+                moments.mean_of(self.keys, metric.centre);
                 for (half, key) in own.iter_mut().zip(keys()) {
-                    *half = (0.5 * moments.weigh(key, product)) as f32;
+                    metric.weigh(key);
+                    *half = 0.5 * dot(metric.vector, metric.product);
                 }
             }
             Similarity::Cosine => {
@@ -127,8 +130,8 @@ impl Head<'_> {
             // What is the same for all kept keys is left out: the dropped key's length, or its own variance.
             let key = match self.similarity {
                 Similarity::Logits => {
-                    moments.weigh(key, product);
-                    &*product
+                    metric.weigh(key);
+                    &*metric.product
                 }
                 Similarity::Cosine => key,
             };
@@ -156,31 +159,62 @@ impl Head<'_> {
     }
 }
 
+/// How far keys are apart, in [`LayerPlan::scratch_floats`].
+struct Metric<'m> {
+    /// M, [`Moments::covariance`].
+    matrix: &'m mut [f32],
+    /// What keys are taken relative to, so that what they have in common takes no digits.
+    centre: &'m mut [f32],
+    /// A key relative to that, and M times it.
+    vector: &'m mut [f32],
+    product: &'m mut [f32],
+}
+
+impl<'m> Metric<'m> {
+    fn over(memory: &'m mut [f32], head_dim: usize) -> Self {
+        let (matrix, rest) = memory.split_at_mut(head_dim * head_dim);
+        let (centre, rest) = rest.split_at_mut(head_dim);
+        let (vector, rest) = rest.split_at_mut(head_dim);
+        Self {
+            matrix,
+            centre,
+            vector,
+            product: &mut rest[..head_dim],
+        }
+    }
+
+    fn weigh(&mut self, key: &[f32]) {
+        for ((x, key), centre) in self.vector.iter_mut().zip(key).zip(&*self.centre) {
+            *x = key - centre;
+        }
+        for (product, row) in self
+            .product
+            .iter_mut()
+            .zip(self.matrix.chunks_exact(self.vector.len()))
+        {
+            *product = dot(row, self.vector);
+        }
+    }
+}
+
 /// Moments of the queries over sqrt(head_dim), in [`LayerPlan::moment_floats`].
 struct Moments<'m> {
     head_dim: usize,
     /// C, the mean products: the lower triangle.
     second: &'m mut [f64],
     mean: &'m mut [f64],
-    /// What keys are taken relative to, so that what they have in common takes no digits.
-    centre: &'m mut [f64],
     vector: &'m mut [f64],
-    product: &'m mut [f64],
 }
 
 impl<'m> Moments<'m> {
     fn over(memory: &'m mut [f64], head_dim: usize) -> Self {
         let (second, rest) = memory.split_at_mut(head_dim * head_dim);
         let (mean, rest) = rest.split_at_mut(head_dim);
-        let (centre, rest) = rest.split_at_mut(head_dim);
-        let (vector, rest) = rest.split_at_mut(head_dim);
         Self {
             head_dim,
             second,
             mean,
-            centre,
-            vector,
-            product: &mut rest[..head_dim],
+            vector: &mut rest[..head_dim],
         }
     }
 
@@ -216,47 +250,33 @@ impl<'m> Moments<'m> {
         }
     }
 
-    /// The mean of `keys`, `[count, head_dim]`.
-    fn set_centre(&mut self, keys: &[f32]) {
-        self.centre.fill(0.0);
-        for key in keys.chunks_exact(self.head_dim) {
-            self.centre
-                .iter_mut()
-                .zip(key)
-                .for_each(|(x, &y)| *x += f64::from(y));
+    /// S + 0.1 tr(S) / head_dim I, `[head_dim, head_dim]`, with S = C - mu mu^T: what makes of the difference of two keys the
+    /// variance of the difference of their logits, and a little for what the queries do not show.
+    fn covariance(&self, to: &mut [f32]) {
+        let n = self.head_dim;
+        let of = |i: usize, j: usize| self.second[i * n + j] - self.mean[i] * self.mean[j];
+        let ridge = RIDGE * (0..n).map(|i| of(i, i)).sum::<f64>() / n as f64;
+        for i in 0..n {
+            for j in 0..=i {
+                let x = of(i, j) + if i == j { ridge } else { 0.0 };
+                (to[i * n + j], to[j * n + i]) = (x as f32, x as f32);
+            }
         }
-        let count = (keys.len() / self.head_dim).max(1) as f64;
-        self.centre.iter_mut().for_each(|x| *x /= count);
     }
 
-    /// M x, for a key's x relative to the centre, and x . M x, with M = S + 0.1 tr(S) / head_dim I, S = C - mu mu^T:
-    /// the variance of the logits that x adds, and a little for what the queries do not show.
-    fn weigh(&mut self, key: &[f32], to: &mut [f32]) -> f64 {
-        let n = self.head_dim;
-        let (mut along, mut trace) = (0.0, 0.0);
-        for i in 0..n {
-            self.vector[i] = f64::from(key[i]) - self.centre[i];
-            along += self.mean[i] * self.vector[i];
-            trace += self.second[i * n + i] - self.mean[i] * self.mean[i];
+    /// The mean of `keys`, `[count, head_dim]`.
+    fn mean_of(&mut self, keys: &[f32], to: &mut [f32]) {
+        let sums = &mut *self.vector;
+        sums.fill(0.0);
+        for key in keys.chunks_exact(self.head_dim) {
+            sums.iter_mut()
+                .zip(key)
+                .for_each(|(sum, &x)| *sum += f64::from(x));
         }
-        let ridge = RIDGE * trace / n as f64;
-        for i in 0..n {
-            self.product[i] = ridge * self.vector[i] - along * self.mean[i];
-        }
-        for i in 0..n {
-            let row = &self.second[i * n..][..i];
-            let x = self.vector[i];
-            let below: f64 = row.iter().zip(&*self.vector).map(|(c, x)| c * x).sum();
-            self.product[i] += below + self.second[i * n + i] * x;
-            self.product[..i]
-                .iter_mut()
-                .zip(row)
-                .for_each(|(sum, c)| *sum += c * x);
-        }
+        let count = (keys.len() / self.head_dim).max(1) as f64;
         to.iter_mut()
-            .zip(&*self.product)
-            .for_each(|(to, x)| *to = *x as f32);
-        self.vector.iter().zip(&*self.product).map(|(x, y)| x * y).sum()
+            .zip(&*sums)
+            .for_each(|(to, sum)| *to = (sum / count) as f32);
     }
 
     /// u = (C + ridge I)^-1 mu, and mu . u: what one u in a key adds to the expected logit. 0 if there is no such
@@ -267,7 +287,7 @@ impl<'m> Moments<'m> {
         for i in 0..n {
             self.second[i * n + i] += RIDGE * trace / n as f64;
         }
-        let solution = &mut *self.product;
+        let solution = &mut *self.vector;
         solution.copy_from_slice(self.mean);
         let solved = solve(self.second, solution);
         let rise: f64 = self.mean.iter().zip(&*solution).map(|(x, u)| x * u).sum();

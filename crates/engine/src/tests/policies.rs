@@ -206,7 +206,7 @@ fn check_with(kind: PolicyKind, cache: CacheType, options: RpcOptions, mut rando
                     continue;
                 }
                 // Into which of two it goes that are as good as equally near is float32's to say.
-                if expected.margin < 1e-6 {
+                if expected.margin < 1e-5 {
                     continue;
                 }
                 compared += 1;
