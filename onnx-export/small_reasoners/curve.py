@@ -21,6 +21,7 @@ POLICIES = (
     "lookahead:aggregation=kv_head",
     "lookahead-merge:aggregation=kv_head",
     "lookahead-merge",
+    "lookahead-merge:similarity=cosine",
     "lookahead:aggregation=kv_head:queries=online",
     "lookahead-merge:aggregation=kv_head:queries=online",
     "lookahead-merge:queries=online",
@@ -29,7 +30,7 @@ POLICIES = (
 )
 # The models: the two that are compressed, and the one that sums up.
 COMPRESSED, SUMMED_UP = ("plain", "dropout"), "lightthinker"
-COLOURS = ("#0072b2", "#56b4e9", "#009e73", "#7f7f7f", "#e69f00", "#cc79a7", "#8c564b", "#d55e00", "#ff9896", "#98df8a", "#f0e442", "#17becf", "#aec7e8", "#000000", "#8b4513")
+COLOURS = ("#0072b2", "#56b4e9", "#009e73", "#7f7f7f", "#e69f00", "#cc79a7", "#8c564b", "#d55e00", "#ff9896", "#98df8a", "#f0e442", "#17becf", "#aec7e8", "#000000", "#8b4513", "#556b2f")
 
 
 def interval_for(length: int, compressions: int, window: int, ratio: int) -> int:
