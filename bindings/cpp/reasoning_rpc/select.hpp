@@ -1,8 +1,16 @@
 /*
  * reasoning_rpc/select.hpp: sequences whose cache a callable of the program's compresses.
  *
- *     reasoning_rpc::sequence sequence = reasoning_rpc::selecting(engine, options,
- *         [](const reasoning_rpc::selection &seen) { return newest(seen, seen.most() / seen.kv_heads()); });
+ *     // The newest of each KV head, as many as rpc would keep.
+ *     auto newest = [](const reasoning_rpc::selection &seen) {
+ *         reasoning_rpc::kept_candidates kept(seen.kv_heads());
+ *         for (std::uint32_t head = 0; head < seen.kv_heads(); ++head) {
+ *             const std::size_t count = seen.scores(head).size(), most = seen.most() / seen.kv_heads();
+ *             for (std::size_t i = count - std::min(count, most); i < count; ++i) kept[head].push_back(std::uint32_t(i));
+ *         }
+ *         return kept;
+ *     };
+ *     reasoning_rpc::sequence sequence = reasoning_rpc::selecting(engine, options, newest);
  *
  * What reasoning_rpc.h says of RRPC_POLICY_CALLBACK and rrpc_sequence_select_callback holds here.
  */

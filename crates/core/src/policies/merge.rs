@@ -23,7 +23,7 @@ pub(crate) struct Head<'a> {
 #[derive(Clone, Copy)]
 pub(crate) enum Asked<'a> {
     Queries(&'a [f32]),
-    /// As [`LayerView::moments`].
+    /// As [`LayerView::moments`](crate::policy::LayerView::moments).
     Moments(&'a [f32]),
 }
 
@@ -41,7 +41,7 @@ impl Head<'_> {
             Asked::Queries(queries) => (queries.len(), head_dim),
             Asked::Moments(moments) => (moments.len(), head_dim * (head_dim + 1)),
         };
-        if self.keys.len() != count * head_dim || queries < expected {
+        if head_dim == 0 || self.keys.len() != count * head_dim || queries < expected {
             return Err(PlanError::Scores(format!(
                 "keys and queries: expected {} floats and at least {expected}, found {} and {queries}",
                 count * head_dim,
