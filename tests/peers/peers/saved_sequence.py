@@ -13,7 +13,7 @@ import numpy as np
 
 from .schedule import Schedule
 
-MAGIC, VERSION = b"RRPCSEQ\0", 5
+MAGIC, VERSION = b"RRPCSEQ\0", 6
 # Of an element, and of the scale of a key or value.
 ELEMENT_BYTES = {"fp32": (4, 0), "fp16": (2, 0), "bf16": (2, 0), "int8": (1, 4)}
 
