@@ -1,6 +1,7 @@
 /* Forks, rewinds, the cache, and the functions named try_: compiled with and without exceptions. */
 #include <reasoning_rpc.hpp>
 
+#include "check.hpp"
 #include "golden.hpp"
 
 #include <algorithm>
@@ -10,17 +11,6 @@
 
 namespace rrpc = reasoning_rpc;
 using ids = std::vector<std::uint32_t>;
-
-static int passed, failed;
-
-static bool check(bool condition, const char *what, int line)
-{
-    if (!condition) std::printf("branches.cpp:%d: %s\n", line, what);
-    ++(condition ? passed : failed);
-    return condition;
-}
-
-#define CHECK(...) check((__VA_ARGS__), #__VA_ARGS__, __LINE__)
 
 /* Greedy steps until the text has `length` tokens. */
 static ids continued(rrpc::sequence &sequence, std::size_t length)

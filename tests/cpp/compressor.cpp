@@ -3,6 +3,7 @@
    golden_compactions.py wrote. */
 #include <reasoning_rpc/compressor.hpp>
 
+#include "check.hpp"
 #include "golden.hpp"
 
 #include <algorithm>
@@ -14,17 +15,6 @@
 
 namespace rrpc = reasoning_rpc;
 using bytes = std::vector<std::byte>;
-
-static int passed, failed;
-
-static bool check(bool condition, const char *what, int line)
-{
-    if (!condition) std::printf("compressor.cpp:%d: %s\n", line, what);
-    ++(condition ? passed : failed);
-    return condition;
-}
-
-#define CHECK(...) check((__VA_ARGS__), #__VA_ARGS__, __LINE__)
 
 /* Keys and values of some sequences, [sequence][KV head][entry][head_dim], placed as a host might have them. */
 class host {

@@ -1,6 +1,7 @@
 /* Pulled answers, saved sequences, metrics and the log. Started like tests.cpp. */
 #include <reasoning_rpc.hpp>
 
+#include "check.hpp"
 #include "golden.hpp"
 
 #include <atomic>
@@ -9,17 +10,6 @@
 
 namespace rrpc = reasoning_rpc;
 using ids = std::vector<std::uint32_t>;
-
-static int passed, failed;
-
-static bool check(bool condition, const char *what, int line)
-{
-    if (!condition) std::printf("pulled.cpp:%d: %s\n", line, what);
-    ++(condition ? passed : failed);
-    return condition;
-}
-
-#define CHECK(...) check((__VA_ARGS__), #__VA_ARGS__, __LINE__)
 
 int main(int argc, char **argv)
 try {

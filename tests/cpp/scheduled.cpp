@@ -1,6 +1,7 @@
 /* Schedulers and their answers. Started like tests.cpp. */
 #include <reasoning_rpc/scheduler.hpp>
 
+#include "check.hpp"
 #include "golden.hpp"
 
 #include <cstdio>
@@ -11,17 +12,6 @@
 namespace rrpc = reasoning_rpc;
 using ids = std::vector<std::uint32_t>;
 using std::chrono::milliseconds;
-
-static int passed, failed;
-
-static bool check(bool condition, const char *what, int line)
-{
-    if (!condition) std::printf("scheduled.cpp:%d: %s\n", line, what);
-    ++(condition ? passed : failed);
-    return condition;
-}
-
-#define CHECK(...) check((__VA_ARGS__), #__VA_ARGS__, __LINE__)
 
 static bool readable(int fd, int timeout_ms)
 {

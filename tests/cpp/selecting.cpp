@@ -2,6 +2,7 @@
 #include <reasoning_rpc/scheduler.hpp>
 #include <reasoning_rpc/select.hpp>
 
+#include "check.hpp"
 #include "golden.hpp"
 
 #include <algorithm>
@@ -12,17 +13,6 @@
 
 namespace rrpc = reasoning_rpc;
 using ids = std::vector<std::uint32_t>;
-
-static int passed, failed;
-
-static bool check(bool condition, const char *what, int line)
-{
-    if (!condition) std::printf("selecting.cpp:%d: %s\n", line, what);
-    ++(condition ? passed : failed);
-    return condition;
-}
-
-#define CHECK(...) check((__VA_ARGS__), #__VA_ARGS__, __LINE__)
 
 /* What RRPC_POLICY_RPC keeps with sets per KV head and without pooling. */
 static rrpc::kept_candidates like_rpc(const rrpc::selection &seen)
