@@ -313,14 +313,19 @@ impl<T: Task> Rounds<T> {
             if active >= self.options.max_rows {
                 return;
             }
-            let Some(head) = self.waiting.front_mut() else {
+            if self.waiting.is_empty() {
                 return;
+            }
+            let admitted = self.admit_head();
+            let admitted = match admitted {
+                Ok(false) if !self.is_stuck() => return,
+                // The last that others had may have come back just now.
+                Ok(false) => self.admit_head(),
+                found => found,
             };
-            let admitted = caught(|| head.task.admit());
             let refused = match admitted {
                 Ok(true) => None,
-                Ok(false) if self.is_stuck() => Some(None),
-                Ok(false) => return,
+                Ok(false) => Some(None),
                 Err(error) => Some(Some(error)),
             };
             let Some(mut job) = self.waiting.pop_front() else {
@@ -338,6 +343,11 @@ impl<T: Task> Rounds<T> {
                 }
             }
         }
+    }
+
+    fn admit_head(&mut self) -> Result<bool> {
+        let head = self.waiting.front_mut();
+        head.map_or(Ok(false), |head| caught(|| head.task.admit()))
     }
 
     /// Whether the head waits for blocks that only the ones behind it have, which wait for it.

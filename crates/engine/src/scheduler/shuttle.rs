@@ -22,6 +22,7 @@ use crate::generate::{Event, StopReason};
 /// A budget, and whom to tell of what comes back.
 struct Budget {
     free: Mutex<usize>,
+    all: usize,
     doorbell: Arc<Doorbell>,
 }
 
@@ -64,11 +65,16 @@ impl Task for Counter {
     }
 
     fn refusal(&mut self) -> Error {
-        Error::Internal("never asked for".into())
+        Error::Internal("none has a peak that is above the budget".into())
     }
 
-    fn hold_everything<'a>(_: impl Iterator<Item = &'a Self>) -> bool {
-        false
+    fn hold_everything<'a>(waiting: impl Iterator<Item = &'a Self>) -> bool {
+        let (mut held, mut budget) = (0, None);
+        for task in waiting {
+            held += task.held.blocks;
+            budget = Some(&task.held.budget);
+        }
+        budget.is_some_and(|budget| *lock(&budget.free) + held == budget.all)
     }
 
     fn given(&self) -> usize {
@@ -151,6 +157,7 @@ impl Model {
         Self {
             budget: Arc::new(Budget {
                 free: Mutex::new(blocks),
+                all: blocks,
                 doorbell: Arc::clone(&doorbell),
             }),
             doorbell,
