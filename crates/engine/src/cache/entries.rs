@@ -61,11 +61,14 @@ impl SequenceCache {
         Ok(())
     }
 
+    /// The buffer for [`set_next_history`](Self::set_next_history).
+    pub(crate) fn take_next_history(&mut self, layer: usize, kv_head: usize) -> Vec<f32> {
+        std::mem::take(&mut self.heads[layer * self.shape.kv_heads + kv_head].next_history)
+    }
+
     /// What the history of a KV head becomes when the step that runs is committed.
-    pub(crate) fn set_next_history(&mut self, layer: usize, kv_head: usize, history: &[f32]) {
-        let next = &mut self.heads[layer * self.shape.kv_heads + kv_head].next_history;
-        next.clear();
-        next.extend_from_slice(history);
+    pub(crate) fn set_next_history(&mut self, layer: usize, kv_head: usize, history: Vec<f32>) {
+        self.heads[layer * self.shape.kv_heads + kv_head].next_history = history;
     }
 
     /// Drops an entry: the last one takes its place.

@@ -426,6 +426,7 @@ impl AttentionKernel {
             head_dim,
             threads: self.state.threads,
         };
+        record.lay_out(rows, kv_heads, self.layer, group, |row| range_of(row).len());
         let before = |row: usize, kv_head| rows[row].cache.head(self.layer, kv_head).len();
         units.plan(
             rows.len(),
@@ -438,12 +439,6 @@ impl AttentionKernel {
         if partial.len() < units.floats {
             partial.resize(units.floats, 0.0);
         }
-        record.lay_out(rows.len(), kv_heads, |row, kv_head| {
-            let tokens = range_of(row).len();
-            rows[row]
-                .attention
-                .map(|_| (tokens * group, before(row, kv_head) + tokens))
-        });
         let recorded = record.lend();
         let (rotated, ahead, units) = (&rotated[..], &ahead[..], &*units);
         let (out, partial) = (Parts::new(out), Parts::new(partial));

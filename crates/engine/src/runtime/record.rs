@@ -14,42 +14,49 @@ use crate::runner::StepRow;
 /// Buffers, reused from node to node.
 #[derive(Default)]
 pub(super) struct Record {
-    /// Of each row and KV head, in this order: where its weights and its sums lie; empty if none are wanted.
-    parts: Vec<(Range<usize>, Range<usize>)>,
+    /// Of each row and KV head, in this order: where its weights lie; empty if none are wanted.
+    parts: Vec<Range<usize>>,
     weights: Vec<f32>,
-    sums: Vec<f32>,
+    /// Of the same: the next histories of their caches, while the workers add them up.
+    sums: Vec<Vec<f32>>,
 }
 
 /// [`Record`], lent to the workers.
 pub(super) struct Recorded<'a> {
-    parts: &'a [(Range<usize>, Range<usize>)],
+    parts: &'a [Range<usize>],
     weights: Parts<'a, f32>,
-    sums: Parts<'a, f32>,
+    sums: Parts<'a, Vec<f32>>,
 }
 
 impl Record {
-    /// Makes room. `shape` gives the queries of a row for one KV head (tokens times query heads), and the
-    /// entries that the last of them sees; nothing if none of them is asked.
+    /// Makes room for the rows that ask, of `tokens` tokens each, and takes what their caches' histories become.
     pub(super) fn lay_out(
         &mut self,
-        rows: usize,
+        rows: &mut [StepRow],
         kv_heads: usize,
-        shape: impl Fn(usize, usize) -> Option<(usize, usize)>,
+        layer: usize,
+        group: usize,
+        tokens: impl Fn(usize) -> usize,
     ) {
         self.parts.clear();
-        let (mut weights, mut sums) = (0, 0);
-        for row in 0..rows {
+        self.sums.clear();
+        let mut weights = 0;
+        for (index, row) in rows.iter_mut().enumerate() {
+            let tokens = tokens(index);
             for kv_head in 0..kv_heads {
-                let (floats, entries) = shape(row, kv_head).map_or((0, 0), |(queries, end)| {
-                    let chunks = end.div_ceil(cpu::ATTEND_CHUNK);
-                    (cpu::recorded_floats(chunks, queries), end)
+                let floats = row.attention.map_or(0, |_| {
+                    let end = row.cache.head(layer, kv_head).len() + tokens;
+                    cpu::recorded_floats(end.div_ceil(cpu::ATTEND_CHUNK), tokens * group)
                 });
-                self.parts.push((weights..weights + floats, sums..sums + entries));
-                (weights, sums) = (weights + floats, sums + entries);
+                self.parts.push(weights..weights + floats);
+                self.sums.push(match floats {
+                    0 => Vec::new(),
+                    _ => row.cache.take_next_history(layer, kv_head),
+                });
+                weights += floats;
             }
         }
         self.weights.resize(self.weights.len().max(weights), 0.0);
-        self.sums.resize(self.sums.len().max(sums), 0.0);
     }
 
     pub(super) fn lend(&mut self) -> Recorded<'_> {
@@ -61,12 +68,11 @@ impl Record {
     }
 
     /// The sums, to the caches that will have them as histories.
-    pub(super) fn hand_over(&self, rows: &mut [StepRow], kv_heads: usize, layer: usize) {
-        for (row, parts) in rows.iter_mut().zip(self.parts.chunks_exact(kv_heads)) {
-            for (kv_head, (_, sums)) in parts.iter().enumerate() {
-                if !sums.is_empty() {
-                    row.cache
-                        .set_next_history(layer, kv_head, &self.sums[sums.clone()]);
+    pub(super) fn hand_over(&mut self, rows: &mut [StepRow], kv_heads: usize, layer: usize) {
+        for (row, sums) in rows.iter_mut().zip(self.sums.chunks_exact_mut(kv_heads)) {
+            if row.attention.is_some() {
+                for (kv_head, sums) in sums.iter_mut().enumerate() {
+                    row.cache.set_next_history(layer, kv_head, std::mem::take(sums));
                 }
             }
         }
@@ -80,7 +86,7 @@ impl Recorded<'_> {
     /// Nobody else has the weights of these chunks of this part.
     #[allow(clippy::mut_from_ref)] // the caller's promise
     pub(super) unsafe fn weights(&self, part: usize, chunks: &Range<usize>, count: usize) -> &mut [f32] {
-        let first = self.parts[part].0.start + cpu::recorded_floats(chunks.start, count);
+        let first = self.parts[part].start + cpu::recorded_floats(chunks.start, count);
         // SAFETY: the caller's promise; the part has room for all chunks.
         unsafe {
             self.weights
@@ -109,12 +115,12 @@ impl Recorded<'_> {
                 "attention was asked for of {tokens} tokens, more than {ATTEND_TOKEN_TILE}"
             )));
         }
-        let (weights, sums) = &self.parts[part];
+        let weights = &self.parts[part];
         // SAFETY: the caller's promise.
         let (weights, sums) = unsafe {
             (
                 self.weights.part(weights.start, weights.len()),
-                self.sums.part(sums.start, sums.len()),
+                &mut self.sums.part(part, 1)[0],
             )
         };
         let (first, weight) = match of {
@@ -122,9 +128,11 @@ impl Recorded<'_> {
             Attention::Sum => (0, 1.0),
             Attention::Ahead { interval } => (0, 1.0 / (interval * group) as f32),
         };
-        let known = if of == Attention::Newest { 0 } else { history.len() };
-        sums[..known].copy_from_slice(&history[..known]);
-        sums[known..].fill(0.0);
+        sums.clear();
+        if of != Attention::Newest {
+            sums.extend_from_slice(history);
+        }
+        sums.resize(before + tokens, 0.0);
         cpu::add_attention(simd, weights, before, first..tokens, tokens, group, weight, sums)?;
         Ok(())
     }
