@@ -154,9 +154,13 @@ impl Answer {
         if !options.stop.is_empty() {
             tokenizer.as_ref().map_err(Clone::clone)?;
         }
-        let stream = tokenizer
-            .ok()
-            .map(|_| TextStream::with_special(options.ignore_eos));
+        let given = sequence.given.last().map_or(0, |last| last.end as usize);
+        let new_stream = match sequence.tokens().len() > given {
+            // It goes on with an answer that ended before.
+            true => TextStream::continuing,
+            false => TextStream::with_special,
+        };
+        let stream = tokenizer.ok().map(|_| new_stream(options.ignore_eos));
         let stops = StopStrings::new(&options.stop)?;
         Ok(Self {
             prefill: sequence.pending_given(),

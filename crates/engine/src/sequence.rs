@@ -284,12 +284,17 @@ impl Sequence {
             });
         }
         // A graph may have more logits than the tokenizer has tokens: the rest is padding.
-        let tokens = self
-            .shared
-            .model
-            .tokenizer()
-            .map_or(u32::MAX, |tokenizer| tokenizer.vocab_size());
+        let (tokens, gaps) = match self.shared.model.tokenizer() {
+            Ok(tokenizer) => (tokenizer.vocab_size(), tokenizer.gaps()),
+            Err(_) => (u32::MAX, &[][..]),
+        };
         let known = self.logits.len().min(tokens as usize);
+        for &gap in gaps {
+            // So may be what lies between.
+            if let Some(logit) = self.logits.get_mut(gap as usize) {
+                *logit = f32::NEG_INFINITY;
+            }
+        }
         let before = self.sampler.draws();
         let token = self.sampler.sample(&self.logits[..known])?;
         if self.sampler.draws() > before {

@@ -43,6 +43,39 @@ fn the_stream_is_the_whole_text() {
     }
 }
 
+/// A text that goes on in a second stream is the whole one, with the space between the two.
+#[test]
+fn a_stream_continues_another() {
+    let mut random = Random::new();
+    let mut kept = 0;
+    for (name, json) in all_kinds() {
+        let tokenizer = tokenizer(&json);
+        for _ in 0..100 {
+            let ids = tokenizer
+                .encode(
+                    &format!("begin {}", random.text(&["hello", " ", "one", " two"], 8)),
+                    Special::Plain,
+                )
+                .unwrap();
+            let (first, rest) = ids.split_at(1 + random.below(ids.len()));
+            let mut stream = TextStream::continuing(false);
+            let mut text = String::new();
+            for &id in rest {
+                text.push_str(stream.push(&tokenizer, id).unwrap());
+            }
+            text.push_str(stream.finish());
+            let whole = tokenizer.decode(&ids, true).unwrap();
+            assert_eq!(
+                tokenizer.decode(first, true).unwrap() + &text,
+                whole,
+                "{name}, {ids:?}"
+            );
+            kept += usize::from(text != tokenizer.decode(rest, true).unwrap());
+        }
+    }
+    assert!(kept > 0, "some tokenizer leaves a text's first space out");
+}
+
 /// Characters cut into single bytes come out whole, each with its last byte, and nothing else ever comes out.
 #[test]
 fn characters_are_never_split() {

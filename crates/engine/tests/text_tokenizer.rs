@@ -249,6 +249,15 @@ fn unusable_files_are_refused() {
             changed(&|json| json["model"]["merges"][0] = json!("no such")),
             "tokenizer.json",
         ),
+        // Its suffixes would take 50 GB.
+        (
+            changed(&|json| {
+                let last = json["added_tokens"].as_array_mut().unwrap().last_mut().unwrap();
+                last["content"] = json!(format!("<|{}|>", "x".repeat(300_000)));
+                last["special"] = json!(true);
+            }),
+            "of 300004 bytes",
+        ),
     ] {
         let error = Tokenizer::from_json(json.to_string().as_bytes()).unwrap_err();
         let Error::Model(text) = &error else {

@@ -154,8 +154,8 @@ impl SequenceCache {
         Ok(())
     }
 
-    /// A contiguous buffer moves when it grows, so it at least doubles; what was reserved is taken
-    /// at once.
+    /// A contiguous buffer moves when it grows, so it at least doubles, unless only what is needed fits; what was
+    /// reserved is taken at once.
     fn grow_contiguous(&mut self, needed: usize, capacity: usize) -> Result<()> {
         let shape = self.shape;
         let per_block = shape.layers * shape.kv_heads;
@@ -165,7 +165,16 @@ impl SequenceCache {
         } else {
             2 * capacity
         });
-        self.take_contiguous(wanted)?;
+        let wanted = match self.take_contiguous(wanted) {
+            Err(_) if wanted > needed => {
+                self.take_contiguous(needed)?;
+                needed
+            }
+            taken => {
+                taken?;
+                wanted
+            }
+        };
         let wanted = shape.blocks_per_head(wanted) * shape.block_entries;
         let Storage::Contiguous { layers, capacity } = &mut self.storage else {
             return Err(Error::Internal("a cache of blocks has no buffer".into()));

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 
 use half::f16;
 use half::slice::HalfFloatSliceExt;
+use half::vec::HalfBitsVecExt;
 use reasoning_rpc_cpu::Element;
 
 /// Rows of queries.
@@ -40,7 +41,8 @@ impl QueryWindow {
         let numbers = tokens * query_width;
         Self {
             rows: match half {
-                true => Rows::F16(vec![f16::ZERO; numbers]),
+                // Zeros of `u16` are the system's: their memory is taken as it is written.
+                true => Rows::F16(vec![0u16; numbers].reinterpret_into()),
                 false => Rows::F32(vec![0.0; numbers]),
             },
             tokens,
@@ -68,7 +70,12 @@ impl QueryWindow {
         }
     }
 
-    /// Fills the ring with as many numbers as [`rows`](Self::rows) has.
+    /// How many numbers [`rows`](Self::rows) has.
+    pub(crate) fn numbers(&self) -> usize {
+        self.tokens * self.width
+    }
+
+    /// Fills the ring with as many numbers.
     pub(crate) fn fill(&mut self, numbers: &[f32]) {
         self.write(0, numbers);
     }

@@ -242,6 +242,7 @@ impl Manifest {
                     resolved.display()
                 )));
             }
+            super::check_is_file(&path)?;
             let found = fs::metadata(&path).map_err(describe)?.len();
             if found != expected.size {
                 return Err(Error::Model(format!(

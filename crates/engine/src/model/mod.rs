@@ -5,6 +5,7 @@ mod manifest;
 mod weights;
 
 use std::fs;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -117,12 +118,50 @@ impl Model {
 fn read_file(folder: &Path, name: &str) -> Result<Vec<u8>> {
     let path = folder.join(name);
     let describe = |error: std::io::Error| Error::Model(format!("{}: {error}", path.display()));
-    let size = fs::metadata(&path).map_err(describe)?.len();
-    if size > TEXT_FILE_LIMIT {
+    check_is_file(&path)?;
+    let mut bytes = Vec::new();
+    let file = fs::File::open(&path).map_err(describe)?;
+    // One byte more than is allowed says that there are more.
+    file.take(TEXT_FILE_LIMIT + 1)
+        .read_to_end(&mut bytes)
+        .map_err(describe)?;
+    if bytes.len() as u64 > TEXT_FILE_LIMIT {
         return Err(Error::Model(format!(
-            "{}: expected at most {TEXT_FILE_LIMIT} bytes, found {size}",
+            "{}: expected at most {TEXT_FILE_LIMIT} bytes, found more",
             path.display()
         )));
     }
-    fs::read(&path).map_err(describe)
+    Ok(bytes)
+}
+
+/// Before it is opened: a pipe would be waited for, and a device may have no end.
+fn check_is_file(path: &Path) -> Result<()> {
+    let describe = |error: std::io::Error| Error::Model(format!("{}: {error}", path.display()));
+    match fs::metadata(path).map_err(describe)?.is_file() {
+        true => Ok(()),
+        false => Err(Error::Model(format!(
+            "{}: expected a file, found something else",
+            path.display()
+        ))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A folder out of an archive may hold anything.
+    #[test]
+    fn what_is_no_file_is_not_read() {
+        let folder = std::env::temp_dir().join(format!("reasoning-rpc-model-{}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        // It has no end, and says that it has no length.
+        std::os::unix::fs::symlink("/dev/zero", folder.join("manifest.json")).unwrap();
+        fs::create_dir(folder.join("tokenizer.json")).unwrap();
+        for name in ["manifest.json", "tokenizer.json"] {
+            let error = read_file(&folder, name).unwrap_err().to_string();
+            assert!(error.contains("expected a file, found something else"), "{error}");
+        }
+        fs::remove_dir_all(&folder).unwrap();
+    }
 }

@@ -210,8 +210,9 @@ pub(crate) fn restore(shared: &Arc<EngineShared>, bytes: &[u8]) -> Result<Sequen
     }
     for layer in 0..shape.layers {
         let window = cache.window_mut(layer);
-        let mut rows = window.rows().into_owned();
-        read_floats(&mut sections, "window queries", &mut rows)?;
+        let words = sections.words(window.numbers())?;
+        let rows: Vec<f32> = words.map(f32::from_bits).collect();
+        check_floats("window queries", &rows)?;
         window.fill(&rows);
     }
     for layer in 0..shape.layers {
@@ -231,9 +232,9 @@ pub(crate) fn restore(shared: &Arc<EngineShared>, bytes: &[u8]) -> Result<Sequen
             .collect::<Result<_>>()?,
         false => Vec::new(),
     };
-    if !histories.iter().flatten().all(|x| x.is_finite()) {
-        return refuse("history", "numbers", "infinity or NaN");
-    }
+    histories
+        .iter()
+        .try_for_each(|history| check_floats("history", history))?;
     let entries = SavedEntries::take(&mut sections, lens, &shape)?;
     if !sections.0.is_empty() {
         return refuse("length", "the end", format!("{} more bytes", sections.0.len()));
@@ -327,7 +328,11 @@ fn read_floats(sections: &mut Sections<'_>, what: &str, out: &mut [f32]) -> Resu
     for (place, word) in out.iter_mut().zip(words) {
         *place = f32::from_bits(word);
     }
-    match out.iter().all(|x| x.is_finite()) {
+    check_floats(what, out)
+}
+
+fn check_floats(what: &str, found: &[f32]) -> Result<()> {
+    match found.iter().all(|x| x.is_finite()) {
         true => Ok(()),
         false => refuse(what, "numbers", "infinity or NaN"),
     }
@@ -339,9 +344,7 @@ fn read_frequencies(sections: &mut Sections<'_>, window: &mut QueryWindow, head_
         return refuse("frequencies of the rotation", head_dim / 2, count);
     }
     let frequencies: Vec<f32> = sections.words(count)?.map(f32::from_bits).collect();
-    if !frequencies.iter().all(|x| x.is_finite()) {
-        return refuse("frequencies of the rotation", "numbers", "infinity or NaN");
-    }
+    check_floats("frequencies of the rotation", &frequencies)?;
     window.set_frequencies(&frequencies);
     Ok(())
 }

@@ -217,3 +217,26 @@ fn a_ratio_of_one_changes_nothing() {
     run_pending(&engine, &mut kept);
     assert_eq!(contents(&full), contents(&kept));
 }
+
+/// Without a promise a buffer doubles as it grows; where only less fits, it grows by that.
+#[test]
+fn a_portable_cache_grows_to_the_end_of_its_budget() {
+    let mut random = Random::new(seed());
+    let model = reasoning_rpc_test_support::model("golden/qwen2_p32-portable");
+    let whole = tiny(|options| options.model.clone_from(&model));
+    let text = prompt(&mut random, 20);
+    let shape = *start(&whole, none(), &text).cache.as_ref().unwrap().shape();
+    // Neither a power of two nor twice what was there.
+    let entries = 5 * shape.block_entries;
+    let engine = tiny(|options| {
+        options.model.clone_from(&model);
+        options.budget = Some(shape.bytes(entries));
+    });
+    let mut sequence = start(&engine, none(), &text);
+    write(&engine, &mut sequence, entries - text.len());
+    run_pending(&engine, &mut sequence);
+    assert_eq!(contents(&sequence)[0].2.len(), entries);
+    sequence.sample().unwrap();
+    let error = engine.step(&mut [&mut sequence]).unwrap_err();
+    assert!(matches!(error, crate::Error::Budget { .. }), "{error}");
+}

@@ -172,6 +172,7 @@ pub(super) struct Pieces {
     /// Where each id's bytes end.
     ends: Vec<u32>,
     kinds: Vec<Kind>,
+    gaps: Vec<u32>,
 }
 
 /// What an id stands for.
@@ -192,9 +193,12 @@ impl Pieces {
             bytes: Vec::new(),
             ends: Vec::new(),
             kinds: Vec::new(),
+            gaps: Vec::new(),
         };
         for (text, kind) in tokens {
-            if kind != Kind::Gap {
+            if kind == Kind::Gap {
+                pieces.gaps.push(pieces.len());
+            } else {
                 decoder.append(text, kind != Kind::Ordinary, &mut pieces.bytes);
             }
             let end = u32::try_from(pieces.bytes.len()).map_err(|_| {
@@ -206,6 +210,11 @@ impl Pieces {
             pieces.kinds.push(kind);
         }
         Ok(pieces)
+    }
+
+    /// The ids that are no token.
+    pub(super) fn gaps(&self) -> &[u32] {
+        &self.gaps
     }
 
     /// One more than the highest id.

@@ -21,6 +21,9 @@ use crate::error::{Error, Result};
 /// A tag is not longer than this many bytes.
 const LONGEST_TAG: usize = 64;
 
+/// What the suffixes of all control tokens may take: they grow with the square of a token's length.
+const MOST_SUFFIX_BYTES: usize = 64 << 20;
+
 /// The texts of a tokenizer's control tokens.
 pub(super) struct Controls {
     trie: Trie,
@@ -58,18 +61,28 @@ fn tag(text: &str) -> Option<&str> {
 }
 
 impl Controls {
-    pub(super) fn new<'a>(texts: impl Iterator<Item = &'a str>) -> Self {
+    /// # Errors
+    /// [`Error::Model`] when the texts' suffixes take more than [`MOST_SUFFIX_BYTES`].
+    pub(super) fn new<'a>(texts: impl Iterator<Item = &'a str>) -> Result<Self> {
         let texts: Vec<String> = texts.map(str::to_owned).collect();
+        let bytes = |text: &String| text.len().saturating_mul(text.len()) / 2;
+        if texts.iter().map(bytes).fold(0, usize::saturating_add) > MOST_SUFFIX_BYTES {
+            return Err(Error::Model(format!(
+                "tokenizer.json: control tokens: expected a few of some dozens of bytes, found {}, the longest of {} bytes",
+                texts.len(),
+                texts.iter().map(String::len).max().unwrap_or(0)
+            )));
+        }
         let suffixes = |text: &String| -> Vec<String> {
             let places = text.char_indices().skip(1);
             places.map(|(at, _)| text[at..].to_owned()).collect()
         };
-        Self {
+        Ok(Self {
             trie: Trie::new(texts.iter().map(String::as_str)),
             suffixes: texts.iter().flat_map(suffixes).collect(),
             longest: texts.iter().map(String::len).max().unwrap_or(0),
             texts,
-        }
+        })
     }
 
     /// The noncharacter to mark with: one that `holds` finds in none of the conversation's texts.

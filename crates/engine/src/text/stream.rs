@@ -41,6 +41,15 @@ impl TextStream {
         }
     }
 
+    /// A stream of tokens that follow others: a leading space that the tokenizer leaves out of a text's beginning stays.
+    pub fn continuing(with_special: bool) -> Self {
+        Self {
+            started: true,
+            stripping_done: true,
+            ..Self::with_special(with_special)
+        }
+    }
+
     /// The text that `id` completes, often a word, sometimes nothing. After an error the stream is as it
     /// was before.
     pub fn push(&mut self, tokenizer: &Tokenizer, id: u32) -> Result<&str> {

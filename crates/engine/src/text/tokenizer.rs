@@ -132,7 +132,7 @@ impl Tokenizer {
             controls
                 .filter(|token| token.control)
                 .map(|token| token.content.as_str()),
-        );
+        )?;
         Ok(Self(Arc::new(Inner {
             added: [Matcher::new(raw, false), Matcher::new(normalized, true)],
             controls,
@@ -227,6 +227,11 @@ impl Tokenizer {
     /// One more than the highest id. A model may have more logits than that: see the model's own vocabulary.
     pub fn vocab_size(&self) -> u32 {
         self.0.pieces.len()
+    }
+
+    /// The ids below [`vocab_size`](Self::vocab_size) that are no token; in most vocabularies there are none.
+    pub(crate) fn gaps(&self) -> &[u32] {
+        self.0.pieces.gaps()
     }
 
     pub(super) fn piece(&self, id: u32) -> Result<(&[u8], Kind)> {
