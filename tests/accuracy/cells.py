@@ -28,9 +28,11 @@ class Cell:
     interval: int = 256
     window: int = 32
     cache: str = "fp32"
+    weights: str = "fp32"
 
     def path(self, results):
-        setting = f"P{self.interval}-R{self.window}-{self.cache}"
+        weights = "" if self.weights == "fp32" else f"-{self.weights}-weights"
+        setting = f"P{self.interval}-R{self.window}-{self.cache}{weights}"
         return results / "texts" / self.model / self.text / setting / f"{self.policy.replace(':', ',')}.json"
 
     def read(self, results):
@@ -66,7 +68,7 @@ def run(cells, options):
         if cell.read(options.results) is None and all(word in str(cell) for word in options.only):
             name, *rest = cell.policy.split(":")
             ratio = "rolling" if name in ROLLING else [word for word in rest if word.startswith("ratio=")][0]
-            key = (cell.model, cell.text, cell.interval, cell.window, cell.cache, ratio)
+            key = (cell.model, cell.text, cell.interval, cell.window, cell.cache, cell.weights, ratio)
             groups.setdefault(key, {})[cell] = None
     for index, group in enumerate(groups.values()):
         print(f"{index + 1}/{len(groups)}: {len(group)} x {next(iter(group))}", file=sys.stderr, flush=True)
@@ -75,7 +77,7 @@ def run(cells, options):
 
 def run_group(cells, options):
     one = cells[0]
-    model = options.models / f"{one.model}-fp32"
+    model = options.models / f"{one.model}-{one.weights}"
     need(options.program, model / "manifest.json")
     command = [
         options.program, "perplexity", "--model", model, *text_of(one, options), "--prompt-tokens", PROMPT_TOKENS,
@@ -110,30 +112,32 @@ def run_group(cells, options):
         part.rename(path)
 
 
+# Texts that are two of the benchmarks' files, one behind the other, and of how many tokens at most.
+JOINED = {
+    "novel_8k": (("novel_ch3", "novel_late"), 8192),  # SmolLM2's context
+    "novel_12k": (("novel_ch3", "novel_late"), 12000),
+    "tutorial_rust": (("tutorial", "rust_source"), 12000),
+}
+
+
 def text_of(cell, options):
-    """The text's ids for the model; a text that is there for the other model alone goes by way of its characters, and
-    novel_8k is two parts of the novel, as many of their tokens as SmolLM2's context holds."""
-    folder = options.benchmarks / "perplexity"
+    """The text's ids for the model; what is there for SmolLM2 alone goes by way of its characters."""
     options.results.mkdir(parents=True, exist_ok=True)
-    if cell.text == "novel_8k":
-        ids = []
-        for part in ("novel_ch3", "novel_late"):
-            path = folder / f"{part}.{cell.model}.json"
-            need(path)
-            ids += json.loads(path.read_text())
-        joined = options.results / f"novel_8k.{cell.model}.json"
-        joined.write_text(json.dumps(ids[:8192]))
+    parts, most = JOINED.get(cell.text, ((cell.text,), 3200))
+    ids = [options.benchmarks / "perplexity" / f"{part}.{cell.model}.json" for part in parts]
+    if parts == (cell.text,) and ids[0].exists():
+        return ["--ids", ids[0]]
+    if cell.model == "smollm2":
+        need(*ids)
+        joined = options.results / f"{cell.text}.{cell.model}.json"
+        joined.write_text(json.dumps([token for path in ids for token in json.loads(path.read_text())][:most]))
         return ["--ids", joined]
-    if (cell.model, cell.text) == ("qwen25coder", "rust_source"):
-        path = folder / "rust_source.smollm2.json"
-        tokenizer = options.models / "smollm2-fp32/tokenizer.json"
-        need(path, tokenizer)
-        text = options.results / "rust_source.txt"
-        text.write_bytes(characters(json.loads(path.read_text()), tokenizer))
-        return ["--text", text, "--max-tokens", 3200]
-    path = folder / f"{cell.text}.{cell.model}.json"
-    need(path)
-    return ["--ids", path]
+    ids = [path.with_name(f"{part}.smollm2.json") for part, path in zip(parts, ids)]
+    tokenizer = options.models / "smollm2-fp32/tokenizer.json"
+    need(*ids, tokenizer)
+    text = options.results / f"{cell.text}.txt"
+    text.write_bytes(b"".join(characters(json.loads(path.read_text()), tokenizer) for path in ids))
+    return ["--text", text, "--max-tokens", most]
 
 
 def characters(ids, tokenizer):

@@ -1,9 +1,9 @@
 """The tables of docs/accuracy.md on texts, in Markdown.
 
-    texts.py policies|histories|intervals|options|memory --benchmarks DIR --models DIR [--results DIR] [--only WORD ...] [--print]
+    texts.py policies|histories|intervals|defaults|options|memory --benchmarks DIR --models DIR [--results DIR] [--only WORD ...] [--print]
 
 policies: every policy, three texts, two models, P = 256, R = 32, c = 2, 4, 8, fp32. intervals: SmolLM2 at P = 1024 with
-caches of fp16 and int8. histories: how much of an entry's last score those that look ahead add to the new one, on the
+caches of fp16 and int8. defaults: Qwen2.5-Coder in int8 weights, P = 4096, the default. histories: how much of an entry's last score those that look ahead add to the new one, on the
 text that it was chosen on. options: variants of rpc, chosen on one text and reported on three others. memory: what policies
 take with fp16 caches, for answers of 8,000 tokens (SmolLM2) and 32,000. The models are
 --models DIR/smollm2-fp32 and DIR/qwen25coder-fp32. Runs what --results lacks, one file for each figure, and then prints
@@ -24,6 +24,8 @@ TEXTS = {
     "rust_source": "Rust source",
     "novel_ch3": "novel, from its third chapter",
     "novel_8k": "novel, 8192 tokens",
+    "novel_12k": "novel",
+    "tutorial_rust": "tutorial, then Rust source",
 }
 RPC = "rpc:aggregation=layer"  # what the others are compared with
 ADAPTIVE = "lookahead-merge:aggregation=adaptive"
@@ -244,6 +246,23 @@ def intervals(options):
     print(table(["text", "cache", "policy", "NLL - full", "KL", "NLL of rpc's", "KL of rpc's"], rows))
 
 
+def defaults(options):
+    def cell(text, policy):
+        return Cell("qwen25coder", text, f"{policy}:ratio=4", 4096, 32, "fp16", "int8")
+
+    texts, rules = ("novel_12k", "tutorial_rust"), (RPC, "streaming", "random", ONLINE)
+    if not options.print:
+        cells.run([cell(text, policy) for text in texts for policy in rules], options)
+    rows = []
+    for text in texts:
+        for policy in rules:
+            found, rpc = (cell(text, name).read(options.results) for name in (policy, RPC))
+            of_rpc = shares([(found, rpc)])[:2] if found and rpc and policy != RPC else ["", ""]
+            behind = str(found["tokens"]) if found else NOT_RUN
+            rows.append([TEXTS[text], behind, "rpc" if policy == RPC else policy, *columns(found), *of_rpc])
+    print(table(["text", "tokens", "policy", "NLL - full", "KL", "NLL of rpc's", "KL of rpc's"], rows))
+
+
 def options_search(options):
     tuned = {variant: Cell("smollm2", TUNED_ON, f"{variant}:ratio={TUNED_AT}") for variant in VARIANTS}
     if not options.print:
@@ -326,6 +345,7 @@ def main() -> int:
         "policies": policies,
         "histories": histories,
         "intervals": intervals,
+        "defaults": defaults,
         "options": options_search,
         "memory": memory,
     }
