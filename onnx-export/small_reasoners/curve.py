@@ -143,7 +143,7 @@ def ask(
         raise SystemExit(done.returncode)
     prompts = prompts_of(options.out, length)
     exact: dict[tuple[str, str], list[bool]] = defaultdict(list)
-    for line in (out / "answers.jsonl").read_text().splitlines():
+    for line in (out / "run.jsonl").read_text().splitlines():
         record = json.loads(line)
         right = record["stop_reason"] == "eos" and first_error(prompts[record["problem"]], record["text"]) is None
         exact[record["model"], record["policy"]].append(right)

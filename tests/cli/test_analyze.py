@@ -63,10 +63,12 @@ def test_texts_side_by_side(tmp_path):
             assert text["redundancy"] == pytest.approx([redundancy(tokens, range(len(tokens)), n) for n in (1, 2, 4)])
 
 
-@pytest.mark.parametrize("aggregation", ["layer", "kv_head"])
-def test_what_a_policy_kept(aggregation, tmp_path):
+@pytest.mark.parametrize(
+    "policy, aggregation", [("rpc", "layer"), ("rpc", "kv_head"), ("lookahead-merge", "adaptive")]
+)
+def test_what_a_policy_kept(policy, aggregation, tmp_path):
     model, prompt = find_model("golden/qwen2_p32-cached"), list(range(20))
-    options = ["--policy", "rpc", "--aggregation", aggregation, *OPTIONS]
+    options = ["--policy", policy, "--aggregation", aggregation, *OPTIONS]
     answer = generate(
         model, "--prompt-ids", ",".join(map(str, prompt)), "--max-tokens", 200, "--temperature", 0, "--ignore-eos",
         "--cache-dtype", "fp32", *options,
@@ -77,7 +79,7 @@ def test_what_a_policy_kept(aggregation, tmp_path):
     # The model reads the text and keeps the same.
     read = analyze(
         "--ids", tmp_path / "ids.json", "--model", model, "--prompt-tokens", 20, "--cache-dtype", "fp32", *options[2:],
-        "--policies", "rpc",
+        "--policies", policy,
     )  # fmt: skip
     assert read["kept"][0]["moments"] == traced
     tokens = prompt + answer["tokens"]
@@ -98,6 +100,8 @@ def test_what_a_policy_kept(aggregation, tmp_path):
             near(moment["candidates"][i], mean(redundancy(tokens, b, n) for b in before))
             near(moment["kept"][i], mean(redundancy(tokens, a, n) for a in after))
     assert len(traced) == 5
+    lengths = {tuple(map(len, c["kept"])) for c in answer["compressions"]}
+    assert (aggregation == "adaptive") == any(len(set(of)) > 1 for of in lengths)
 
 
 def test_text_files_and_pages(text_model, tmp_path):

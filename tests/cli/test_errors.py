@@ -135,6 +135,7 @@ def test_inspect(tiny):
     inspect_fails(2, tiny, *long, expected=["expected at most 4096 together", "found 4000 and 97"])
     inspect_fails(2, tiny, "--prompt-tokens", 0, expected=["--prompt-tokens: expected", '"0"'])
     inspect_fails(2, tiny, "--kernel", 7, expected=["found --kernel"])
+    inspect_fails(2, tiny, "--policy", "lightthinker", expected=["expected one with a peak that is known before"])
     portable = find_model("golden/qwen2_p32-portable")
     half = ["--cache-dtype", "fp16"]
     inspect_fails(1, portable, *half, expected=["--cache-dtype: expected fp32", "portable", "found fp16"])

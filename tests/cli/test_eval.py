@@ -52,8 +52,8 @@ def evaluate(model, out, *arguments, **options):
     return report
 
 
-def answers(out):
-    lines = (out / "answers.jsonl").read_text().splitlines()
+def answers(out, file="answers.jsonl"):
+    lines = (out / file).read_text().splitlines()
     found = [json.loads(line) for line in lines]
     return {(a["model"], a["policy"], a["set"], a["problem"], a["sample"]): a for a in found}
 
@@ -246,3 +246,43 @@ def test_errors(text_model, problems, tmp_path):
         (tmp_path / "bad.jsonl").write_text(json.dumps(PROBLEMS[0]) + "\n" + line + "\n" if line else "")
         message = fail(1, *common, "--problems", tmp_path / "bad.jsonl", expected=[expected])
         assert ":2: " in message or not line
+
+
+def test_answers_of_another_check_or_machine(text_model, problems, tmp_path):
+    """What an earlier checker said is asked again; what other instructions computed is written again."""
+    out = tmp_path / "out"
+    arguments = ["--problems", problems, "--policies", "none,lookahead-merge:queries=stored"]
+    evaluate(text_model, out, *arguments)
+    file, right = out / "answers.jsonl", answers(out)
+    assert answers(out, "run.jsonl") == right
+    # The queries that a policy stores are of its bound.
+    assert all(a["cache_peak_bytes"] <= a["cache_bound_bytes"] for a in right.values())
+
+    def change(**fields):
+        records = [json.loads(line) | fields for line in file.read_text().splitlines()]
+        write(file, records)
+
+    unlike = {"passed": False, "note": "another checker's"}
+    change(checked_by="1", score=unlike)
+    evaluate(text_model, out, *arguments)
+    assert answers(out) == right
+    write(file, list(right.values()))
+    change(simd="another", text="")
+    evaluate(text_model, out, *arguments)
+    assert [a["text"] for a in answers(out).values()] == [a["text"] for a in right.values()]
+
+
+def test_what_would_be_mixed_up_is_refused(text_model, problems, tmp_path):
+    def refused(*arguments, expected, code=2, first=problems):
+        fail(code, "eval", "--out", tmp_path / "out", "--model", text_model, "--problems", first, *arguments, expected=expected)
+
+    other = tmp_path / "other" / text_model.name
+    other.parent.mkdir()
+    other.symlink_to(text_model)
+    copy = tmp_path / "copy" / text_model.name
+    copy.mkdir(parents=True)
+    refused("--model", copy, expected=["expected folders of different names", text_model.name])
+    twice = write(tmp_path / "twice.jsonl", [PROBLEMS[0], PROBLEMS[3], PROBLEMS[0]])
+    refused(first=twice, code=1, expected=["twice.jsonl:3", 'expected a name of its own, found "sum" again'])
+    refused("--system", "Answer in French.", "--prompt", "raw", expected=["--system: expected with questions"])
+    refused("--policies", "none,snapkv", "--kernel", 3, expected=["--kernel: expected a policy in --policies that reads it"])

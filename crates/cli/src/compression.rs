@@ -131,7 +131,8 @@ pub const SIZE_GROUP: Group = Group {
     ],
 };
 
-const LIGHT_THINKER: &str = "lightthinker";
+/// The name of the policy that adds tokens to the text.
+pub const LIGHT_THINKER: &str = "lightthinker";
 
 /// The policies that read an option which not all do: a value for another one would mean nothing. What says when is compressed
 /// and how much stays is left alone, so that `none` can stand in a policy's place.

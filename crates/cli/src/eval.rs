@@ -9,7 +9,7 @@ use anyhow::Context;
 use reasoning_rpc_engine::sampling::SamplingOptions;
 use reasoning_rpc_engine::{Engine, EngineOptions};
 use reasoning_rpc_eval::answers::Answers;
-use reasoning_rpc_eval::problems::ProblemSet;
+use reasoning_rpc_eval::problems::{Problem, ProblemSet};
 use reasoning_rpc_eval::report::Report;
 use reasoning_rpc_eval::run::{self, Contender, Model, Setup, Watch};
 use reasoning_rpc_eval::sandbox::{Limits, Sandbox};
@@ -84,7 +84,7 @@ pub const COMMAND: Command = Command {
                 option(
                     "out",
                     "DIR",
-                    "answers.jsonl, where finished answers are added, and\nreport.json, report.md, report.html",
+                    "answers.jsonl, where finished answers are added; run.jsonl,\nthose of this run; report.json, report.md, report.html",
                 ),
                 option(
                     "output",
@@ -102,8 +102,8 @@ test); or `tests`, a list of input and output for a program that reads and print
 tests are not there, as LiveCodeBench's, are answered and not scored.
 
 A run that was broken off, or lacks policies, models, problems or samples, goes on where it was: the
-answers in --out that it would write the same way are taken as they are. Ctrl-C ends it with code
-130. Programs run confined (no network, no files but their own, limits), or not at all.",
+answers in --out that it would write the same way are taken. Ctrl-C ends it with code
+130. Programs run confined (no network, no files of others to write, limits), or not at all.",
     run,
 };
 
@@ -130,6 +130,14 @@ fn run(given: &Given) -> anyhow::Result<ExitCode> {
     let chat = given.choice("prompt", &[("chat", true), ("raw", false)])?;
     let limits = limits(given, &count)?;
 
+    for (index, folder) in models.iter().enumerate() {
+        let name = name_of(folder);
+        if models[..index].iter().any(|other| name_of(other) == name) {
+            return usage(format!(
+                "--model: expected folders of different names, found {name:?} twice"
+            ));
+        }
+    }
     let mut sets = Vec::new();
     for file in files {
         let mut set = ProblemSet::read(&file)?;
@@ -155,6 +163,12 @@ fn run(given: &Given) -> anyhow::Result<ExitCode> {
         system: given.text("system")?,
         rows,
     };
+    let asks = |problem: &Problem| setup.chat.unwrap_or(!problem.completion);
+    if setup.system.is_some() && !setup.sets.iter().flat_map(|set| &set.problems).any(asks) {
+        return usage(
+            "--system: expected with questions that go through the chat template, found texts to continue",
+        );
+    }
     std::fs::create_dir_all(&out).with_context(|| out.display().to_string())?;
     let answers = Answers::open(&out.join("answers.jsonl"))?;
 
@@ -205,8 +219,11 @@ fn run(given: &Given) -> anyhow::Result<ExitCode> {
         setup: setup_lines,
         rows: summary::rows(&records, policies::FULL),
     };
+    let lines: Result<Vec<String>, _> = records.iter().map(serde_json::to_string).collect();
+    let lines: String = lines?.into_iter().map(|line| line + "\n").collect();
     let (object, markdown) = (serde_json::to_string_pretty(&report)? + "\n", report.markdown());
     for (file, text) in [
+        ("run.jsonl", &lines),
         ("report.json", &object),
         ("report.md", &markdown),
         ("report.html", &report.html()),

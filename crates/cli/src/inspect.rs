@@ -122,6 +122,12 @@ fn run(given: &Given) -> anyhow::Result<ExitCode> {
     let json = given.json()?;
     let folder = given.model()?;
     let (prompt_tokens, max_tokens) = (given.count("prompt-tokens")?, given.count("max-tokens")?);
+    if given.text("policy")?.as_deref() == Some(compression::LIGHT_THINKER) {
+        return usage(
+            "--policy: expected one with a peak that is known before, found \"lightthinker\": it holds what an answer \
+             without compression would, --policy none",
+        );
+    }
     let compression = compression::Choice::alone(given)?;
     let cache_type = compression::cache_type(given)?;
 

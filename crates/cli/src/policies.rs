@@ -54,6 +54,25 @@ pub fn parse(given: &Given) -> anyhow::Result<Vec<Named>> {
             choice: Choice::parse(&own).map_err(|error| Usage(format!("--policies: {item}: {error}")))?,
         });
     }
+    for option in SHARED_GROUP
+        .options
+        .iter()
+        .filter(|option| given.has(option.name))
+    {
+        let reads = |name: &str| {
+            let alone = Given::default().with("policy", name.into());
+            compression::check_read(&alone.with(option.name, OsString::new())).is_ok()
+        };
+        if !list
+            .split(',')
+            .any(|item| reads(item.trim().split(':').next().unwrap_or_default()))
+        {
+            return usage(format!(
+                "--{}: expected a policy in --policies that reads it, found {list}",
+                option.name
+            ));
+        }
+    }
     Ok(named)
 }
 

@@ -48,6 +48,12 @@ pub struct Record {
     pub cache_peak_bytes: usize,
     /// The most that it could have had, had it used all tokens that it might.
     pub cache_bound_bytes: usize,
+    /// The instructions that it was computed with: others round otherwise, and may write another answer.
+    #[serde(default)]
+    pub simd: String,
+    /// What checked it: the version of the checkers and, of programs, their limits.
+    #[serde(default)]
+    pub checked_by: String,
     /// What the check found.
     pub score: Score,
 }
@@ -144,6 +150,8 @@ pub(crate) mod tests {
             compressions: 0,
             cache_peak_bytes: 100,
             cache_bound_bytes: 200,
+            simd: "avx2".into(),
+            checked_by: "2".into(),
             score: Score {
                 passed: Some(true),
                 ..Score::default()

@@ -12,6 +12,9 @@ use crate::sandbox::Sandbox;
 use ifeval::Instruction;
 use program::Program;
 
+/// Goes up when a verdict may change: answers that an earlier one has checked are checked again.
+pub const VERSION: u32 = 2;
+
 /// How answers to a problem are checked.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Checker {

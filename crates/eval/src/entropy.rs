@@ -26,7 +26,8 @@ pub fn entropy(tokens: &[u32], n: usize) -> f64 {
         let p = count as f64 / total;
         p * -p.log2()
     });
-    terms.sum()
+    // No terms have the sum -0.
+    terms.sum::<f64>() + 0.0
 }
 
 /// The redundancy of n-grams: `1 - distinct / all`; none without any.
@@ -116,11 +117,10 @@ impl Trace {
         let mut seen: HashMap<usize, usize> = HashMap::new();
         let mut moments: Vec<(Moment, [Mean; 3], [Mean; 3])> = Vec::new();
         for compression in &self.compressions {
-            let first = compression
-                .kept
-                .first()
-                .ok_or_else(|| wrong("kept sets, found none"))?;
-            let window = compression.len_after.checked_sub(start + first.len());
+            // KV heads may differ in what they keep: the longest is the length.
+            let most = compression.kept.iter().map(Vec::len).max();
+            let most = most.ok_or_else(|| wrong("kept sets, found none"))?;
+            let window = compression.len_after.checked_sub(start + most);
             let end = window.and_then(|window| compression.at_token.checked_sub(window));
             let end = end
                 .filter(|&end| start + end <= tokens.len())

@@ -1,5 +1,6 @@
 //! Problem files: JSON, one object a line, as their authors published them.
 
+use std::collections::HashSet;
 use std::path::Path;
 
 use serde_json::Value;
@@ -42,11 +43,11 @@ impl ProblemSet {
     /// Reads a file.
     ///
     /// # Errors
-    /// [`Error::File`]; [`Error::Problem`] with the line that is none.
+    /// [`Error::File`]; [`Error::Problem`] with the line that is none, or that has the name of one before it.
     pub fn read(path: &Path) -> Result<Self> {
         let bytes = std::fs::read(path).map_err(|error| Error::file(path, error))?;
         let text = std::str::from_utf8(&bytes).map_err(|error| Error::file(path, error))?;
-        let mut problems = Vec::new();
+        let (mut problems, mut names) = (Vec::new(), HashSet::new());
         for (index, line) in text.lines().enumerate() {
             if line.trim().is_empty() {
                 continue;
@@ -54,10 +55,15 @@ impl ProblemSet {
             let problem = serde_json::from_str(line)
                 .map_err(|error| Error::Problem(error.to_string()))
                 .and_then(|value| Problem::parse(&value, index + 1));
-            problems.push(
-                problem
-                    .map_err(|error| Error::Problem(format!("{}:{}: {error}", path.display(), index + 1)))?,
-            );
+            let describe = |error| Error::Problem(format!("{}:{}: {error}", path.display(), index + 1));
+            let problem = problem.map_err(describe)?;
+            if !names.insert(problem.id.clone()) {
+                let id = &problem.id;
+                return Err(describe(Error::Problem(format!(
+                    "expected a name of its own, found {id:?} again"
+                ))));
+            }
+            problems.push(problem);
         }
         if problems.is_empty() {
             return Err(Error::Problem(format!(

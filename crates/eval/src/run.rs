@@ -14,6 +14,7 @@ use serde_json::json;
 use sha2::{Digest, Sha256};
 
 use crate::answers::{Answers, Record};
+use crate::check::VERSION;
 use crate::error::{Error, Result};
 use crate::problems::{COMPLETION_STOPS, Problem, ProblemSet, hex};
 use crate::sandbox::Sandbox;
@@ -99,10 +100,10 @@ impl Setup {
         watch: &dyn Watch,
     ) -> Result<Option<Vec<Record>>> {
         let jobs = self.jobs(model, contender);
-        let mut records: Vec<Option<Record>> = jobs
+        let mut records = jobs
             .iter()
-            .map(|job| self.kept(job, contender, answers))
-            .collect();
+            .map(|job| self.kept(job, model, contender, answers))
+            .collect::<Result<Vec<_>>>()?;
         let missing: Vec<usize> = (0..jobs.len())
             .filter(|&index| records[index].is_none())
             .collect();
@@ -172,7 +173,7 @@ impl Setup {
         jobs
     }
 
-    /// All that decides an answer.
+    /// All that decides an answer, but for the machine's instructions.
     fn key(
         &self,
         model: &Model<'_>,
@@ -206,14 +207,40 @@ impl Setup {
         hex(&Sha256::digest(all.to_string()))
     }
 
-    /// An answer that is there, under the names that this run has for things.
-    fn kept(&self, job: &Job<'_>, contender: &Contender, answers: &Answers) -> Option<Record> {
-        let record = answers.get(&job.key)?;
-        Some(Record {
+    /// An answer that is there, under the names that this run has for things, checked as this run does.
+    fn kept(
+        &self,
+        job: &Job<'_>,
+        model: &Model<'_>,
+        contender: &Contender,
+        answers: &Answers,
+    ) -> Result<Option<Record>> {
+        let Some(record) = answers.get(&job.key) else {
+            return Ok(None);
+        };
+        if record.simd != model.engine.simd().name() {
+            return Ok(None);
+        }
+        let mut record = Record {
+            model: model.name.clone(),
             policy: contender.label.clone(),
             set: job.set.name.clone(),
             ..record.clone()
-        })
+        };
+        let checked_by = self.checked_by(job.problem);
+        if record.checked_by != checked_by {
+            record.score = job.problem.checker.check(&record.text, self.sandbox.as_ref())?;
+            record.checked_by = checked_by;
+            answers.add(&record)?;
+        }
+        Ok(Some(record))
+    }
+
+    fn checked_by(&self, problem: &Problem) -> String {
+        match &self.sandbox {
+            Some(sandbox) if problem.checker.needs_sandbox() => format!("{VERSION} {:?}", sandbox.limits()),
+            _ => VERSION.to_string(),
+        }
     }
 
     fn is_chat(&self, problem: &Problem) -> bool {
@@ -322,7 +349,9 @@ impl Setup {
             compaction_seconds: stats.compaction_time.as_secs_f64(),
             compressions: stats.compressions,
             cache_peak_bytes: stats.cache_peak_bytes,
-            cache_bound_bytes: shape.bytes(bound),
+            cache_bound_bytes: shape.bytes(bound) + model.engine.query_bytes(&*contender.policy),
+            simd: model.engine.simd().name().into(),
+            checked_by: self.checked_by(job.problem),
             score,
         }))
     }

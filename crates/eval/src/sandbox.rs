@@ -3,7 +3,8 @@
 //! What holds for every program: no sockets, signals to others, sessions, process groups, mounts or traces (a system
 //! call filter); limits on CPU time, memory, processes, file sizes, open files and wall-clock time; an environment
 //! and a working directory of its own, both empty; and when its time is over, or it ended, its whole process group
-//! is killed, which nothing in it can leave.
+//! is killed, which nothing in it can leave. If this process is killed itself, the program ends with it; processes
+//! that the program had started end when their CPU time does.
 //!
 //! Where the system permits namespaces (for root, and where users may make their own), it has no network devices
 //! either, sees all files read-only, and its directory is a small file system in memory that goes with it. Started
@@ -60,7 +61,7 @@ pub struct Ended {
     pub code: Option<i32>,
     /// Whether its time was over.
     pub timed_out: bool,
-    /// What it printed on standard output, cut at a mebibyte.
+    /// What it printed on standard output: no more than [`Limits::file`].
     pub stdout: String,
     /// The last line of its errors.
     pub error: String,
@@ -85,7 +86,6 @@ static COUNTED_TOGETHER: Mutex<()> = Mutex::new(());
 
 /// A user that no file belongs to.
 const NOBODY: u32 = 65534;
-const PRINTED: usize = 1 << 20;
 
 impl Sandbox {
     /// Finds the first `python3` on PATH that runs in the strongest confinement that the system permits.
@@ -128,6 +128,11 @@ impl Sandbox {
         Err(Error::Sandbox(format!(
             "expected a python3 that runs confined, found: {last}"
         )))
+    }
+
+    /// What programs may use here.
+    pub fn limits(&self) -> &Limits {
+        &self.limits
     }
 
     /// What confines programs here, in words.
@@ -210,19 +215,19 @@ impl Sandbox {
             pause = (pause * 2).min(Duration::from_millis(20));
         };
         let code = process.kill_group_and_wait()?;
-        let errors = printed(&stderr)?;
+        let errors = printed(&stderr, self.limits.file)?;
         let error = errors.lines().rev().find(|line| !line.trim().is_empty());
         Ok(Ended {
             code: code.filter(|_| !timed_out),
             timed_out,
-            stdout: printed(&stdout)?,
+            stdout: printed(&stdout, self.limits.file)?,
             error: error.unwrap_or_default().chars().take(300).collect(),
         })
     }
 }
 
-fn printed(file: &File) -> io::Result<String> {
-    let length = file.metadata()?.len().min(PRINTED as u64);
+fn printed(file: &File, most: u64) -> io::Result<String> {
+    let length = file.metadata()?.len().min(most);
     let mut bytes = vec![0; length as usize];
     file.read_exact_at(&mut bytes, 0)?;
     Ok(String::from_utf8_lossy(&bytes).into_owned())

@@ -1,7 +1,8 @@
 //! The 25 kinds of verifiable instructions of IFEval, written from their descriptions in Zhou et al.,
 //! "Instruction-Following Evaluation for Large Language Models", arXiv 2311.07911, table 1 and section 2.
 //!
-//! Where a description leaves room: a word is a run of letters, digits and underscores; a keyword is found in any
+//! Where a description leaves room, what the authors' own checker takes is taken, as far as that can be said without
+//! its tokenizers: a word is a run of letters, digits and underscores; a keyword is found in any
 //! case and, unless it is a forbidden one, inside of words too; sentences are counted by [`prose::sentences`];
 //! a language by [`language::detect`], and a text that says too little to tell is let pass.
 
@@ -213,18 +214,16 @@ impl Instruction {
                 nth,
                 first_word,
             } => {
-                let found: Vec<&str> = answer
-                    .split("\n\n")
-                    .filter(|part| !part.trim().is_empty())
-                    .collect();
+                let parts = || answer.split("\n\n");
+                let found = parts().filter(|part| !part.trim().is_empty()).count();
                 let first = nth
                     .checked_sub(1)
-                    .and_then(|index| found.get(index))
+                    .and_then(|index| parts().nth(index))
                     .and_then(|part| part.split_whitespace().next());
-                found.len() == *paragraphs
+                found == *paragraphs
                     && first.is_some_and(|word| {
-                        let word = word.trim_start_matches(['\'', '"', '*', '“', '‘']);
-                        let end = word.find(['.', ',', '?', '!', '\'', '"', '*', ':', ';', '”', '’']);
+                        let word = word.trim_start_matches('\'').trim_start_matches('"');
+                        let end = word.find(['.', ',', '?', '!', '\'', '"']);
                         word[..end.unwrap_or(word.len())].to_lowercase() == *first_word
                     })
             }

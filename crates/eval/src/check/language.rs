@@ -5,7 +5,8 @@
 const LATIN: [(&str, &str); 20] = [
     (
         "en",
-        "the of and to is that it for was with are this have you not be on as they from which we your will",
+        "the of and to is that it for was with are this have you not be on as they from which we your will \
+         a an i in my me he she his at by but had has can if there what when out",
     ),
     (
         "de",
@@ -224,6 +225,13 @@ mod tests {
                 "en",
                 "The weather is nice today, and we are going to the sea with our friends.",
             ),
+            (
+                "en",
+                "once upon a time there lived a little girl who had a red hat. she had a kind heart.",
+            ),
+            ("en", "my name is john. i am a software engineer with a passion."),
+            ("en", "i am sorry, but i can't do that."),
+            ("en", "I HAD A DREAM. I SAW A BIRD."),
             ("en", "THE WEATHER IS NICE TODAY, AND WE ARE GOING TO THE SEA."),
             (
                 "de",

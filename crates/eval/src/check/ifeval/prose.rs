@@ -29,7 +29,7 @@ const ABBREVIATIONS: [&str; 26] = [
 ];
 
 /// Sentences: what ends with `.`, `!`, `?` or the like before a space or the end, and a last one without. A period
-/// behind an abbreviation, an initial or the number of a list's item ends none, nor do dots before a small letter.
+/// behind an abbreviation or an initial ends none, nor do dots, or a number's period, before a small letter.
 pub fn sentences(text: &str) -> usize {
     let mut count = 0;
     let mut open = false;
@@ -79,8 +79,8 @@ fn continues(word: &str, marks: &str, rest: &str) -> bool {
     ABBREVIATIONS.contains(&lower.as_str())
         // An initial, but for the pronoun.
         || (word.chars().count() == 1 && word.chars().all(char::is_uppercase) && word != "I")
-        // The number of an item.
-        || (!word.is_empty() && word.len() <= 2 && word.bytes().all(|b| b.is_ascii_digit()))
+        // A number, unless a sentence begins behind it: that of a list's item is one by itself.
+        || (!word.is_empty() && word.bytes().all(|b| b.is_ascii_digit()) && next.is_some_and(char::is_lowercase))
 }
 
 /// Parts between dividers, if none in the middle is empty; empty ones at the start and the end do not count.
@@ -99,22 +99,26 @@ pub fn between(text: &str, divider: &str) -> Option<usize> {
     Some(count)
 }
 
-/// Whether a postscript begins with the marker, in any case and with spaces between its letters or not.
+/// Whether there is a postscript with the marker, in any case: `P.S.` and `P.P.S` with a space between their letters
+/// or not, and within longer ones; another marker as it stands.
 pub fn has_postscript(text: &str, marker: &str) -> bool {
-    let squeeze = |text: &str| -> String {
-        let lower = text.to_lowercase();
-        lower.split_whitespace().collect::<Vec<_>>().concat()
-    };
-    let marker = squeeze(marker.trim());
-    // "P.P.S" goes with and without its last period; "P.S." is not the end of a "P.P.S.".
-    text.lines().any(|line| {
-        let line = squeeze(line);
-        line.match_indices(&marker).any(|(at, _)| {
-            let before = &line[..at];
-            !before.ends_with("p.")
-                && !before.ends_with(|c: char| c.is_ascii_alphabetic() && marker.len() < 3)
+    let text = text.to_lowercase();
+    let spaced = |parts: &[&str]| {
+        text.match_indices(parts[0]).any(|(at, first)| {
+            let rest = parts[1..]
+                .iter()
+                .try_fold(&text[at + first.len()..], |rest, part| {
+                    let gap = rest.strip_prefix(char::is_whitespace).unwrap_or(rest);
+                    gap.strip_prefix(part)
+                });
+            rest.is_some()
         })
-    })
+    };
+    match marker.trim() {
+        "P.S." => spaced(&["p.", "s."]),
+        "P.P.S" => spaced(&["p.", "p.", "s"]),
+        marker => text.contains(&marker.to_lowercase()),
+    }
 }
 
 /// Texts in a pair of brackets on one line, without the opening one inside.
@@ -151,25 +155,27 @@ pub fn has_title(line: &str) -> bool {
     })
 }
 
-/// Texts of a line in single or double asterisks.
+/// Texts of a line between single asterisks, and those between double ones: each kind is looked for by itself, from
+/// the left, so that a text in double ones behind the asterisk of a list's item counts twice.
 pub fn highlights(line: &str) -> usize {
-    let bytes = line.as_bytes();
-    let stars = |at: usize| bytes[at..].iter().take_while(|&&b| b == b'*').count();
-    let (mut count, mut at) = (0, 0);
-    while let Some(start) = line[at..].find('*').map(|found| found + at) {
-        let opening = stars(start);
-        let inner = start + opening;
-        let Some(end) = line[inner..].find('*').map(|found| found + inner) else {
+    ["*", "**"].map(|mark| between_marks(line, mark)).iter().sum()
+}
+
+fn between_marks(line: &str, mark: &str) -> usize {
+    let (mut count, mut rest) = (0, line);
+    while let Some(start) = rest.find(mark) {
+        let inner = &rest[start + mark.len()..];
+        let Some(end) = inner.find('*') else {
             break;
         };
-        let closing = stars(end);
-        if opening.min(closing) >= 1 && !line[inner..end].trim().is_empty() {
-            count += 1;
-            at = end + closing;
-        } else {
+        rest = match inner[end..].strip_prefix(mark) {
+            Some(behind) => {
+                count += usize::from(!inner[..end].trim().is_empty());
+                behind
+            }
             // What closes nothing may open the next.
-            at = end;
-        }
+            None => &rest[start + 1..],
+        };
     }
     count
 }
@@ -206,9 +212,19 @@ pub fn is_cased(text: &str) -> bool {
     text.chars().any(|c| c.is_uppercase() || c.is_lowercase())
 }
 
-/// Words in capital letters alone.
+/// Words in capital letters alone, cut as the Penn Treebank's are: `DON'T` is two, `U.S.` and `TO-DO` one.
 pub fn capital_words(text: &str) -> usize {
-    text.split(|c: char| !(is_word(c) || c == '\'' || c == '-' || c == '’'))
-        .filter(|word| word.chars().any(char::is_uppercase) && !word.chars().any(char::is_lowercase))
-        .count()
+    const ENDINGS: [&str; 7] = ["N'T", "'S", "'M", "'D", "'LL", "'RE", "'VE"];
+    let is_capital =
+        |word: &str| word.chars().any(char::is_uppercase) && !word.chars().any(char::is_lowercase);
+    text.replace('’', "'")
+        .split(|c: char| c.is_whitespace() || "\"“”()[]{}<>!?,;:@#$%&".contains(c))
+        .flat_map(|word| word.split("--"))
+        .filter(|word| is_capital(word))
+        .map(|word| {
+            let word = word.trim_end_matches(['.', '\'']);
+            let ending = ENDINGS.into_iter().find_map(|ending| word.strip_suffix(ending));
+            1 + usize::from(ending.is_some_and(is_capital))
+        })
+        .sum()
 }

@@ -95,6 +95,7 @@ const CASES: [Case; 37] = [
         &[
             "One. Two! Three?",
             "He asked \"Why?\" She did not say. Then they left",
+            "1. Drink water.\n2. Eat well.",
         ],
         &[
             "One. Two.",
@@ -117,13 +118,14 @@ const CASES: [Case; 37] = [
             "a\n\npresident b",
             "a\n\nPresidential b\n\nc",
             "a\n\nthe president\n\nb",
+            "a\n\n**President** b\n\nc",
         ],
     ),
     (
         "detectable_content:postscript",
         r#"{"postscript_marker": "P.S."}"#,
-        &["Bye.\nP.S. I forgot.", "Bye. p. s. more", "P.S. all"],
-        &["Bye.", "P.P.S. two", "PS no points"],
+        &["Bye.\nP.S. I forgot.", "Bye. p. s. more", "P.S. all", "P.P.S. two"],
+        &["Bye.", "P.  S. too far", "PS no points"],
     ),
     (
         "detectable_content:postscript",
@@ -163,7 +165,7 @@ const CASES: [Case; 37] = [
     (
         "detectable_format:number_highlighted_sections",
         r#"{"num_highlights": 2}"#,
-        &["*one* and *two*", "**one** and *two*", "*a*\n*b*\n*c*"],
+        &["*one* and *two*", "**one** and *two*", "*a*\n*b*\n*c*", "* **one**: text", "***one***"],
         &["*one*", "* one\n* two", "** ** *x*", "***"],
     ),
     (
@@ -220,8 +222,8 @@ const CASES: [Case; 37] = [
     (
         "change_case:capital_word_frequency",
         r#"{"capital_relation": "at least", "capital_frequency": 2}"#,
-        &["I say NO", "STOP, GO-NOW", "NATO and UN"],
-        &["I say No", "STOP", "stop Go"],
+        &["I say NO", "STOP, GO-NOW", "NATO and UN", "DON'T", "(I) am \"OK\""],
+        &["I say No", "STOP", "stop Go", "in the U.S.", "TO-DO"],
     ),
     (
         "change_case:capital_word_frequency",
