@@ -89,6 +89,7 @@ fn check(first: usize, kept: &[u32], len: usize) -> Result<(), Error> {
         previous = Some(found);
     }
     if let Some(&last) = kept.last() {
+        at_least("valid entries", 1, len)?;
         at_most("last kept entry", len - 1, last as usize)?;
     }
     Ok(())

@@ -156,6 +156,19 @@ fn a_bad_plan_moves_nothing() {
         for (e, before) in before.iter().enumerate() {
             assert_eq!(&(bits(cache.key(e)), bits(cache.value(e))), before);
         }
+        let none = Err(Error::TooSmall {
+            what: "valid entries",
+            least: 1,
+            found: 0,
+        });
+        assert_eq!(
+            compact_positions(&mut PositionPagesMut::dense(&mut []), 0, &[5]),
+            none
+        );
+        assert_eq!(
+            compact_positions(&mut PositionPagesMut::dense(&mut []), 0, &[]),
+            Ok(0)
+        );
         assert_eq!(compact(simd, &mut cache.pages_mut(), 20, &[]), Ok(20));
         let mut pages = cache.pages_mut();
         assert_eq!(compact(simd, &mut pages, 3, &[7, 8, 19]), Ok(6));

@@ -98,7 +98,8 @@ impl<'a> Guard<'a> {
                 (Graph, 1) | (Function, 7) => Node,
                 (Graph, 5) | (Attribute, 5 | 10) | (SparseTensor, 1 | 2) => Tensor,
                 (Graph, 15) | (Attribute, 22 | 23) => SparseTensor,
-                (Node, 5) => Attribute,
+                // A function's are defaults, which stand in its nodes where a call has none.
+                (Node, 5) | (Function, 11) => Attribute,
                 (Tensor, 13) => {
                     let entry = location.get_or_insert_with(|| (String::new(), 0, None));
                     read_external_entry(content, entry)?;
@@ -246,7 +247,8 @@ impl<'a> Iterator for Fields<'a> {
 
 impl<'a> Fields<'a> {
     fn read(&mut self) -> Option<Field<'a>> {
-        let key = self.varint()?;
+        // Readers of the format take 32 bits: of more they would see another field than we do.
+        let key = self.varint().filter(|&key| key <= u64::from(u32::MAX))?;
         let mut value = 0;
         let content = match key & 7 {
             0 => {
@@ -361,6 +363,7 @@ mod tests {
             attribute(&subgraph),
             attribute(&field(11, &field(5, tensor))),
             field(25, &field(7, &field(5, &field(5, tensor)))),
+            field(25, &field(11, &field(5, tensor))),
         ]
     }
 
@@ -446,6 +449,11 @@ mod tests {
             }
             let _ = verdict(&bytes[..random.below(bytes.len() + 1)]);
         }
+        // 2^32 more than the key of a tensor's field 13: a reader of 32 bits takes it for that.
+        let key = varint(1 << 32 | 13 << 3 | 2);
+        let hidden = field(7, &field(5, &[key, varint(0)].concat()));
+        let error = verdict(&hidden).unwrap_err().to_string();
+        assert!(error.contains("broken field"), "{error}");
         let nested = (0..1000).fold(Vec::new(), |inner: Vec<u8>, _| {
             field(1, &field(5, &field(6, &inner)))
         });

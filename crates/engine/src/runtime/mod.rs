@@ -3,6 +3,7 @@
 //!
 //! The only room of the engine, beside the cache's memory, that needs `unsafe`.
 
+mod float_mode;
 mod library;
 mod linear;
 mod operator;

@@ -426,7 +426,7 @@ impl AttentionKernel {
             head_dim,
             threads: self.state.threads,
         };
-        record.lay_out(rows, kv_heads, self.layer, group, |row| range_of(row).len());
+        record.lay_out(rows, kv_heads, self.layer, group, |row| range_of(row).len())?;
         let before = |row: usize, kv_head| rows[row].cache.head(self.layer, kv_head).len();
         units.plan(
             rows.len(),

@@ -30,6 +30,9 @@ pub(super) struct Recorded<'a> {
 
 impl Record {
     /// Makes room for the rows that ask, of `tokens` tokens each, and takes what their caches' histories become.
+    ///
+    /// # Errors
+    /// When a row that asks has more tokens than one unit takes: several would have weights of their own.
     pub(super) fn lay_out(
         &mut self,
         rows: &mut [StepRow],
@@ -37,12 +40,17 @@ impl Record {
         layer: usize,
         group: usize,
         tokens: impl Fn(usize) -> usize,
-    ) {
+    ) -> Result<()> {
         self.parts.clear();
         self.sums.clear();
         let mut weights = 0;
         for (index, row) in rows.iter_mut().enumerate() {
             let tokens = tokens(index);
+            if row.attention.is_some() && tokens > ATTEND_TOKEN_TILE {
+                return Err(Error::Internal(format!(
+                    "attention was asked for of {tokens} tokens, more than {ATTEND_TOKEN_TILE}"
+                )));
+            }
             for kv_head in 0..kv_heads {
                 let floats = row.attention.map_or(0, |_| {
                     let end = row.cache.head(layer, kv_head).len() + tokens;
@@ -57,6 +65,7 @@ impl Record {
             }
         }
         self.weights.resize(self.weights.len().max(weights), 0.0);
+        Ok(())
     }
 
     pub(super) fn lend(&mut self) -> Recorded<'_> {
@@ -109,12 +118,6 @@ impl Recorded<'_> {
         tokens: usize,
         group: usize,
     ) -> Result<()> {
-        if tokens > ATTEND_TOKEN_TILE {
-            // Several units would have weights of their own.
-            return Err(Error::Internal(format!(
-                "attention was asked for of {tokens} tokens, more than {ATTEND_TOKEN_TILE}"
-            )));
-        }
         let weights = &self.parts[part];
         // SAFETY: the caller's promise.
         let (weights, sums) = unsafe {

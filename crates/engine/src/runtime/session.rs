@@ -11,6 +11,7 @@ use ort::AsPointer;
 use ort::operator::OperatorDomain;
 use ort::sys::{self, ONNXTensorElementDataType as ElementType};
 
+use super::float_mode::FloatMode;
 use crate::error::{Error, Result};
 use crate::model::Weights;
 
@@ -99,8 +100,9 @@ impl Session {
         // and adds without a lock between: of two at a time one would fail.
         static OPENING: Mutex<()> = Mutex::new(());
         let one_at_a_time = OPENING.lock().unwrap_or_else(PoisonError::into_inner);
+        let mode = FloatMode::kept();
         let session = builder.commit_from_file(graph);
-        drop(one_at_a_time);
+        drop((mode, one_at_a_time));
         let session = session.map_err(|error| Error::Model(format!("{}: {error}", graph.display())))?;
         Ok(Self {
             session,
@@ -180,6 +182,7 @@ impl Session {
                 ElementType::ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT,
             )?);
         }
+        let _mode = FloatMode::flushing();
         let (input_names, output_names) = names.split_at(inputs.len());
         let (input_values, output_values) = values.split_at_mut(inputs.len());
         // SAFETY: names and values live until Run returns, one of each per input and output; every

@@ -6,7 +6,8 @@ pub fn check(text: &str, expected: &str) -> bool {
 }
 
 /// The answer that a text ends with: what stands in its last complete `\boxed{}` or `\fbox{}`; without one, what
-/// follows the last "answer is", "answer:" or "####" on its line; without that, the last number.
+/// follows the last "answer is", "answer:" or "####": a formula whole, else a tuple or a number on that line; without
+/// that, the last number.
 pub fn final_answer(text: &str) -> Option<&str> {
     last_boxed(text)
         .or_else(|| after_phrase(text))
@@ -62,16 +63,72 @@ fn after_phrase(text: &str) -> Option<&str> {
     let rest = text
         .get(at + phrase.len()..)?
         .trim_start_matches([' ', ':', '*', '\n']);
-    let line = rest.lines().next()?;
-    if let Some(inner) = line.strip_prefix('$') {
-        let inner = inner.trim_start_matches('$');
-        return inner.find('$').map(|end| &inner[..end]);
+    enclosed(rest).or_else(|| in_line(rest.lines().next()?))
+}
+
+/// The formula that a text begins with. A single dollar sign may be one of money, so that one has to close on its
+/// line.
+fn enclosed(text: &str) -> Option<&str> {
+    let line = text.lines().next()?;
+    [
+        ("$$", "$$", text),
+        ("$", "$", line),
+        ("\\(", "\\)", text),
+        ("\\[", "\\]", text),
+    ]
+    .into_iter()
+    .find_map(|(open, close, text)| {
+        let (inner, after) = text.strip_prefix(open)?.split_once(close)?;
+        let inner = inner.trim();
+        // Before a digit it is money again ("$25, not $30"), and before "=" not the answer yet.
+        let goes_on = after.starts_with(|c: char| c.is_ascii_digit()) || after.trim_start().starts_with('=');
+        (!goes_on && !inner.is_empty()).then_some(inner)
+    })
+}
+
+/// The answer that a line begins with, or that the equation at its beginning ends with.
+fn in_line(line: &str) -> Option<&str> {
+    // An equation behind one of these explains the answer: "17 because x = 4".
+    const CLAUSES: [&str; 10] = [
+        "and", "as", "because", "for", "if", "since", "when", "where", "which", "with",
+    ];
+    let sentence = line.split(". ").next()?;
+    let equals = sentence.rfind('=').filter(|&at| {
+        let left = &line[..at];
+        let aside = left.matches('(').count() > left.matches(')').count()
+            || parts(left).iter().skip(1).any(|part| part.starts_with(' '))
+            || left
+                .split(|c: char| !c.is_ascii_alphabetic())
+                .any(|word| CLAUSES.contains(&word));
+        !aside
+    });
+    let part = equals
+        .map_or(line, |at| &line[at + 1..])
+        .trim_start_matches([' ', '*']);
+    let answer = part.trim_end_matches(['.', '*', ' ', '!']);
+    enclosed(part)
+        .or_else(|| listed(part))
+        .or_else(|| number(answer).and(Some(answer)))
+        .or_else(|| numbers(part).chain(numbers(line)).next())
+        .or((!answer.is_empty()).then_some(answer))
+}
+
+/// The tuple, interval or set that a text begins with.
+fn listed(text: &str) -> Option<&str> {
+    let text = text.strip_prefix("\\left").unwrap_or(text);
+    let mut depth = 0usize;
+    for (at, c) in text.char_indices() {
+        match c {
+            '(' | '[' | '{' => depth += 1,
+            ')' | ']' | '}' => depth = depth.checked_sub(1)?,
+            '\\' => continue,
+            _ => {}
+        }
+        if depth == 0 {
+            return text.get(..=at).filter(|whole| tuple(whole).is_some());
+        }
     }
-    let answer = line.trim_end_matches(['.', '*', ' ', '!']);
-    match number(answer) {
-        Some(_) => Some(answer),
-        None => numbers(line).next().or((!answer.is_empty()).then_some(answer)),
-    }
+    None
 }
 
 /// The numbers of a text: digits, with thousands separators, a decimal point, a slash, a sign.
@@ -86,7 +143,7 @@ fn numbers(text: &str) -> impl Iterator<Item = &str> {
         }
         from = end;
         let before = &text[..start];
-        let begin = match before.strip_suffix('.').or(before.strip_suffix('-')) {
+        let begin = match before.strip_suffix(['.', '-', '\u{2212}', '\u{2013}']) {
             // A sign or a point of its own, not one between two words or numbers.
             Some(more) if !more.ends_with(|c: char| c.is_alphanumeric() || c == '.' || c == ')') => {
                 more.len()
@@ -100,8 +157,10 @@ fn numbers(text: &str) -> impl Iterator<Item = &str> {
 /// Whether two answers are the same: equal as numbers, part by part as tuples, or the same after what does not
 /// matter (dollar signs, spaces, `\left`, `\text`, units of a number) is gone.
 pub fn same(found: &str, expected: &str) -> bool {
+    let equal = |a: &[String], b: &[String]| a.iter().any(|a| b.iter().any(|b| same_form(a, b)));
     let (a, b) = (forms(found), forms(expected));
-    a.iter().any(|a| b.iter().any(|b| same_form(a, b)))
+    // One side may lack its unit; two sides with different ones are different.
+    equal(&a, &b) || equal(without_unit(found).as_slice(), &b) || equal(&a, without_unit(expected).as_slice())
 }
 
 fn same_form(a: &str, b: &str) -> bool {
@@ -121,40 +180,45 @@ fn tuple(text: &str) -> Option<(char, Vec<&str>)> {
         .strip_prefix("\\{")
         .and_then(|text| text.strip_suffix("\\}"))
         .or_else(|| text.get(1..text.len().checked_sub(1)?))?;
+    let parts = parts(inner);
+    (parts.len() > 1).then_some((open, parts))
+}
+
+/// What stands between the commas outside brackets.
+fn parts(text: &str) -> Vec<&str> {
     let (mut parts, mut depth, mut start) = (Vec::new(), 0i32, 0);
-    for (at, c) in inner.char_indices() {
+    for (at, c) in text.char_indices() {
         match c {
             '(' | '[' | '{' => depth += 1,
             ')' | ']' | '}' => depth -= 1,
             ',' if depth == 0 => {
-                parts.push(&inner[start..at]);
+                parts.push(&text[start..at]);
                 start = at + 1;
             }
             _ => {}
         }
     }
-    parts.push(&inner[start..]);
-    (parts.len() > 1).then_some((open, parts))
+    parts.push(&text[start..]);
+    parts
 }
 
 /// An answer without what does not matter: with the text of `\text{}` and its like as it is, and without it.
-fn forms(answer: &str) -> Vec<String> {
-    let unwrapped = clean(&replace_text(answer, true));
-    let dropped = clean(&replace_text(answer, false));
-    let mut forms = vec![unwrapped];
-    if !dropped.is_empty() && dropped != forms[0] {
-        forms.push(dropped);
-    }
-    // A number with a unit that is no `\text`: "12 cm".
-    let plain = forms[0]
-        .trim_end_matches(|c: char| c.is_ascii_alphabetic())
-        .to_owned();
-    if plain.ends_with(|c: char| c.is_ascii_digit()) && plain != forms[0] && number(&plain).is_some() {
-        forms.push(plain);
-    }
-    forms
+fn forms(answer: &str) -> [String; 2] {
+    [true, false].map(|keep| compact(&without_marks(&replace_text(answer, keep))))
 }
 
+/// The number before a unit that is no `\text`: "12 cm". Without the space it may be a factor: "2x".
+fn without_unit(answer: &str) -> Option<String> {
+    let text = without_marks(&replace_text(answer, true));
+    let text = text.trim_end_matches(|c: char| c.is_whitespace() || ".,;".contains(c));
+    let value = text.trim_end_matches(|c: char| c.is_whitespace() || c.is_ascii_alphabetic());
+    text[value.len()..]
+        .starts_with(char::is_whitespace)
+        .then(|| compact(value))
+        .filter(|value| number(value).is_some())
+}
+
+/// An answer with the text of `\text{}` and its like as it is, or without it and a power of it: "cm^2".
 fn replace_text(answer: &str, keep: bool) -> String {
     const COMMANDS: [&str; 8] = [
         "\\text",
@@ -177,7 +241,12 @@ fn replace_text(answer: &str, keep: bool) -> String {
             .flatten();
         match content {
             Some(content) => {
-                let whole = at..end + content.len() + 2;
+                let after = &text[end + content.len() + 2..];
+                let after = match after.strip_prefix('^').and_then(argument) {
+                    Some((power, after)) if !keep && number(power).is_some() => after,
+                    _ => after,
+                };
+                let whole = at..text.len() - after.len();
                 text.replace_range(whole, if keep { &content } else { "" });
                 from = at;
             }
@@ -191,8 +260,9 @@ fn replace_text(answer: &str, keep: bool) -> String {
     text
 }
 
-fn clean(answer: &str) -> String {
-    let mut text = answer.trim().to_owned();
+/// An answer without the signs that only say how it looks; its spaces stay.
+fn without_marks(answer: &str) -> String {
+    let mut text = answer.to_owned();
     for (from, to) in [
         ("\\dfrac", "\\frac"),
         ("\\tfrac", "\\frac"),
@@ -205,9 +275,9 @@ fn clean(answer: &str) -> String {
         ("\\degree", ""),
         ("\u{b0}", ""),
         ("\\!", ""),
-        ("\\,", ""),
-        ("\\;", ""),
-        ("\\:", ""),
+        ("\\,", "\u{2009}"),
+        ("\\;", "\u{2009}"),
+        ("\\:", "\u{2009}"),
         ("\\ ", " "),
         ("~", " "),
         ("\u{a0}", " "),
@@ -226,26 +296,38 @@ fn clean(answer: &str) -> String {
     ] {
         text = text.replace(from, to);
     }
-    // Between digits a space is a thousands separator before three digits, and else a gap.
-    let bytes: Vec<char> = text.chars().collect();
-    let mut compact = String::with_capacity(text.len());
-    for (at, &c) in bytes.iter().enumerate() {
-        if c.is_whitespace() {
-            let after: String = bytes[at..].iter().skip_while(|c| c.is_whitespace()).collect();
-            let run = after.chars().take_while(char::is_ascii_digit).count();
-            let gap = run > 0 && run != 3 && compact.ends_with(|c: char| c.is_ascii_digit());
-            if gap {
-                compact.push(' ');
-            }
+    text
+}
+
+/// The value alone, without spaces.
+fn compact(text: &str) -> String {
+    // Between digits a space is a thousands separator when it is thin or before three digits, and else a gap.
+    let mut joined = String::with_capacity(text.len());
+    for (at, c) in text.char_indices() {
+        if !c.is_whitespace() {
+            joined.push(c);
             continue;
         }
-        compact.push(c);
+        let after = text[at..].trim_start().chars();
+        let run = after.take_while(char::is_ascii_digit).count();
+        let thin = c == '\u{2009}' || run == 3;
+        if run > 0 && !thin && joined.ends_with(|c: char| c.is_ascii_digit()) {
+            joined.push(' ');
+        }
     }
-    let text = compact.trim_end_matches(['.', ',', ';']);
-    // `x = 5` gives 5.
-    let text = text.rsplit('=').next().unwrap_or(text);
-    let text = text.strip_prefix('+').unwrap_or(text);
-    text.to_owned()
+    let text = joined.trim_end_matches(['.', ',', ';']);
+    // `x = 5` gives 5, while `x = 1, y = 2` is the answer only as a whole.
+    let text = match text.split_once('=') {
+        Some((name, value))
+            if !value.contains('=')
+                && parts(name).len() == 1
+                && (parts(value).len() == 1 || number(value).is_some()) =>
+        {
+            value
+        }
+        _ => text,
+    };
+    text.strip_prefix('+').unwrap_or(text).to_owned()
 }
 
 /// A number, exactly: numerator and denominator, in lowest terms, the denominator positive.
@@ -377,6 +459,28 @@ mod tests {
             ("from 5 to -3", "-3"),
             ("it is 10-3", "3"),
             ("about .5", ".5"),
+            ("So the answer is $25 for 2 books.", "25"),
+            ("The answer is $25, not $30.", "25"),
+            (r"The answer is \(\frac{1}{2}\).", r"\frac{1}{2}"),
+            (
+                "The answer is\n\\[\n\\frac{1}{2}\n\\]\nas 3 shows",
+                r"\frac{1}{2}",
+            ),
+            ("The answer is $$\n5\n$$ or so, by 3", "5"),
+            ("The answer is (3, 4).", "(3, 4)"),
+            (r"The answer is \{1, 2\}, by 3", r"\{1, 2\}"),
+            ("The answer is (3, 4) + (1, 1) = (4, 5).", "(4, 5)"),
+            ("The answer is 12 + 5 = 17.", "17"),
+            ("The answer is $5 * 3 = $15 for 2.", "15"),
+            ("The answer is x = $5$. So y = 3.", "5"),
+            ("The answer is $12 + 5$ = $17$.", "17"),
+            ("The answer is 17. So x = 4.", "17"),
+            ("The answer is 17, so x = 4.", "17"),
+            ("The answer is 17 because x = 4.", "17"),
+            ("The answer is 17 (x = 4).", "17"),
+            ("The answer is \u{2212}5.", "\u{2212}5"),
+            ("from 5 to \u{2212}3", "\u{2212}3"),
+            ("it is 10\u{2212}3", "3"),
         ] {
             assert_eq!(final_answer(text), Some(expected), "{text}");
         }
@@ -433,6 +537,17 @@ mod tests {
             (r"\{1, 2\}", r"\{1,2\}"),
             (r"2\sqrt{3}", r"2 \sqrt{3}"),
             (r"\text{Tuesday}", "Tuesday"),
+            ("12 cm", "12"),
+            ("12", "12 cm"),
+            (r"12\ cm", "12"),
+            (r"12\,cm", "12"),
+            ("$12~cm$.", "12"),
+            ("12 square meters", "12"),
+            (r"25\text{ cm}^2", "25"),
+            (r"25\ \text{cm}^{2}", "25"),
+            ("x = 1,234", "1234"),
+            ("x = 1, y = 2", "x=1,y=2"),
+            ("(x, y) = (1, 2)", "(1,2)"),
             (
                 "340282366920938463463374607431768211457000",
                 "340282366920938463463374607431768211457000",
@@ -456,6 +571,17 @@ mod tests {
             (r"\frac{1}{2", "0.5"),
             (r"\sqrt{2}", r"\sqrt{3}"),
             ("25 or 26", "25"),
+            ("2x", "2"),
+            ("2", "2x"),
+            ("3i", "3"),
+            ("2x", "2y"),
+            ("2 x", "2 y"),
+            (r"2 \pi", "2"),
+            ("12cm", "12"),
+            (r"25\text{ cm}^2", "625"),
+            ("x=1, y=2", "2"),
+            ("x, y = 2", "2"),
+            ("x=7,y=2", "x=1,y=2"),
             (r"\", "1"),
             ("é\\é", "1"),
         ] {
@@ -470,6 +596,17 @@ mod tests {
             "204"
         ));
         assert!(check("So the sum is \\boxed{016}.", "16"));
+        assert!(check(r"The answer is \(\frac{1}{2}\).", "1/2"));
+        assert!(check("The answer is \u{2212}5.", "-5"));
+        assert!(check("It fell to \u{2212}5", "-5"));
+        assert!(check(r"\boxed{25\text{ cm}^2}", "25"));
+        for (text, expected) in [
+            (r"\boxed{2x}", "2"),
+            (r"\boxed{3i}", "3"),
+            (r"\boxed{x=1, y=2}", "2"),
+        ] {
+            assert!(!check(text, expected), "{text}");
+        }
         assert!(!check(
             "I stop here, with 204 in the middle and 3 at the end",
             "204"

@@ -124,7 +124,12 @@ const CASES: [Case; 37] = [
     (
         "detectable_content:postscript",
         r#"{"postscript_marker": "P.S."}"#,
-        &["Bye.\nP.S. I forgot.", "Bye. p. s. more", "P.S. all", "P.P.S. two"],
+        &[
+            "Bye.\nP.S. I forgot.",
+            "Bye. p. s. more",
+            "P.S. all",
+            "P.P.S. two",
+        ],
         &["Bye.", "P.  S. too far", "PS no points"],
     ),
     (
@@ -165,7 +170,13 @@ const CASES: [Case; 37] = [
     (
         "detectable_format:number_highlighted_sections",
         r#"{"num_highlights": 2}"#,
-        &["*one* and *two*", "**one** and *two*", "*a*\n*b*\n*c*", "* **one**: text", "***one***"],
+        &[
+            "*one* and *two*",
+            "**one** and *two*",
+            "*a*\n*b*\n*c*",
+            "* **one**: text",
+            "***one***",
+        ],
         &["*one*", "* one\n* two", "** ** *x*", "***"],
     ),
     (
@@ -222,7 +233,13 @@ const CASES: [Case; 37] = [
     (
         "change_case:capital_word_frequency",
         r#"{"capital_relation": "at least", "capital_frequency": 2}"#,
-        &["I say NO", "STOP, GO-NOW", "NATO and UN", "DON'T", "(I) am \"OK\""],
+        &[
+            "I say NO",
+            "STOP, GO-NOW",
+            "NATO and UN",
+            "DON'T",
+            "(I) am \"OK\"",
+        ],
         &["I say No", "STOP", "stop Go", "in the U.S.", "TO-DO"],
     ),
     (
