@@ -1,8 +1,7 @@
 //! A model whose tokenizer has no token for some of its logits.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // tests
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)] // tests
 
-#[allow(dead_code)]
 mod text_support;
 
 use std::fs;
