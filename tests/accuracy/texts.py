@@ -3,10 +3,10 @@
     texts.py policies|histories|intervals|defaults|options|memory --benchmarks DIR --models DIR [--results DIR] [--only WORD ...] [--print]
 
 policies: every policy, three texts, two models, P = 256, R = 32, c = 2, 4, 8, fp32. intervals: SmolLM2 at P = 1024 with
-caches of fp16 and int8. defaults: Qwen2.5-Coder in int8 weights, P = 4096, the default. histories: how much of an entry's last score those that look ahead add to the new one, on the
-text that it was chosen on. options: variants of rpc, chosen on one text and reported on three others. memory: what policies
+caches of fp16 and int8. defaults: Qwen2.5-Coder at P = 4096, the default, int8 weights, fp16 cache. histories: how much
+of an entry's last score those that look ahead add to the new one, on the text that it was chosen on. options: variants of rpc, chosen on one text and reported on three others. memory: what policies
 take with fp16 caches, for answers of 8,000 tokens (SmolLM2) and 32,000. The models are
---models DIR/smollm2-fp32 and DIR/qwen25coder-fp32. Runs what --results lacks, one file for each figure, and then prints
+--models DIR/smollm2-fp32, DIR/qwen25coder-fp32 and, for defaults, DIR/qwen25coder-int8. Runs what --results lacks, one file for each figure, and then prints
 the table; a figure that is not there is printed as not run. A benchmark's file or a model that is absent is an error.
 """
 
@@ -234,16 +234,24 @@ def intervals(options):
     ]
     if not options.print:
         cells.run(order, options)
+    policies = (RPC, "snapkv", "streaming", "random", STORED, ONLINE, STORED + COSINE, ONLINE + COSINE)
     rows = []
     for text, cache in settings:
-        for policy in (RPC, "snapkv", "streaming", "random", STORED, ONLINE, STORED + COSINE, ONLINE + COSINE):
-            found, rpc = (
-                Cell("smollm2", text, f"{name}:ratio=4", 1024, 32, cache).read(options.results)
-                for name in (policy, RPC)
-            )
-            of_rpc = shares([(found, rpc)])[:2] if found and rpc and policy != RPC else ["", ""]
-            rows.append([TEXTS[text], cache, "rpc" if policy == RPC else policy, *columns(found), *of_rpc])
-    print(table(["text", "cache", "policy", "NLL - full", "KL", "NLL of rpc's", "KL of rpc's"], rows))
+        at = lambda policy: Cell("smollm2", text, f"{policy}:ratio=4", 1024, 32, cache).read(options.results)
+        rows += [[TEXTS[text], cache, *row] for row in beside_rpc(policies, at)]
+    print(table(["text", "cache", *BESIDE_RPC], rows))
+
+
+BESIDE_RPC = ["policy", "NLL - full", "KL", "NLL of rpc's", "KL of rpc's"]
+
+
+def beside_rpc(policies, at):
+    """A row for each policy whose figures `at` gives, None if it was not run."""
+    rpc = at(RPC)
+    for policy in policies:
+        found = at(policy)
+        of_rpc = shares([(found, rpc)])[:2] if found and rpc and policy != RPC else ["", ""]
+        yield ["rpc" if policy == RPC else policy, *columns(found), *of_rpc]
 
 
 def defaults(options):
@@ -255,12 +263,9 @@ def defaults(options):
         cells.run([cell(text, policy) for text in texts for policy in rules], options)
     rows = []
     for text in texts:
-        for policy in rules:
-            found, rpc = (cell(text, name).read(options.results) for name in (policy, RPC))
-            of_rpc = shares([(found, rpc)])[:2] if found and rpc and policy != RPC else ["", ""]
-            behind = str(found["tokens"]) if found else NOT_RUN
-            rows.append([TEXTS[text], behind, "rpc" if policy == RPC else policy, *columns(found), *of_rpc])
-    print(table(["text", "tokens", "policy", "NLL - full", "KL", "NLL of rpc's", "KL of rpc's"], rows))
+        at = lambda policy: cell(text, policy).read(options.results)
+        rows += [[TEXTS[text], *row] for row in beside_rpc(rules, at)]
+    print(table(["text", *BESIDE_RPC], rows))
 
 
 def options_search(options):

@@ -9,7 +9,7 @@ use anyhow::Context;
 use reasoning_rpc_engine::sampling::SamplingOptions;
 use reasoning_rpc_engine::{Engine, EngineOptions};
 use reasoning_rpc_eval::answers::Answers;
-use reasoning_rpc_eval::problems::{Problem, ProblemSet};
+use reasoning_rpc_eval::problems::ProblemSet;
 use reasoning_rpc_eval::report::Report;
 use reasoning_rpc_eval::run::{self, Contender, Model, Setup, Watch};
 use reasoning_rpc_eval::sandbox::{Limits, Sandbox};
@@ -102,8 +102,8 @@ test); or `tests`, a list of input and output for a program that reads and print
 tests are not there, as LiveCodeBench's, are answered and not scored.
 
 A run that was broken off, or lacks policies, models, problems or samples, goes on where it was: the
-answers in --out that it would write the same way are taken. Ctrl-C ends it with code
-130. Programs run confined (no network, no files of others to write, limits), or not at all.",
+answers in --out that it would write the same way are taken. Ctrl-C ends it with code 130. Programs
+run confined (no network, no files of others to write, limits), or not at all.",
     run,
 };
 
@@ -163,8 +163,8 @@ fn run(given: &Given) -> anyhow::Result<ExitCode> {
         system: given.text("system")?,
         rows,
     };
-    let asks = |problem: &Problem| setup.chat.unwrap_or(!problem.completion);
-    if setup.system.is_some() && !setup.sets.iter().flat_map(|set| &set.problems).any(asks) {
+    let mut problems = setup.sets.iter().flat_map(|set| &set.problems);
+    if setup.system.is_some() && !problems.any(|problem| setup.is_chat(problem)) {
         return usage(
             "--system: expected with questions that go through the chat template, found texts to continue",
         );

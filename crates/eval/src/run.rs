@@ -243,7 +243,8 @@ impl Setup {
         }
     }
 
-    fn is_chat(&self, problem: &Problem) -> bool {
+    /// Whether a problem goes through the chat template.
+    pub fn is_chat(&self, problem: &Problem) -> bool {
         self.chat.unwrap_or(!problem.completion)
     }
 

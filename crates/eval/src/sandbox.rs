@@ -3,8 +3,8 @@
 //! What holds for every program: no sockets, signals to others, sessions, process groups, mounts or traces (a system
 //! call filter); limits on CPU time, memory, processes, file sizes, open files and wall-clock time; an environment
 //! and a working directory of its own, both empty; and when its time is over, or it ended, its whole process group
-//! is killed, which nothing in it can leave. If this process is killed itself, the program ends with it; processes
-//! that the program had started end when their CPU time does.
+//! is killed, which nothing in it can leave. If this process is killed itself, the program ends with it, but not
+//! processes that the program had started: they have their CPU time still, and one that sleeps may stay.
 //!
 //! Where the system permits namespaces (for root, and where users may make their own), it has no network devices
 //! either, sees all files read-only, and its directory is a small file system in memory that goes with it. Started

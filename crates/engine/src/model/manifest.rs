@@ -242,8 +242,7 @@ impl Manifest {
                     resolved.display()
                 )));
             }
-            super::check_is_file(&path)?;
-            let found = fs::metadata(&path).map_err(describe)?.len();
+            let found = super::file_size(&path)?;
             if found != expected.size {
                 return Err(Error::Model(format!(
                     "{name}: expected {} bytes, found {found}: truncated or not of this export",

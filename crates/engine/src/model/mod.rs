@@ -118,7 +118,7 @@ impl Model {
 fn read_file(folder: &Path, name: &str) -> Result<Vec<u8>> {
     let path = folder.join(name);
     let describe = |error: std::io::Error| Error::Model(format!("{}: {error}", path.display()));
-    check_is_file(&path)?;
+    file_size(&path)?;
     let mut bytes = Vec::new();
     let file = fs::File::open(&path).map_err(describe)?;
     // One byte more than is allowed says that there are more.
@@ -134,12 +134,12 @@ fn read_file(folder: &Path, name: &str) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Before it is opened: a pipe would be waited for, and a device may have no end.
-fn check_is_file(path: &Path) -> Result<()> {
-    let describe = |error: std::io::Error| Error::Model(format!("{}: {error}", path.display()));
-    match fs::metadata(path).map_err(describe)?.is_file() {
-        true => Ok(()),
-        false => Err(Error::Model(format!(
+/// The size of what has to be a file, before it is opened: a pipe would be waited for, and a device may have no end.
+fn file_size(path: &Path) -> Result<u64> {
+    match fs::metadata(path) {
+        Ok(found) if found.is_file() => Ok(found.len()),
+        Err(error) => Err(Error::Model(format!("{}: {error}", path.display()))),
+        Ok(_) => Err(Error::Model(format!(
             "{}: expected a file, found something else",
             path.display()
         ))),
