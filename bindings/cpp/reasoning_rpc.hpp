@@ -79,6 +79,8 @@ struct sequence_options : rrpc_sequence_options {
 /** The policy that a name selects, such as "rpc" or "lookahead". Throws INVALID_ARGUMENT for another name. */
 inline std::uint32_t policy_from_name(const std::string &name)
 {
+    if (detail::has_nul(name))
+        detail::raise(RRPC_ERROR_INVALID_ARGUMENT, "name: expected a policy's name, found a NUL character in it");
     std::uint32_t policy = 0;
     detail::check(rrpc_policy_from_name(name.c_str(), &policy));
     return policy;
@@ -188,9 +190,9 @@ private:
 
 /**
  * An answer that its reader pulls: `for (const event &e : sequence.answer(options))`. Each step of the loop
- * writes one token; END is the last event. Leaving the loop early, or destroying this, stops the answer, whose
- * text so far stays in the sequence. The sequence may be moved meanwhile; other calls on it that are not const
- * throw RRPC_ERROR_BUSY. An event's text is valid until the next one is asked for.
+ * writes one token; END is the last event. Destroying this, as leaving the loop early does, stops an answer
+ * that has not ended; its text so far stays in the sequence. The sequence may be moved meanwhile; other calls
+ * on it that are not const throw RRPC_ERROR_BUSY. An event's text is valid until the next one is asked for.
  */
 class pulled_answer {
 public:
@@ -206,7 +208,10 @@ public:
 
     pulled_answer(const pulled_answer &) = delete;
     pulled_answer &operator=(const pulled_answer &) = delete;
-    ~pulled_answer() { rrpc_error_free(rrpc_generate_stop(sequence_)); }
+    ~pulled_answer()
+    {
+        if (sequence_ != nullptr) rrpc_error_free(rrpc_generate_stop(sequence_));
+    }
 
 private:
     friend class sequence;
@@ -218,13 +223,19 @@ private:
     }
     void pull()
     {
+        if (sequence_ == nullptr)
+            detail::raise(RRPC_ERROR_INVALID_ARGUMENT, "answer: expected one under way, found one that has ended");
         rrpc_event from{};
         from.struct_size = sizeof from;
-        detail::check(rrpc_generate_next(sequence_, &from));
+        rrpc_error *const found = rrpc_generate_next(sequence_, &from);
+        // Of the errors that it can give here, all but BUSY end the answer, or find that it has ended.
+        const bool ended = found == nullptr ? from.kind == RRPC_EVENT_END : rrpc_error_code(found) != RRPC_ERROR_BUSY;
+        if (ended) sequence_ = nullptr;
+        detail::check(found);
         event_ = detail::event_of(from);
     }
 
-    rrpc_sequence *sequence_;
+    rrpc_sequence *sequence_; // NULL once the answer has ended: the next one is not this object's to stop
     event event_{};
 };
 
@@ -342,6 +353,8 @@ public:
     static sequence restore_file(const engine &of, const std::string &path) { return try_restore_file(of, path).value(); }
     static expected<sequence> try_restore_file(const engine &of, const std::string &path)
     {
+        if (detail::has_nul(path))
+            return failure(RRPC_ERROR_INVALID_ARGUMENT, "path: expected a path, found a NUL character in it");
         rrpc_sequence *restored = nullptr;
         return made(rrpc_sequence_restore_file(of.get(), path.c_str(), &restored), restored);
     }
@@ -473,6 +486,8 @@ public:
     void save_file(const std::string &path) const { try_save_file(path).value(); }
     expected<void> try_save_file(const std::string &path) const
     {
+        if (detail::has_nul(path))
+            return failure(RRPC_ERROR_INVALID_ARGUMENT, "path: expected a path, found a NUL character in it");
         return expected<void>(rrpc_sequence_save_file(get(), path.c_str()));
     }
 

@@ -27,7 +27,7 @@ func TestPolicyNames(t *testing.T) {
 			t.Errorf("%v: %v %v", policy, found, err)
 		}
 	}
-	for _, name := range []string{"", "RPC", "rpc ", "unknown"} {
+	for _, name := range []string{"", "RPC", "rpc ", "unknown", "rpc\x00x", "rpc\x00"} {
 		_, err := ParsePolicy(name)
 		mustBe(t, err, ErrInvalidArgument)
 	}

@@ -172,8 +172,13 @@ func (c copies) free() {
 
 // checkPath refuses what C would cut short.
 func checkPath(path string) error {
-	if strings.IndexByte(path, 0) >= 0 {
-		return invalid("a path has no NUL in it")
+	return checkNoNUL("a path", path)
+}
+
+// checkNoNUL is checkPath for any text that C takes up to its NUL; expected is what it should be.
+func checkNoNUL(expected, text string) error {
+	if strings.IndexByte(text, 0) >= 0 {
+		return invalid("expected %s, found a NUL character in %q", expected, text)
 	}
 	return nil
 }

@@ -61,6 +61,9 @@ var policyNames = map[Policy]string{
 //
 // Errors: [ErrInvalidArgument] for another name.
 func ParsePolicy(name string) (Policy, error) {
+	if err := checkNoNUL("a policy's name", name); err != nil {
+		return 0, err
+	}
 	var memory copies
 	defer func() { memory.free() }()
 	var policy C.uint32_t

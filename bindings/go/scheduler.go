@@ -93,8 +93,8 @@ func (s *Scheduler) Close() error {
 // Errors: ctx.Err() if ctx is done; [ErrPoisoned]; [ErrBusy] for a sequence in use, and if MaxWaiting
 // answers wait; [ErrInvalidArgument] for an option, an empty sequence or one of another engine; [ErrText]
 // for stop strings without a tokenizer; [ErrBudget] if the cache of the answer is larger than the whole
-// budget; [ErrFile] if the process can open no more files: an answer has one until it is closed. The
-// sequence is as it was then.
+// budget. The sequence is as it was then. [ErrFile] if the process can open no more files: an answer has
+// one until it is closed. The answer was cancelled then, and has ended; what it had written is in the sequence.
 func (s *Scheduler) Submit(ctx context.Context, sequence *Sequence, options ...func(*GenerateOptions)) (*Answer, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
@@ -259,12 +259,17 @@ func (r *reading) next() (Event, error) {
 // read waits for an event, as for a socket: without a thread.
 func (r *reading) read() (event Event, err error) {
 	found := C.rrpc_event{struct_size: C.sizeof_rrpc_event}
-	broken := r.wait.Read(func(uintptr) bool {
-		err = check(C.go_answer_next(r.handle, 0, &found))
-		return err != nil || found.kind != C.RRPC_EVENT_NONE
-	})
-	if err == nil {
-		err = broken
+	if r.wait == nil {
+		// No file: Submit failed, and drains the answer.
+		err = check(C.go_answer_next(r.handle, C.RRPC_WAIT_FOREVER, &found))
+	} else {
+		broken := r.wait.Read(func(uintptr) bool {
+			err = check(C.go_answer_next(r.handle, 0, &found))
+			return err != nil || found.kind != C.RRPC_EVENT_NONE
+		})
+		if err == nil {
+			err = broken
+		}
 	}
 	if err != nil {
 		r.ended = true
@@ -283,7 +288,7 @@ func (r *reading) cancel() {
 // drain cancels the answer and reads it to its end.
 func (r *reading) drain() {
 	r.cancel()
-	for !r.ended && r.wait != nil {
+	for !r.ended {
 		_, _ = r.read()
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -271,6 +272,40 @@ func TestSchedulerRefuses(t *testing.T) {
 	must(t, s.Close()) // the second one waits for its cache
 	if tokens, err = tokensOf(second); err != nil || len(tokens) != 20 {
 		t.Errorf("%v, %d tokens", err, len(tokens))
+	}
+}
+
+// Without a file to wait for there is no answer, and the sequence is free when Submit returns.
+func TestSubmitWithoutFiles(t *testing.T) {
+	g := readGolden(t)
+	engine := openEngine(t)
+	scheduler := newScheduler(t, engine)
+	var limit syscall.Rlimit
+	must(t, syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit))
+	restore := func() { must(t, syscall.Setrlimit(syscall.RLIMIT_NOFILE, &limit)) }
+	defer restore()
+	for range 50 {
+		s := newSequence(t, engine, g.Prompt, g.options("full"))
+		must(t, syscall.Setrlimit(syscall.RLIMIT_NOFILE, &syscall.Rlimit{Cur: 0, Max: limit.Max}))
+		_, err := scheduler.Submit(context.Background(), s, maxTokens(300))
+		mustBe(t, err, ErrFile)
+		// What was written stays, and another answer goes on from there.
+		tokens, err := s.Tokens()
+		must(t, err)
+		restore()
+		written := len(tokens) - len(g.Prompt)
+		if left := 300 - written; left > 0 {
+			more, err := tokensOf(submit(t, scheduler, s, maxTokens(min(uint64(left), 3))))
+			must(t, err)
+			tokens = append(tokens, more...)
+		}
+		if found := tokens[len(g.Prompt):]; !slices.Equal(found, g.Results["full"].Tokens[:len(found)]) {
+			t.Fatalf("%d written: %v", written, found)
+		}
+		must(t, s.Close())
+	}
+	if metrics, err := scheduler.Metrics(); err != nil || metrics.Failed != 0 {
+		t.Errorf("%v, %+v", err, metrics)
 	}
 }
 

@@ -76,6 +76,12 @@ try {
     CHECK(!damaged && damaged.error().code() == RRPC_ERROR_STATE);
     const auto no_file = rrpc::sequence::try_restore_file(engine, path + "-not");
     CHECK(!no_file && no_file.error().code() == RRPC_ERROR_FILE);
+    // C would cut it to the path that is there.
+    const std::string with_nul = path + std::string("\0-not", 5);
+    const auto cut_read = rrpc::sequence::try_restore_file(engine, with_nul);
+    CHECK(!cut_read && cut_read.error().code() == RRPC_ERROR_INVALID_ARGUMENT);
+    const auto cut_write = sequence.try_save_file(with_nul);
+    CHECK(!cut_write && cut_write.error().code() == RRPC_ERROR_INVALID_ARGUMENT);
 
     // Leaving the loop stops the answer.
     rrpc::sequence left(engine, options);
@@ -85,6 +91,38 @@ try {
     CHECK(left.tokens().size() == golden::prompt.size() + 1);
     while (left.pending() > 0) left.step();
     CHECK(left.sample() == golden::rpc[1]);
+
+    // An answer that was read to its end leaves the next one alone; so does one that failed.
+    generating.max_tokens = 2;
+    {
+        rrpc::pulled_answer ended = left.answer(generating);
+        for (const rrpc::event &event : ended) reason = event.stop_reason;
+        CHECK(reason == RRPC_STOP_LENGTH);
+        left.append_tokens({1});
+        left.start(generating);
+        // And reads none of its events.
+        try {
+            ended.begin();
+            CHECK(false);
+        } catch (const rrpc::error &error) {
+            CHECK(error.code() == RRPC_ERROR_INVALID_ARGUMENT);
+        }
+    }
+    CHECK(left.try_next().has_value());
+    left.stop();
+    {
+        rrpc::pulled_answer failing = left.answer(generating);
+        left.stop();
+        try {
+            failing.begin();
+            CHECK(false);
+        } catch (const rrpc::error &error) {
+            CHECK(error.code() == RRPC_ERROR_INVALID_ARGUMENT);
+        }
+        left.start(generating);
+    }
+    CHECK(left.try_next().has_value());
+    left.stop();
 
     const rrpc_metrics metrics = engine.metrics();
     CHECK(metrics.sequences_alive == 4 && metrics.sequences_created == 4 && metrics.decode_tokens > golden::rpc.size());

@@ -243,6 +243,10 @@ static void errors_carry_code_and_message()
     refused.policy = 99;
     THROWS(INVALID_ARGUMENT, "expected one of 0, 1, ", rrpc::sequence(engine, refused));
     rrpc::sequence sequence(engine, plain(engine));
+    THROWS(INVALID_ARGUMENT, "found a NUL", sequence.save_file(std::string("/nowhere\0else", 13)));
+    THROWS(INVALID_ARGUMENT, "found a NUL", rrpc::sequence::restore_file(engine, std::string("/nowhere\0else", 13)));
+    CHECK(rrpc::policy_from_name("rpc") == RRPC_POLICY_RPC);
+    THROWS(INVALID_ARGUMENT, "found a NUL", rrpc::policy_from_name(std::string("rpc\0x", 5)));
     THROWS(INVALID_ARGUMENT, "", sequence.generate());
     THROWS(INVALID_ARGUMENT, "", sequence.step());
     THROWS(INVALID_ARGUMENT, "", sequence.sample());

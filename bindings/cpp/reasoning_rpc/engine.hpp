@@ -30,6 +30,9 @@ struct deleter {
     void operator()(rrpc_sequence *sequence) const noexcept { rrpc_sequence_free(sequence); }
 };
 
+/* Whether C would cut a path or a name short. */
+inline bool has_nul(std::string_view text) noexcept { return text.find('\0') != text.npos; }
+
 /* What `call(data, capacity, &count)` copies out, its size asked for first. */
 template <class Container, class Call>
 Container copied(Call &&call)
@@ -118,7 +121,7 @@ public:
     /** Opens a model folder, as rrpc_engine_open. */
     explicit engine(std::string_view model, const engine_options &options = engine_options())
     {
-        if (model.find('\0') != model.npos)
+        if (detail::has_nul(model))
             detail::raise(RRPC_ERROR_INVALID_ARGUMENT, "model: expected a path, found a NUL character in it");
         rrpc_engine *opened = nullptr;
         detail::check(rrpc_engine_open(std::string(model).c_str(), &options, &opened));

@@ -61,13 +61,17 @@ class failure {
 public:
     /** Takes over an error from C, which is not NULL. */
     explicit failure(rrpc_error *found) noexcept : owned_(found) {}
+    /** One that no C function found; `message` outlives it. */
+    failure(std::int32_t code, const char *message) noexcept : code_(code), message_(message) {}
     /** One of RRPC_ERROR_. */
-    std::int32_t code() const noexcept { return rrpc_error_code(owned_.get()); }
+    std::int32_t code() const noexcept { return message_ ? code_ : rrpc_error_code(owned_.get()); }
     /** Valid as long as this object. */
-    const char *what() const noexcept { return rrpc_error_message(owned_.get()); }
+    const char *what() const noexcept { return message_ ? message_ : rrpc_error_message(owned_.get()); }
 
 private:
     std::unique_ptr<rrpc_error, detail::error_deleter> owned_;
+    std::int32_t code_ = RRPC_OK;
+    const char *message_ = nullptr;
 };
 
 /**
@@ -105,6 +109,7 @@ public:
     expected() noexcept : why_(nullptr) {}
     /** NULL is success. Takes over an error from C. */
     explicit expected(rrpc_error *found) noexcept : why_(found), failed_(found != nullptr) {}
+    expected(failure why) noexcept : why_(std::move(why)), failed_(true) {}
 
     bool has_value() const noexcept { return !failed_; }
     explicit operator bool() const noexcept { return has_value(); }
